@@ -1,0 +1,18 @@
+"""A laptop: safe for development, nothing to configure."""
+
+from pathlib import Path
+
+import environ
+
+# Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win.
+environ.Env.read_env(Path(__file__).resolve().parents[2] / ".data" / "env")
+
+from config.settings.base import *  # noqa: E402, F403
+from config.settings.base import env  # noqa: E402
+
+DEBUG = env.bool("DJANGO_DEBUG", default=False)
+# Signs the sessions of a service that listens on this machine only; production has no default.
+SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="local-development-only-not-a-secret-0123456789abcdef")
+ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["*"])
+# Static files are served straight from the packages: no collectstatic on a laptop.
+WHITENOISE_USE_FINDERS = True

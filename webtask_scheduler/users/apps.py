@@ -1,0 +1,6 @@
+from django.apps import AppConfig
+
+
+class UsersConfig(AppConfig):
+    name = "webtask_scheduler.users"
+    verbose_name = "Users"
