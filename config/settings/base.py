@@ -105,6 +105,8 @@ CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_TASK_SEND_SENT_EVENT = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
+# Redirected, a traceback on stderr becomes a log line for each of its characters.
+CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
@@ -131,7 +133,10 @@ LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {"format": "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s", "datefmt": "%Y-%m-%dT%H:%M:%S"}
+        "line": {
+            "format": "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
+            "datefmt": "%Y-%m-%dT%H:%M:%S",
+        }
     },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
@@ -140,5 +145,22 @@ LOGGING: dict[str, Any] = {
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
+    },
+}
+
+# Timers
+# Calls that one worker process makes side by side.
+WEBTASK_CALLERS = env.int("WEBTASK_CALLERS", default=32)
+# A whole call, from looking up the name to the last byte read.
+WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0)
+# The furthest moment that a timer may promise: ten years.
+WEBTASK_HORIZON_SECONDS = env.int("WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600)
+
+# Upkeep, declared as ordinary periodic tasks. A message that nobody took before the next one is due is dropped.
+CELERY_BEAT_SCHEDULE = {
+    "webtask_scheduler reconcile": {
+        "task": "webtask_scheduler.scheduler.tasks.reconcile",
+        "schedule": 30.0,
+        "options": {"expire_seconds": 30},
     },
 }

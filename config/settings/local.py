@@ -7,7 +7,7 @@ import environ
 # Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win.
 environ.Env.read_env(Path(__file__).resolve().parents[2] / ".data" / "env")
 
-from config.settings.base import *  # noqa: E402, F403
+from config.settings.base import *  # noqa: E402
 from config.settings.base import env  # noqa: E402
 
 DEBUG = env.bool("DJANGO_DEBUG", default=False)

@@ -1,6 +1,6 @@
 """A server on a public address: nothing is assumed, whatever is missing stops the start with its name."""
 
-from config.settings.base import *  # noqa: F403
+from config.settings.base import *
 from config.settings.base import env
 
 SECRET_KEY = env.str("DJANGO_SECRET_KEY")

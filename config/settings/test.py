@@ -1,5 +1,5 @@
 """The test run: fast hashes, everything else as shipped."""
 
-from config.settings.local import *  # noqa: F403
+from config.settings.local import *
 
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

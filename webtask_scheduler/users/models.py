@@ -46,7 +46,8 @@ class User(AbstractUser):
         # Forbids a second account that differs only in case.
         constraints = [
             models.UniqueConstraint(
-                Lower("email"), name="user_email_unique_in_any_case",
+                Lower("email"),
+                name="user_email_unique_in_any_case",
                 violation_error_message="A user with this e-mail address exists.",
             )
         ]

@@ -1,0 +1,258 @@
+"""What the clock does: claim due deliveries, ring for a worker at their moment, and take back expired leases.
+
+Beat calls `Dispatcher.turn` again and again. The database's clock decides what is due; between two claims the
+dispatcher keeps the coming second's deliveries in memory and measures time by the monotonic clock. Any number of
+dispatchers may run: row locks keep their claims apart. Nothing here knows Celery: publishing is given as a callable.
+"""
+
+import heapq
+import logging
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, connection, transaction
+
+from webtask_scheduler.scheduler import retry
+from webtask_scheduler.scheduler.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, CLOSE_TASKS, Held, put_back
+from webtask_scheduler.scheduler.models import State
+
+logger = logging.getLogger(__name__)
+
+# How far ahead of their moment deliveries are claimed. The claim takes time; this keeps it out of the lateness.
+AHEAD_SECONDS = 1.0
+# The longest time between two claims: a timer made due at once waits half of it, on average.
+POLL_SECONDS = 0.05
+# Large enough to carry a burst in few statements, small enough that one statement stays in the tens of milliseconds.
+CLAIM_LIMIT = 500
+# Claimed and kept in memory at the most; what a lost process leaves for its leases to bring back.
+HELD_LIMIT = 2000
+RECLAIM_SECONDS = 1.0
+# After an error of the database or the broker; long enough not to flood the log.
+PAUSE_SECONDS = 1.0
+# Deliveries that one message may carry.
+CHUNK = 1
+
+
+class PublishError(Exception):
+    """The broker did not take the message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """What one message carries: (delivery id, lease token) pairs."""
+
+    items: tuple[tuple[uuid.UUID, uuid.UUID], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The result of one claim: what was taken, and the PeriodicTasks that say something else than our rows."""
+
+    held: list[Held]
+    disputed: list[int]
+    full: bool
+
+
+# Locks rows in index order and updates those ids. Each must still be wanted by its PeriodicTask: enabled (or disabled
+# by a stock scheduler that has run it, see services.handed_over) and due when it says. Others are parked as paused, out
+# of the way of the queue, for services.obey to look at.
+_CLAIM = f"""
+WITH {ASYNC_COMMIT},
+due AS MATERIALIZED (
+  SELECT id, timer_id, extra, due_at FROM scheduler_delivery, quick
+   WHERE state = 'scheduled' AND next_attempt_at <= clock_timestamp() + make_interval(secs => %(ahead)s)
+     AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
+   ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE OF scheduler_delivery SKIP LOCKED
+),
+wanted AS MATERIALIZED (
+  SELECT due.id, task.id AS task_id,
+         due.extra OR (task.enabled OR task.one_off AND task.last_run_at IS NOT NULL)
+                      AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
+    FROM due
+    LEFT JOIN scheduler_timer timer ON timer.id = due.timer_id
+    LEFT JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
+    LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
+)
+UPDATE scheduler_delivery delivery
+   SET state = CASE WHEN agreed THEN 'claimed' ELSE 'paused' END,
+       lease_token = CASE WHEN agreed THEN %(token)s::uuid END,
+       lease_expires_at = CASE WHEN agreed THEN clock_timestamp() + make_interval(secs => %(lease)s) END
+  FROM wanted WHERE delivery.id = wanted.id
+RETURNING delivery.id, agreed, task_id,
+          extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8
+"""  # noqa: S608 - only constants are put in
+
+_EXPIRED = """
+SELECT id, state, attempts, cancel_requested_at IS NOT NULL FROM scheduler_delivery
+ WHERE state IN ('claimed', 'running') AND lease_expires_at < clock_timestamp()
+ ORDER BY lease_expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+"""
+
+# An expired claim goes back free of charge: no call was made. An expired call is written down as lost.
+_TAKE_BACK = f"""
+WITH item AS MATERIALIZED (
+  SELECT * FROM unnest(%(ids)s::uuid[], %(states)s::text[], %(waits)s::float8[]) AS i (id, state, wait)
+),
+lost AS (
+  INSERT INTO scheduler_attempt (delivery_id, number, meant_for, started_at, error, message, excerpt)
+  SELECT delivery.id, delivery.attempts, delivery.next_attempt_at, delivery.started_at, 'lost',
+         'The process that made this call vanished; its outcome is unknown.', ''
+    FROM scheduler_delivery delivery JOIN item USING (id) WHERE delivery.state = 'running'
+),
+done AS (
+  UPDATE scheduler_delivery delivery
+     SET state = item.state, lease_token = NULL, lease_expires_at = NULL,
+         next_attempt_at = CASE WHEN delivery.state = 'running'
+                                THEN clock_timestamp() + make_interval(secs => item.wait)
+                                ELSE delivery.next_attempt_at END,
+         finished_at = CASE WHEN item.state <> 'scheduled' THEN clock_timestamp() END
+    FROM item WHERE delivery.id = item.id
+  RETURNING delivery.timer_id, delivery.extra, delivery.state
+),
+{CLOSE_TASKS}
+SELECT count(*) FROM done
+"""  # noqa: S608 - only constants are put in
+
+
+def claim_due(*, limit: int = CLAIM_LIMIT, ahead_seconds: float = 0.0, timer_id: uuid.UUID | None = None) -> Claim:
+    """Take due deliveries, oldest first, at most `limit`, up to `ahead_seconds` before their moment.
+
+    With `timer_id`, only those of that timer. Raises DatabaseError.
+    """
+    token = uuid.uuid4()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _CLAIM,
+            {
+                "ahead": ahead_seconds,
+                "timer": timer_id,
+                "limit": limit,
+                "token": token,
+                "lease": CLAIMED_LEASE_SECONDS,
+            },
+        )
+        rows: list[tuple[Any, ...]] = cursor.fetchall()
+    # Measured after the answer came, so a moment in memory is never before the database's.
+    now = time.monotonic()
+    held = [
+        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token)
+        for delivery_id, agreed, _, left in rows
+        if agreed
+    ]
+    disputed = [task_id for _, agreed, task_id, _ in rows if not agreed and task_id is not None]
+    return Claim(held, disputed, full=len(rows) == limit)
+
+
+def reclaim_expired(*, limit: int = CLAIM_LIMIT) -> int:
+    """Take back deliveries whose lease has run out, and return how many. Raises DatabaseError."""
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(_EXPIRED, {"limit": limit})
+        expired = cursor.fetchall()
+        if not expired:
+            return 0
+        states, waits = [], []
+        for _, state, attempts, cancelled in expired:
+            decision = retry.decide(error="lost", attempt=attempts)
+            after = State.SCHEDULED if state == State.CLAIMED else State(decision.verdict.value)
+            states.append(State.CANCELLED if cancelled else after)
+            waits.append(decision.wait_seconds)
+        ids = [row[0] for row in expired]
+        cursor.execute(_TAKE_BACK, {"ids": ids, "states": states, "waits": waits})
+    running = sum(row[1] == State.RUNNING for row in expired)
+    logger.warning("leases_reclaimed claimed=%d running=%d", len(expired) - running, running)
+    return len(expired)
+
+
+class Dispatcher:
+    """One beat's share of the work: the coming second in memory, and when to look at the database again.
+
+    `publish` sends a chunk and raises PublishError; `dispute` is told of PeriodicTasks that differ from our rows.
+    """
+
+    def __init__(self, *, publish: Callable[[Chunk], None], dispute: Callable[[list[int]], None]) -> None:
+        self._publish = publish
+        self._dispute = dispute
+        self._held: list[Held] = []
+        self._unpublished: list[Held] = []
+        self._poll_at = 0.0
+        self._reclaim_at = 0.0
+        self._failing: set[str] = set()
+
+    def turn(self) -> float:
+        """Do what is due now and return how many seconds may pass until the next turn. Raises nothing expected."""
+        try:
+            self._ring()
+            now = time.monotonic()
+            if now >= self._poll_at:
+                self._poll(now)
+                self._works("database")
+                self._ring()
+        except PublishError as error:
+            self._failed("broker", error)
+        except (DatabaseError, InterfaceError) as error:
+            # The connection may be half dead: the next turn opens another.
+            connection.close()
+            self._failed("database", error)
+        now = time.monotonic()
+        return max(0.0, min([self._poll_at, *(item.at for item in self._held[:1])]) - now)
+
+    def close(self) -> None:
+        """Put everything back that is still held; another dispatcher takes it at once."""
+        self._unpublished += self._held
+        self._held = []
+        try:
+            put_back(self._unpublished)
+        except (DatabaseError, InterfaceError) as error:
+            logger.warning("put_back_failed held=%d error=%r", len(self._unpublished), str(error).strip())
+        self._unpublished = []
+
+    def _poll(self, now: float) -> None:
+        if self._unpublished:
+            put_back(self._unpublished)
+            self._unpublished = []
+        if now >= self._reclaim_at:
+            full = reclaim_expired() == CLAIM_LIMIT
+            self._reclaim_at = now if full else now + RECLAIM_SECONDS
+        room = HELD_LIMIT - len(self._held)
+        full = False
+        if room > 0:
+            claim = claim_due(limit=min(CLAIM_LIMIT, room), ahead_seconds=AHEAD_SECONDS)
+            full = claim.full
+            for item in claim.held:
+                heapq.heappush(self._held, item)
+            if claim.disputed:
+                self._dispute(claim.disputed)
+        self._poll_at = now if full else now + POLL_SECONDS
+
+    def _ring(self) -> None:
+        """Publish what is due in memory, in chunks of one claim."""
+        now = time.monotonic()
+        due: list[Held] = []
+        while self._held and self._held[0].at <= now:
+            item = heapq.heappop(self._held)
+            # Past its lease it belongs to whoever reclaims it.
+            if item.expires > now:
+                due.append(item)
+        for start in range(0, len(due), CHUNK):
+            batch = due[start : start + CHUNK]
+            try:
+                self._publish(Chunk(tuple((item.delivery_id, item.token) for item in batch)))
+            except PublishError:
+                self._unpublished += due[start:]
+                raise
+            self._works("broker")
+
+    def _failed(self, what: str, error: Exception) -> None:
+        self._poll_at = time.monotonic() + PAUSE_SECONDS
+        if what not in self._failing:
+            # Said once, not at every turn.
+            logger.error("dispatch_failing what=%s error=%r", what, str(error).strip())
+        self._failing.add(what)
+
+    def _works(self, what: str) -> None:
+        if what in self._failing:
+            logger.warning("dispatch_recovered what=%s", what)
+            self._failing.discard(what)

@@ -1,0 +1,87 @@
+"""How a delivery is held and given up: lease times, and the statements that dispatch and delivery share.
+
+A lease is a claim with an end time. Its token guards every write: who lost the lease writes nothing.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from django.db import connection
+
+# Covers the second ahead of its moment, the broker and the wait for a slot. A lost message costs this much.
+CLAIMED_LEASE_SECONDS = 10.0
+# Short, so that recovery from a dead process takes seconds; renewed while the process lives.
+RUNNING_LEASE_SECONDS = 20.0
+
+
+@dataclass(order=True, slots=True)
+class Held:
+    """A delivery that this process holds: its moment and the end of its lease, in monotonic seconds."""
+
+    at: float
+    expires: float = field(compare=False)
+    delivery_id: uuid.UUID = field(compare=False)
+    token: uuid.UUID = field(compare=False)
+
+
+# A commit that need not wait for the disk: a crash of the database at worst forgets a claim, a start or a record, which
+# costs one repeated call. Part of the statement itself, so that it costs no round trip.
+ASYNC_COMMIT = "quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
+
+# Used after a CTE `done (timer_id, extra, state)` of deliveries that were just written: a PeriodicTask shows that its
+# timer has ended, having run, and is disabled if it is a one-off. A cancel is not an end of the row's own: the timer
+# may have been moved to another moment, and whoever cancels it for good disables the row.
+CLOSE_TASKS = """closed AS (
+  UPDATE django_celery_beat_periodictask task
+     SET enabled = task.enabled AND NOT task.one_off, last_run_at = clock_timestamp(),
+         total_run_count = CASE WHEN task.one_off THEN 1 ELSE task.total_run_count + 1 END
+    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
+   WHERE task.id = timer.periodic_task_id AND NOT done.extra AND done.state IN ('succeeded', 'failed')
+)"""
+
+_PUT_BACK = f"""
+WITH {ASYNC_COMMIT},
+held AS MATERIALIZED (
+  SELECT id FROM scheduler_delivery, quick
+   WHERE id = ANY(%(ids)s::uuid[]) AND lease_token = ANY(%(tokens)s::uuid[]) AND state = 'claimed'
+   ORDER BY id FOR UPDATE OF scheduler_delivery
+)
+UPDATE scheduler_delivery delivery SET state = 'scheduled', lease_token = NULL, lease_expires_at = NULL
+  FROM held WHERE delivery.id = held.id
+"""  # noqa: S608
+
+_RENEW = f"""
+WITH {ASYNC_COMMIT},
+item AS MATERIALIZED (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]) AS i (id, token)),
+held AS MATERIALIZED (
+  SELECT delivery.id FROM quick, scheduler_delivery delivery
+    JOIN item ON item.id = delivery.id AND item.token = delivery.lease_token
+   WHERE delivery.state IN ('claimed', 'running') ORDER BY delivery.id FOR UPDATE OF delivery
+)
+UPDATE scheduler_delivery delivery
+   SET lease_expires_at = clock_timestamp() + make_interval(secs => CASE state WHEN 'running' THEN %(running)s
+                                                                     ELSE %(claimed)s END)
+  FROM held WHERE delivery.id = held.id RETURNING delivery.id
+"""  # noqa: S608
+
+
+def put_back(held: Sequence[Held]) -> None:
+    """Return claimed deliveries that were not published, or not started, to the queue. Raises DatabaseError."""
+    if held:
+        arguments = {"ids": [item.delivery_id for item in held], "tokens": list({item.token for item in held})}
+        with connection.cursor() as cursor:
+            cursor.execute(_PUT_BACK, arguments)
+
+
+def renew_leases(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
+    """Renew the leases of (delivery id, lease token) pairs and return the ids still held. Raises DatabaseError."""
+    arguments = {
+        "ids": [delivery_id for delivery_id, _ in items],
+        "tokens": [token for _, token in items],
+        "running": RUNNING_LEASE_SECONDS,
+        "claimed": CLAIMED_LEASE_SECONDS,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_RENEW, arguments)
+        return {row[0] for row in cursor.fetchall()}

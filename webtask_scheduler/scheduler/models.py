@@ -1,0 +1,226 @@
+"""The tables: a timer, its deliveries (the queue), their attempts, and the beats that were seen.
+
+A timer's own row is wide and cold. A delivery's row is narrow and hot: it is the queue, and PostgreSQL is the truth
+about it. The rules stand in the database as constraints, so that no code path can write an impossible row.
+"""
+
+import math
+import uuid
+from datetime import datetime, timedelta
+
+import uuid_utils.compat
+from django.conf import settings
+from django.db import models
+from django.db.models import F, Q
+from django_celery_beat.models import PeriodicTask
+
+# The name that every PeriodicTask of a timer carries. It lives in queues and dashboards and never changes.
+TASK_NAME = "webtask_scheduler.scheduler.tasks.call_timer"
+
+URL_MAX_LENGTH = 2048
+EXCERPT_MAX_LENGTH = 2048
+# The database's own bound. The retry policy stops long before it.
+ATTEMPTS_BOUND = 1000
+
+
+def new_id() -> uuid.UUID:
+    """Return a UUIDv7: rows made one after the other stay neighbours in the index."""
+    return uuid_utils.compat.uuid7()
+
+
+class State(models.TextChoices):
+    """The states of a delivery. Every change of state is a guarded update in dispatch, delivery or services."""
+
+    SCHEDULED = "scheduled"  # waits for next_attempt_at; a retry waits here too, `attempts` tells them apart
+    CLAIMED = "claimed"  # a beat took it and rang for a worker; no call was made
+    RUNNING = "running"  # a worker is calling
+    PAUSED = "paused"  # a person disabled it
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # the dead letters
+    CANCELLED = "cancelled"
+    MISSED = "missed"  # later than its allowed lateness
+
+
+LEASED = (State.CLAIMED, State.RUNNING)
+FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED)
+
+
+class TimerQuerySet(models.QuerySet["Timer"]):
+    def with_latest(self) -> "TimerQuerySet":
+        """Prefetch each timer's promised delivery (see `Timer.delivery`) with two queries in all."""
+        return self.prefetch_related(
+            models.Prefetch("deliveries", Delivery.objects.promised().order_by("-occurrence"), to_attr="promised")
+        )
+
+
+class Timer(models.Model):
+    """A URL and when to call it. Its state is that of its latest promised delivery, so the two cannot disagree."""
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    # Null once the PeriodicTask is deleted: that cancels the timer and keeps its record.
+    periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.SET_NULL, null=True, related_name="timer")
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="timers")
+    web_url = models.CharField(max_length=URL_MAX_LENGTH)
+    # Lower-case host of web_url, with its port where one is given.
+    host = models.CharField(max_length=261)
+    created_at = models.DateTimeField()
+
+    objects = TimerQuerySet.as_manager()
+
+    class Meta:
+        indexes = [
+            # Serves the admin's and the list's filter by host, newest first.
+            models.Index(F("host"), F("id").desc(), name="timer_host_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"timer {self.pk}"
+
+
+class DeliveryQuerySet(models.QuerySet["Delivery"]):
+    def promised(self) -> "DeliveryQuerySet":
+        """Leave out the extra deliveries that a person asked for with "run now"."""
+        return self.filter(extra=False)
+
+    def open(self) -> "DeliveryQuerySet":
+        """Keep what is not final."""
+        return self.filter(finished_at__isnull=True)
+
+
+class Delivery(models.Model):
+    """The whole effort for one promised moment, over all attempts."""
+
+    # Sent as `webhook-id` with every attempt, so that a receiver can drop a duplicate.
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    # No index of its own: delivery_timer_occurrence_unique begins with it.
+    timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    occurrence = models.PositiveIntegerField()
+    # Made by "run now", beside the promised one.
+    extra = models.BooleanField(default=False)
+    # The promise. Never changed: a reschedule cancels this delivery and makes another.
+    due_at = models.DateTimeField()
+    # When the claim may take it; equals due_at at first.
+    next_attempt_at = models.DateTimeField()
+    state = models.CharField(max_length=9, choices=State.choices, default=State.SCHEDULED)
+    attempts = models.PositiveSmallIntegerField(default=0)
+    # When the latest attempt was started; null before the first.
+    started_at = models.DateTimeField(null=True)
+    lease_token = models.UUIDField(null=True)
+    lease_expires_at = models.DateTimeField(null=True)
+    cancel_requested_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    objects = DeliveryQuerySet.as_manager()
+
+    class Meta:
+        verbose_name_plural = "deliveries"
+        constraints = [
+            models.UniqueConstraint(fields=["timer", "occurrence"], name="delivery_timer_occurrence_unique"),
+            # Occurrences of one timer do not overlap. A call in flight that was told to end is on its way out.
+            models.UniqueConstraint(
+                fields=["timer"],
+                condition=Q(extra=False, finished_at__isnull=True, cancel_requested_at__isnull=True),
+                name="delivery_one_open_per_timer",
+            ),
+            models.CheckConstraint(condition=Q(state__in=State.values), name="delivery_state_known"),
+            models.CheckConstraint(
+                condition=Q(state__in=LEASED, lease_token__isnull=False, lease_expires_at__isnull=False)
+                | (~Q(state__in=LEASED) & Q(lease_token__isnull=True, lease_expires_at__isnull=True)),
+                name="delivery_leased_iff_claimed_or_running",
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=FINAL, finished_at__isnull=False)
+                | (~Q(state__in=FINAL) & Q(finished_at__isnull=True)),
+                name="delivery_finished_iff_final",
+            ),
+            models.CheckConstraint(condition=Q(next_attempt_at__gte=F("due_at")), name="delivery_never_early"),
+            models.CheckConstraint(
+                condition=Q(attempts__lte=ATTEMPTS_BOUND) & (Q(attempts=0) | Q(started_at__isnull=False)),
+                name="delivery_attempts_bounded",
+            ),
+            models.CheckConstraint(
+                condition=Q(cancel_requested_at__isnull=True) | Q(state__in=[State.RUNNING, State.CANCELLED]),
+                name="delivery_cancel_requested_while_running",
+            ),
+        ]
+        indexes = [
+            # Serves dispatch.claim_due, in exactly the order in which it reads.
+            models.Index(F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED)),
+            # Serves dispatch.reclaim_expired.
+            models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
+            # Serves the admin's filter by status and due range for whatever no longer waits.
+            models.Index(
+                F("state"), F("due_at"), name="delivery_ended_idx", condition=Q(state__in=[*FINAL, State.PAUSED])
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"delivery {self.pk}"
+
+    @property
+    def is_final(self) -> bool:
+        return self.state in FINAL
+
+    def time_left_seconds(self, *, now: datetime) -> int:
+        """Return whole seconds to the promised moment, rounded up; 0 once it is due and ever after."""
+        if self.is_final:
+            return 0
+        return max(0, math.ceil((self.due_at - now) / timedelta(seconds=1)))
+
+
+class ErrorKind(models.TextChoices):
+    """Why an attempt did not succeed; empty for one that did."""
+
+    STATUS = "status"  # an answer that is not a success
+    TIMEOUT = "timeout"  # connecting, waiting or reading took longer than allowed
+    DNS = "dns"  # the name did not resolve
+    CONNECT = "connect"  # refused, unreachable
+    TLS = "tls"  # the certificate or the handshake
+    CONNECTION = "connection"  # broken off after connecting
+    PROTOCOL = "protocol"  # an answer that is not HTTP
+    URL = "url"  # a URL that cannot be called
+    INTERRUPTED = "interrupted"  # this service was shut down in the middle
+    LOST = "lost"  # the process that called vanished; the outcome is unknown
+
+
+class Attempt(models.Model):
+    """One HTTP call. Written once, when it ends."""
+
+    delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="history", db_index=False)
+    number = models.PositiveSmallIntegerField()
+    meant_for = models.DateTimeField()
+    started_at = models.DateTimeField()
+    # Null where the process vanished: nobody knows.
+    duration_ms = models.PositiveIntegerField(null=True)
+    status_code = models.PositiveSmallIntegerField(null=True)
+    error = models.CharField(max_length=11, blank=True, choices=ErrorKind.choices)
+    # A sentence for a person; empty for a success.
+    message = models.CharField(max_length=300, blank=True)
+    # The beginning of the answer's body.
+    excerpt = models.CharField(max_length=EXCERPT_MAX_LENGTH, blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["delivery", "number"], name="attempt_delivery_number_unique"),
+            models.CheckConstraint(condition=Q(number__gte=1), name="attempt_numbered_from_one"),
+            models.CheckConstraint(condition=Q(started_at__gte=F("meant_for")), name="attempt_never_early"),
+            models.CheckConstraint(condition=Q(error__in=["", *ErrorKind.values]), name="attempt_error_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"attempt {self.number}"
+
+    @property
+    def lateness_ms(self) -> float:
+        """How long after its moment the attempt was started."""
+        return round((self.started_at - self.meant_for) / timedelta(milliseconds=1), 1)
+
+
+class Beat(models.Model):
+    """A beat process and when it was last seen at work; `/readyz` asks for a fresh one."""
+
+    name = models.CharField(primary_key=True, max_length=100)
+    seen_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,67 @@
+"""Foreign edits: what the admin or other code writes to PeriodicTask and ClockedSchedule takes effect on timers.
+
+The one exception to "no signals": `save()` and `delete()` of stock rows are not ours to replace. A bare `.update()`
+sends no signal; the claim and `services.reconcile` see to that.
+"""
+
+from typing import Any
+
+from celery import signals
+from django.db.models.signals import post_save, pre_delete, pre_save
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import TASK_NAME
+
+# In a beat process only the scheduler writes to these rows, and what it writes is book-keeping, not a wish.
+_in_beat = False
+
+
+def connect() -> None:
+    """Connect the receivers; called once, when the apps are ready."""
+    pre_save.connect(_before_task, sender=PeriodicTask)
+    post_save.connect(_after_task, sender=PeriodicTask)
+    pre_delete.connect(_deleting_task, sender=PeriodicTask)
+    pre_save.connect(_before_clocked, sender=ClockedSchedule)
+    post_save.connect(_after_clocked, sender=ClockedSchedule)
+    signals.beat_init.connect(_beat_begins)
+    signals.beat_embedded_init.connect(_beat_begins)
+
+
+def _beat_begins(**_: Any) -> None:
+    global _in_beat  # noqa: PLW0603 - a fact about this process
+    _in_beat = True
+
+
+def _before_task(instance: PeriodicTask, **_: Any) -> None:
+    if instance.pk is not None and instance.task == TASK_NAME and not _in_beat:
+        services.lock_for_edit([instance.pk])
+        services.check_edit(instance)
+
+
+def _after_task(instance: PeriodicTask, created: bool, **_: Any) -> None:
+    if created or instance.task != TASK_NAME:
+        return
+    if _in_beat:
+        services.handed_over(instance.pk)
+    else:
+        services.obey([instance.pk])
+
+
+def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
+    if instance.task == TASK_NAME:
+        services.obey_deleted([instance.pk])
+
+
+def _tasks_of(clocked: ClockedSchedule) -> list[int]:
+    return list(PeriodicTask.objects.filter(clocked=clocked.pk, task=TASK_NAME).values_list("pk", flat=True))
+
+
+def _before_clocked(instance: ClockedSchedule, **_: Any) -> None:
+    if instance.pk is not None:
+        services.lock_for_edit(_tasks_of(instance))
+
+
+def _after_clocked(instance: ClockedSchedule, created: bool, **_: Any) -> None:
+    if not created:
+        services.obey(_tasks_of(instance))

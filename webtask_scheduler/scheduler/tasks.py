@@ -1,0 +1,91 @@
+"""The doors for Celery: ring for a chunk of deliveries, run one timer's row as it stands, look after foreign edits."""
+
+import time
+import uuid
+from typing import Any
+
+from celery import shared_task, signals
+from django.conf import settings
+from django.db import connection
+
+from webtask_scheduler import __version__
+from webtask_scheduler.scheduler import dispatch, services
+from webtask_scheduler.scheduler.delivery import CallPool
+from webtask_scheduler.scheduler.http import Client
+from webtask_scheduler.scheduler.models import TASK_NAME
+
+# How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
+SWEEP_ROWS = 2000
+SWEEP_PAUSE_SECONDS = 0.05
+# A stock scheduler's clock may run ahead of the database's by this much.
+STOCK_AHEAD_SECONDS = 2.0
+
+_pool: CallPool | None = None
+
+
+def call_pool() -> CallPool:
+    """Return this worker process's pool; made before the first task, see `_open_pool`."""
+    if _pool is None:
+        raise RuntimeError("Deliveries are made by a Celery worker; this process is none.")
+    return _pool
+
+
+@signals.worker_init.connect
+def _open_pool(**_: Any) -> None:
+    global _pool  # noqa: PLW0603 - one pool a process is the point
+    client = Client(callers=settings.WEBTASK_CALLERS, user_agent=f"webtask_scheduler/{__version__}")
+    _pool = CallPool(
+        callers=settings.WEBTASK_CALLERS, client=client, timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS
+    )
+
+
+@signals.worker_shutting_down.connect
+def _stop_taking(**_: Any) -> None:
+    if _pool is not None:
+        _pool.stop_taking()
+
+
+@signals.worker_shutdown.connect
+def _close_pool(**_: Any) -> None:
+    if _pool is not None:
+        _pool.close()
+
+
+@shared_task(name="webtask_scheduler.scheduler.tasks.deliver")
+def deliver(items: list[list[str]]) -> None:
+    """Hand claimed deliveries, as [delivery id, lease token] pairs, to the callers of this process."""
+    call_pool().hand_over([(uuid.UUID(delivery_id), uuid.UUID(token)) for delivery_id, token in items])
+
+
+@shared_task(name=TASK_NAME)
+def call_timer(timer_id: str) -> None:
+    """Call one timer if it is due, and do nothing otherwise.
+
+    It is what a timer's PeriodicTask says, so that a stock scheduler that finds the row fires it too, once.
+    """
+    claim = dispatch.claim_due(timer_id=uuid.UUID(timer_id), ahead_seconds=STOCK_AHEAD_SECONDS)
+    for item in sorted(claim.held):
+        time.sleep(max(0.0, item.at - time.monotonic()))
+        call_pool().hand_over([(item.delivery_id, item.token)])
+
+
+@shared_task(name="webtask_scheduler.scheduler.tasks.obey")
+def obey(periodic_task_ids: list[int]) -> None:
+    """Look at PeriodicTasks that a claim found to differ from their timers."""
+    services.obey(periodic_task_ids)
+
+
+@shared_task(name="webtask_scheduler.scheduler.tasks.reconcile")
+def reconcile() -> None:
+    """Go through all PeriodicTasks of ours for what a bare `.update()` changed; one sweep at a time."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext('webtask_scheduler.reconcile'))")
+        if not cursor.fetchone()[0]:
+            return
+        try:
+            after: int | None = 0
+            while after is not None:
+                after = services.reconcile(after=after, limit=SWEEP_ROWS)
+                time.sleep(SWEEP_PAUSE_SECONDS)
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(hashtext('webtask_scheduler.reconcile'))")
