@@ -1,1 +1,23 @@
-urlpatterns = []
+"""All addresses: the API under its version and its short name, its description, the admin, the probes."""
+
+from django.contrib import admin
+from django.urls import include, path, re_path
+from django.views.generic import RedirectView
+from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
+
+from webtask_scheduler.scheduler import views
+
+urlpatterns: list[object] = [
+    path("api/v1/", include("config.api_router")),
+    re_path("^api/schema/?$", SpectacularAPIView.as_view(), name="schema"),
+    re_path("^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    path("", include("webtask_scheduler.scheduler.urls")),
+    path("", RedirectView.as_view(pattern_name="docs")),
+    path("healthz", views.healthz),
+    path("readyz", views.readyz),
+    path("admin/", admin.site.urls),
+]
+
+handler400 = "webtask_scheduler.scheduler.problems.bad_request"
+handler404 = "webtask_scheduler.scheduler.problems.not_found"
+handler500 = "webtask_scheduler.scheduler.problems.server_error"

@@ -5,6 +5,8 @@ from typing import Any
 
 import environ
 
+from webtask_scheduler import __version__
+
 BASE_DIR = Path(__file__).resolve().parents[2]
 env = environ.Env()
 
@@ -116,14 +118,23 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.AllowAny"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    "DEFAULT_PARSER_CLASSES": [
-        "rest_framework.parsers.JSONParser",
-        "rest_framework.parsers.FormParser",
-        "rest_framework.parsers.MultiPartParser",
-    ],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "webtask_scheduler.scheduler.problems.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
+}
+SPECTACULAR_SETTINGS = {
+    "TITLE": "webtask_scheduler",
+    "DESCRIPTION": "Calls a URL at a promised time: never early, a few milliseconds late, at least once.",
+    "VERSION": __version__,
+    "OAS_VERSION": "3.1.0",
+    "SERVE_INCLUDE_SCHEMA": False,
+    "PREPROCESSING_HOOKS": ["webtask_scheduler.scheduler.schema.versioned_only"],
+    "WEBHOOKS": ["webtask_scheduler.scheduler.schema.timer_due"],
+    "TAGS": [{"name": "scheduler", "description": "Timers."}],
+    # Served from this service: the page works without the internet.
+    "SWAGGER_UI_DIST": "SIDECAR",
+    "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
+    "ENUM_NAME_OVERRIDES": {"TimerStatus": "webtask_scheduler.scheduler.models.State"},
 }
 # A request body larger than this is refused with 413.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
@@ -145,6 +156,8 @@ LOGGING: dict[str, Any] = {
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
+        # What a client got wrong is told to the client.
+        "django.request": {"level": "ERROR"},
     },
 }
 

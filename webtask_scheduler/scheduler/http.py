@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from http.cookiejar import DefaultCookiePolicy
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -34,6 +35,32 @@ BODY_LIMIT_BYTES = 64 * 1024
 IDLE_LIMIT_SECONDS = 1.5
 WATCH_INTERVAL_SECONDS = 0.1
 RESOLVER_THREADS = 16
+
+
+def check_url(url: str, *, max_length: int) -> None:
+    """Make sure that a URL can be called as it stands. Raises ValueError with a sentence for a person."""
+    if not url:
+        raise ValueError("A URL is required.")
+    if len(url) > max_length:
+        raise ValueError(f"The URL is longer than {max_length} characters.")
+    if any(character.isspace() or not character.isprintable() or character == "\\" for character in url):
+        raise ValueError("The URL has a space, a backslash or a control character; percent-encode it.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ValueError("The URL's host or port is not valid.") from error
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("The URL must begin with http:// or https://.")
+    if not parts.hostname:
+        raise ValueError("The URL has no host.")
+    if port == 0:
+        raise ValueError("The URL's host or port is not valid.")
+    try:
+        # What the call itself does first: a name that cannot be encoded is refused here rather than at its moment.
+        requests.models.PreparedRequest().prepare_url(url, None)
+    except (exceptions.RequestException, ValueError) as error:
+        raise ValueError("The URL's host or port is not valid.") from error
 
 
 class CallError(Exception):
@@ -295,8 +322,8 @@ def _explained(error: Exception) -> CallError:
     if _is(error, NameResolutionError, socket.gaierror):
         return CallError("dns", "The host's name does not resolve.")
     if _is(error, NewConnectionError):
-        reason = next((item for item in _chain(error) if isinstance(item, OSError) and item.strerror), None)
-        return CallError("connect", f"No connection: {reason.strerror if reason else 'refused'}.")
+        texts = [item.strerror for item in _chain(error) if isinstance(item, OSError) and item.strerror]
+        return CallError("connect", f"No connection: {texts[0] if texts else 'refused'}.")
     if _is(error, exceptions.InvalidURL, exceptions.InvalidSchema, exceptions.MissingSchema, LocationParseError):
         return CallError("url", "This URL cannot be called.")
     if _is(error, OSError, urllib3.exceptions.ProtocolError) and _is(

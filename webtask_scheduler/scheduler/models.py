@@ -45,12 +45,12 @@ LEASED = (State.CLAIMED, State.RUNNING)
 FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED)
 
 
-class TimerQuerySet(models.QuerySet["Timer"]):
-    def with_latest(self) -> "TimerQuerySet":
-        """Prefetch each timer's promised delivery (see `Timer.delivery`) with two queries in all."""
-        return self.prefetch_related(
-            models.Prefetch("deliveries", Delivery.objects.promised().order_by("-occurrence"), to_attr="promised")
-        )
+class ClockTimestamp(models.Func):
+    """The database's clock at this moment; `Now` is the start of the transaction."""
+
+    function = "clock_timestamp"
+    arity = 0
+    output_field = models.DateTimeField()
 
 
 class Timer(models.Model):
@@ -64,8 +64,6 @@ class Timer(models.Model):
     # Lower-case host of web_url, with its port where one is given.
     host = models.CharField(max_length=261)
     created_at = models.DateTimeField()
-
-    objects = TimerQuerySet.as_manager()
 
     class Meta:
         indexes = [

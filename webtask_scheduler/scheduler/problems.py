@@ -1,0 +1,109 @@
+"""Errors as RFC 9457 problem details: what was wrong, and with which field."""
+
+from collections.abc import Iterator
+from http import HTTPStatus
+from typing import Any
+
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.db import InterfaceError, OperationalError
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.views import defaults
+from rest_framework import exceptions
+from rest_framework.response import Response
+from rest_framework.views import exception_handler
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class TooLarge(exceptions.APIException):
+    status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    default_detail = "The request's body is too large."
+    default_code = "too_large"
+
+
+class LengthRequired(exceptions.APIException):
+    status_code = HTTPStatus.LENGTH_REQUIRED
+    default_detail = "Send the body with a Content-Length; a chunked one is not read."
+    default_code = "length_required"
+
+
+class Unavailable(exceptions.APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_detail = "The database does not answer. Nothing was stored; try again in a moment."
+    default_code = "unavailable"
+    wait = 1
+
+
+def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
+    """Answer an exception of an API view; None leaves it to Django (a fault of ours: 500)."""
+    if isinstance(error, RequestDataTooBig):
+        error = TooLarge()
+    elif isinstance(error, SuspiciousOperation):
+        error = exceptions.ParseError("The request cannot be read.")
+    elif isinstance(error, OperationalError | InterfaceError):
+        error = Unavailable()
+    elif isinstance(error, Http404):
+        error = exceptions.NotFound()
+    elif isinstance(error, PermissionDenied):
+        error = exceptions.PermissionDenied()
+    response = exception_handler(error, context)
+    if response is None or not isinstance(error, exceptions.APIException):
+        return response
+    if isinstance(error, exceptions.ValidationError):
+        errors = list(_fields(error.detail))
+        detail = "The request is not valid: " + "; ".join(
+            f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors
+        )
+        response.data = problem(response.status_code, detail, errors=errors)
+    else:
+        response.data = problem(response.status_code, str(error.detail))
+    response.content_type = MEDIA_TYPE
+    return response
+
+
+def problem(status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    """Return the members of a problem details object."""
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": int(status),
+        "detail": detail,
+    }
+    if errors is not None:
+        body["errors"] = errors
+    return body
+
+
+def _fields(detail: Any, field: str = "") -> Iterator[dict[str, str]]:
+    """Flatten the nested details of a validation error into one entry for each message."""
+    if isinstance(detail, dict):
+        for name, inner in detail.items():
+            shown = "" if name == "non_field_errors" else str(name)
+            yield from _fields(inner, f"{field}.{shown}".strip("."))
+    elif isinstance(detail, list):
+        for inner in detail:
+            yield from _fields(inner, field)
+    else:
+        yield {"field": field, "detail": str(detail)}
+
+
+def _plain(request: HttpRequest, status: int, detail: str) -> HttpResponse | None:
+    if request.path.startswith("/admin"):
+        return None
+    return JsonResponse(problem(status, detail), status=status, content_type=MEDIA_TYPE)
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer what Django refuses before a view sees it."""
+    return _plain(request, 400, "The request cannot be read.") or defaults.bad_request(request, exception)
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
+    """Answer an address that leads nowhere."""
+    detail = "There is nothing at this address. The API is described at /api/docs."
+    return _plain(request, 404, detail) or defaults.page_not_found(request, exception)
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer a fault of ours; the log has the traceback."""
+    return _plain(request, 500, "Something went wrong on our side.") or defaults.server_error(request)

@@ -1,0 +1,213 @@
+"""What the OpenAPI document says beside the shapes: examples, errors, and the outgoing call."""
+
+from typing import Any
+
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiParameter,
+    OpenApiResponse,
+    OpenApiTypes,
+    OpenApiWebhook,
+    extend_schema,
+    inline_serializer,
+)
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler.serializers import NewTimerSerializer, TimerSerializer
+
+_ID = "019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11"
+_SCHEDULED = {
+    "task_id": _ID,
+    "status": "scheduled",
+    "web_url": "https://example.com/hook",
+    "created_at": "2026-01-05T09:00:00.000000Z",
+    "due_at": "2026-01-05T09:00:05.000000Z",
+    "time_left_in_seconds": 5,
+    "next_attempt_at": "2026-01-05T09:00:05.000000Z",
+    "finished_at": None,
+    "reason": "Its moment has not come yet.",
+    "attempts": [],
+}
+_SUCCEEDED = _SCHEDULED | {
+    "status": "succeeded",
+    "time_left_in_seconds": 0,
+    "next_attempt_at": None,
+    "finished_at": "2026-01-05T09:00:05.061204Z",
+    "reason": None,
+    "attempts": [
+        {
+            "number": 1,
+            "started_at": "2026-01-05T09:00:05.007113Z",
+            "lateness_ms": 7.1,
+            "duration_ms": 52,
+            "status_code": 200,
+            "error": "",
+            "message": "",
+        }
+    ],
+}
+
+
+def versioned_only(endpoints: list[tuple[str, Any, str, Any]]) -> list[tuple[str, Any, str, Any]]:
+    """Leave out the short names at the root, and the optional slash that the routes' `/?` reads as."""
+    return [
+        (path.rstrip("/"), regex, method, view)
+        for path, regex, method, view in endpoints
+        if path.startswith("/api/v1/")
+    ]
+
+
+class FieldErrorSerializer(serializers.Serializer[Any]):
+    field = serializers.CharField(help_text="The field's name; empty where the request as a whole is meant.")
+    detail = serializers.CharField()
+
+
+class ProblemSerializer(serializers.Serializer[Any]):
+    """Problem details (RFC 9457)."""
+
+    type = serializers.CharField()
+    title = serializers.CharField()
+    status = serializers.IntegerField()
+    detail = serializers.CharField(help_text="What was wrong, for a person.")
+    errors = FieldErrorSerializer(many=True, required=False)
+
+
+def _problem(description: str, status: int, title: str, detail: str, **more: Any) -> OpenApiResponse:
+    value = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
+    return OpenApiResponse(
+        ProblemSerializer, description, examples=[OpenApiExample(title, value=value, response_only=True)]
+    )
+
+
+def _problems(*codes: int) -> dict[Any, OpenApiResponse]:
+    missing = "Say when: give at least one of hours, minutes and seconds. 0 means now."
+    known = {
+        400: _problem(
+            "Something in the request is wrong; nothing was stored.",
+            400,
+            "Bad Request",
+            f"The request is not valid: seconds: {missing}",
+            errors=[{"field": "seconds", "detail": missing}],
+        ),
+        404: _problem("No such timer.", 404, "Not Found", "There is no timer with this id."),
+        411: _problem(
+            "A chunked body.", 411, "Length Required", "Send the body with a Content-Length; a chunked one is not read."
+        ),
+        413: _problem(
+            "The body is over the limit.",
+            413,
+            "Request Entity Too Large",
+            "The request's body is larger than 65536 bytes.",
+        ),
+        415: _problem(
+            "Neither JSON nor a form.", 415, "Unsupported Media Type", 'Unsupported media type "text/plain" in request.'
+        ),
+        503: _problem(
+            "The database does not answer; nothing was stored.",
+            503,
+            "Service Unavailable",
+            "The database does not answer. Nothing was stored; try again in a moment.",
+        ),
+    }
+    return {(code, "application/problem+json"): known[code] for code in codes}
+
+
+create_timer = extend_schema(
+    operation_id="v1_scheduler_timer_create",
+    tags=["scheduler"],
+    summary="Create a timer",
+    description="Give a URL and how long from now it is to be called. Any of hours, minutes and seconds may be left "
+    "out if one is given; 0 in all means now. The URL is called with POST, never early, at least once; see the "
+    "`timerDue` webhook for what arrives.",
+    request=NewTimerSerializer,
+    responses={
+        201: OpenApiResponse(
+            TimerSerializer,
+            "The timer is stored; `Location` says where to look at it.",
+            examples=[OpenApiExample("In five seconds", value=_SCHEDULED, response_only=True)],
+        ),
+        **_problems(400, 411, 413, 415, 503),
+    },
+    parameters=[
+        OpenApiParameter(
+            "Location", OpenApiTypes.STR, OpenApiParameter.HEADER, response=[201], description="Where the timer is."
+        )
+    ],
+    examples=[
+        OpenApiExample(
+            "In five seconds",
+            value={"hours": 0, "minutes": 0, "seconds": 5, "web_url": "https://example.com/hook"},
+            request_only=True,
+        ),
+        OpenApiExample("In a day", value={"hours": 24, "web_url": "https://example.com/hook"}, request_only=True),
+    ],
+)
+
+retrieve_timer = extend_schema(
+    operation_id="v1_scheduler_timer_retrieve",
+    tags=["scheduler"],
+    summary="Look at a timer",
+    description="How long until it is called, what came of it, and why it has not been called if it has not.",
+    parameters=[
+        OpenApiParameter(
+            "id", OpenApiTypes.UUID, OpenApiParameter.PATH, description="The `task_id` that creating it answered."
+        )
+    ],
+    responses={
+        200: OpenApiResponse(
+            TimerSerializer,
+            "The timer.",
+            examples=[
+                OpenApiExample("Called", value=_SUCCEEDED, response_only=True),
+                OpenApiExample("Waiting", value=_SCHEDULED, response_only=True),
+            ],
+        ),
+        **_problems(404, 503),
+    },
+)
+
+_CALL = inline_serializer(
+    "TimerDue",
+    {
+        "task_id": serializers.UUIDField(help_text="The timer."),
+        "due_at": serializers.DateTimeField(help_text="The promised moment."),
+        "attempt": serializers.IntegerField(min_value=1, help_text="Counts the calls for this moment, from 1."),
+    },
+)
+
+timer_due = OpenApiWebhook(
+    name="timerDue",
+    decorator=extend_schema(
+        summary="What your URL receives",
+        description="At the promised moment `web_url` is called with POST. An answer of 2xx within 30 seconds is a "
+        "success; anything else, a redirect included, is tried again, five attempts in all. Calls come at least once: "
+        "drop a `webhook-id` that you have seen.",
+        tags=["scheduler"],
+        operation_id="timer_due",
+        parameters=[
+            OpenApiParameter(
+                "webhook-id",
+                OpenApiTypes.UUID,
+                OpenApiParameter.HEADER,
+                required=True,
+                description="The same for every attempt at one promised moment.",
+            ),
+            OpenApiParameter(
+                "webhook-timestamp",
+                OpenApiTypes.INT,
+                OpenApiParameter.HEADER,
+                required=True,
+                description="When this attempt was made, in seconds since 1970.",
+            ),
+        ],
+        request={"application/json": _CALL},
+        examples=[
+            OpenApiExample(
+                "A first attempt",
+                value={"task_id": _ID, "due_at": "2026-01-05T09:00:05+00:00", "attempt": 1},
+                request_only=True,
+            )
+        ],
+        responses={"2XX": OpenApiResponse(description="The call was taken. The body is not needed.")},
+    ),
+)

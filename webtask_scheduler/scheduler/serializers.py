@@ -1,0 +1,157 @@
+"""The shapes that go in and out of the API. Shape only: rules and transactions are in services."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.http import QueryDict
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler import http
+from webtask_scheduler.scheduler.models import URL_MAX_LENGTH, Attempt, Delivery, ErrorKind, State
+
+UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
+
+
+class WholeNumberField(serializers.IntegerField):
+    """A JSON integer. Booleans, fractions and quoted numbers are other types; a form has only text, so there digits."""
+
+    default_error_messages = {"invalid": "A whole number is required.", "min_value": "Must be 0 or more."}
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, str) and isinstance(getattr(self.parent, "initial_data", None), QueryDict):
+            if not re.fullmatch(r"-?[0-9]{1,20}", data.strip()):
+                self.fail("invalid")
+            return int(data)
+        if type(data) is not int:
+            self.fail("invalid")
+        return data
+
+
+class WebUrlField(serializers.CharField):
+    """An http or https URL that can be called as it stands."""
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        try:
+            http.check_url(data, max_length=URL_MAX_LENGTH)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
+        return data
+
+
+class NewTimerSerializer(serializers.Serializer[Any]):
+    """A URL, and how long from now it is called."""
+
+    hours = WholeNumberField(min_value=0, required=False, help_text="Hours from now.")
+    minutes = WholeNumberField(min_value=0, required=False, help_text="Minutes from now, added to the hours.")
+    seconds = WholeNumberField(min_value=0, required=False, help_text="Seconds from now, added to both. 0 means now.")
+    web_url = WebUrlField(
+        max_length=URL_MAX_LENGTH, trim_whitespace=False, help_text="The http or https URL to call with POST."
+    )
+
+    def to_internal_value(self, data: Any) -> dict[str, Any]:
+        if isinstance(data, Mapping):
+            unknown = [name for name in data if name not in self.fields]
+            if unknown:
+                # Names come from outside: shown in ASCII, and not all of a long list.
+                known = ", ".join(self.fields)
+                raise serializers.ValidationError(
+                    {ascii(name)[1:101].rstrip("'"): [f"Unknown field. Known are: {known}."] for name in unknown[:10]}
+                )
+        values: dict[str, Any] = super().to_internal_value(data)
+        return values
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        given = [unit for unit in UNITS if unit in attrs]
+        if not given:
+            raise serializers.ValidationError(
+                {"seconds": ["Say when: give at least one of hours, minutes and seconds. 0 means now."]}
+            )
+        delay = sum(attrs[unit] * UNITS[unit] for unit in given)
+        horizon = settings.WEBTASK_HORIZON_SECONDS
+        if delay > horizon:
+            days = timedelta(seconds=horizon).days
+            raise serializers.ValidationError(
+                {unit: [f"Too far ahead: at most {horizon} seconds ({days} days) in all."] for unit in given}
+            )
+        return {"web_url": attrs["web_url"], "delay_seconds": delay}
+
+
+class AttemptSerializer(serializers.ModelSerializer[Attempt]):
+    """One HTTP call."""
+
+    lateness_ms = serializers.FloatField(help_text="Start minus the moment it was meant to start, in milliseconds.")
+    duration_ms = serializers.IntegerField(allow_null=True, help_text="Null where the outcome is unknown.")
+    status_code = serializers.IntegerField(allow_null=True, help_text="Null where no answer came.")
+    error = serializers.ChoiceField(
+        choices=[("", "none"), *ErrorKind.choices], help_text="The kind of error; empty for a success."
+    )
+    message = serializers.CharField(help_text="What went wrong, in a sentence; empty for a success.")
+
+    class Meta:
+        model = Attempt
+        fields = ("number", "started_at", "lateness_ms", "duration_ms", "status_code", "error", "message")
+
+
+class TimerSerializer(serializers.Serializer[Any]):
+    """A timer: what it calls, when, and what came of it."""
+
+    task_id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=State.choices)
+    web_url = serializers.URLField(max_length=URL_MAX_LENGTH)
+    created_at = serializers.DateTimeField()
+    due_at = serializers.DateTimeField(help_text="The promised moment. Retries do not change it.")
+    time_left_in_seconds = serializers.IntegerField(
+        min_value=0, help_text="To the promised moment, rounded up; 0 once it is due and ever after."
+    )
+    next_attempt_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it is called next; null while paused, in flight, and once it has ended."
+    )
+    finished_at = serializers.DateTimeField(allow_null=True, help_text="When it ended; null before.")
+    reason = serializers.CharField(
+        allow_null=True, help_text="Why it has not been called successfully yet; null once it has."
+    )
+    attempts = AttemptSerializer(many=True, help_text="The calls made for the promised moment, oldest first.")
+
+
+def timer_body(
+    delivery: Delivery, *, web_url: str, created_at: datetime, now: datetime, attempts: list[Attempt]
+) -> dict[str, Any]:
+    """Return a timer as TimerSerializer describes it. Built by hand: the answer to each creation."""
+    return {
+        "task_id": str(delivery.timer_id),
+        "status": delivery.state,
+        "web_url": web_url,
+        "created_at": created_at,
+        "due_at": delivery.due_at,
+        "time_left_in_seconds": delivery.time_left_seconds(now=now),
+        "next_attempt_at": delivery.next_attempt_at if delivery.state == State.SCHEDULED else None,
+        "finished_at": delivery.finished_at,
+        "reason": _reason(delivery, now=now, attempts=attempts),
+        "attempts": AttemptSerializer(attempts, many=True).data if attempts else [],
+    }
+
+
+def _reason(delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
+    """Say in a sentence why a timer has not been called successfully."""
+    last = attempts[-1].message if attempts else ""
+    if delivery.cancel_requested_at and not delivery.is_final:
+        return "It was cancelled while its call was in flight; that call may still land, no retry follows."
+    if delivery.state == State.SCHEDULED:
+        if last:
+            return f"Attempt {attempts[-1].number} failed: {last} It is tried again at next_attempt_at."
+        if delivery.next_attempt_at > now:
+            return "Its moment has not come yet."
+        return "It is due and waits for a beat to claim it."
+    return {
+        State.CLAIMED: "A beat has claimed it; a worker calls it at its moment.",
+        State.RUNNING: "A worker is calling it now.",
+        State.PAUSED: "It is paused; enable its periodic task to let it go on.",
+        State.FAILED: f"It was given up after {delivery.attempts} attempts. {last}".strip(),
+        State.CANCELLED: "It was cancelled.",
+        State.MISSED: "Its moment had passed by more than its allowed lateness.",
+    }.get(State(delivery.state))

@@ -1,0 +1,163 @@
+"""The API: create a timer, look at it; and whether the service is alive and ready."""
+
+import functools
+import json
+import uuid
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.http import require_safe
+from rest_framework import exceptions, parsers
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.views import APIView
+
+from webtask_scheduler.scheduler import schema, services
+from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery, State
+from webtask_scheduler.scheduler.problems import LengthRequired, TooLarge
+from webtask_scheduler.scheduler.serializers import NewTimerSerializer, timer_body
+
+# A beat that was not seen for this long is taken for gone.
+BEAT_SEEN_SECONDS = 5.0
+BROKER_TIMEOUT_SECONDS = 2.0
+
+
+class JSONParser(parsers.JSONParser):
+    """JSON whose depth Python's own parser bounds."""
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
+        try:
+            return super().parse(stream, media_type, parser_context)
+        except RecursionError as error:
+            raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
+
+
+class BoundedView(APIView):
+    """A view whose request's body is of known and bounded length: no parser reads more than it was promised."""
+
+    parser_classes = (JSONParser, parsers.FormParser, parsers.MultiPartParser)
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+        length = request.META.get("CONTENT_LENGTH")
+        if not length and "HTTP_TRANSFER_ENCODING" in request.META:
+            raise LengthRequired
+        if length and int(length) > limit:
+            raise TooLarge(f"The request's body is larger than {limit} bytes.")
+        super().initial(request, *args, **kwargs)
+
+
+class TimersView(BoundedView):
+    """`timer`: create one."""
+
+    @schema.create_timer
+    def post(self, request: Request) -> Response:
+        serializer = NewTimerSerializer(data=request.data)
+        serializer.is_valid(raise_exception=True)
+        wanted = serializer.validated_data
+        owner_id = request.user.pk if request.user.is_authenticated else None
+        (stored,) = services.schedule([services.NewTimer(owner_id=owner_id, **wanted)])
+        delivery = Delivery(
+            timer_id=stored.timer_id, due_at=stored.due_at, next_attempt_at=stored.due_at, state=State.SCHEDULED
+        )
+        body = timer_body(
+            delivery, web_url=wanted["web_url"], created_at=stored.created_at, now=stored.created_at, attempts=[]
+        )
+        location = f"{request.path.rstrip('/')}/{stored.timer_id}"
+        return Response(body, status=201, headers={"Location": location})
+
+
+class TimerView(BoundedView):
+    """`timer/<id>`: look at one."""
+
+    @schema.retrieve_timer
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002, ARG002 - the name in the path and the schema
+        delivery = (
+            Delivery.objects.promised()
+            .filter(timer=_timer_id(id))
+            .select_related("timer")
+            .annotate(now=ClockTimestamp())
+            .order_by("-occurrence")
+            .first()
+        )
+        if delivery is None:
+            raise exceptions.NotFound(NO_TIMER)
+        attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
+        timer = delivery.timer
+        return Response(
+            timer_body(
+                delivery, web_url=timer.web_url, created_at=timer.created_at, now=delivery.now, attempts=attempts
+            )
+        )
+
+
+NO_TIMER = "There is no timer with this id. The id is the `task_id` that creating it answered."
+
+
+def _timer_id(text: str) -> uuid.UUID:
+    """Return the id in a path. Raises NotFound: a malformed one names no timer either."""
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise exceptions.NotFound(NO_TIMER) from error
+
+
+@require_safe
+def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
+    """Answer 200 while this process lives."""
+    return JsonResponse({"status": "ok"})
+
+
+@require_safe
+def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
+    """Answer 200 when timers can be created and will be called, else 503; the body says what is missing."""
+    checks = {"database": "ok", "migrations": "ok", "beat": "ok", "broker": _broker()}
+    try:
+        if not _migrated():
+            checks["migrations"] = "not applied: run manage.py migrate"
+        checks["beat"] = _beat()
+    except (DatabaseError, InterfaceError):
+        connection.close()
+        checks |= dict.fromkeys(("database", "migrations", "beat"), "the database does not answer")
+    ready = set(checks.values()) == {"ok"}
+    body = {"status": "ok" if ready else "unavailable", "checks": checks}
+    return HttpResponse(json.dumps(body), content_type="application/json", status=200 if ready else 503)
+
+
+_seen_migrated = False
+
+
+def _migrated() -> bool:
+    """Return whether every migration is applied; true once, it stays so for this process's code."""
+    global _seen_migrated  # noqa: PLW0603 - looking is slow, and the answer does not change back
+    if not _seen_migrated:
+        executor = MigrationExecutor(connection)
+        _seen_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return _seen_migrated
+
+
+def _beat() -> str:
+    age = Beat.objects.annotate(age=ClockTimestamp()).order_by("-seen_at").values_list("age", "seen_at").first()
+    if age is None:
+        return "no beat was ever seen"
+    seconds = (age[0] - age[1]).total_seconds()
+    return "ok" if seconds <= BEAT_SEEN_SECONDS else f"no beat was seen for {seconds:.0f} s"
+
+
+@functools.cache
+def _broker_client() -> redis.Redis:
+    return redis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=BROKER_TIMEOUT_SECONDS, socket_connect_timeout=BROKER_TIMEOUT_SECONDS
+    )
+
+
+def _broker() -> str:
+    try:
+        _broker_client().ping()
+    except redis.RedisError:
+        return "the broker does not answer"
+    return "ok"
