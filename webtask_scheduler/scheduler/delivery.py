@@ -145,7 +145,7 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> tuple[list[S
     Returns the started, and for each that is claimed by this token but not yet due, the seconds left. Whatever else
     was given is stale: nothing is written. Raises DatabaseError.
     """
-    arguments = {
+    arguments: dict[str, Any] = {
         "ids": [delivery_id for delivery_id, _ in items],
         "tokens": [token for _, token in items],
         "lease": RUNNING_LEASE_SECONDS,
@@ -169,7 +169,7 @@ def record_outcomes(outcomes: Sequence[Outcome]) -> int:
     Returns how many were written: an attempt whose lease was lost is somebody else's to tell. Raises DatabaseError.
     """
     decisions = [retry.decide(error=outcome.error, attempt=outcome.call.attempt) for outcome in outcomes]
-    arguments = {
+    arguments: dict[str, Any] = {
         "ids": [outcome.call.delivery_id for outcome in outcomes],
         "tokens": [outcome.call.token for outcome in outcomes],
         "states": [decision.verdict.value for decision in decisions],

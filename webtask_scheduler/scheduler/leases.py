@@ -6,6 +6,7 @@ A lease is a claim with an end time. Its token guards every write: who lost the 
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.db import connection
 
@@ -69,14 +70,17 @@ UPDATE scheduler_delivery delivery
 def put_back(held: Sequence[Held]) -> None:
     """Return claimed deliveries that were not published, or not started, to the queue. Raises DatabaseError."""
     if held:
-        arguments = {"ids": [item.delivery_id for item in held], "tokens": list({item.token for item in held})}
+        arguments: dict[str, Any] = {
+            "ids": [item.delivery_id for item in held],
+            "tokens": list({item.token for item in held}),
+        }
         with connection.cursor() as cursor:
             cursor.execute(_PUT_BACK, arguments)
 
 
 def renew_leases(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:
     """Renew the leases of (delivery id, lease token) pairs and return the ids still held. Raises DatabaseError."""
-    arguments = {
+    arguments: dict[str, Any] = {
         "ids": [delivery_id for delivery_id, _ in items],
         "tokens": [token for _, token in items],
         "running": RUNNING_LEASE_SECONDS,

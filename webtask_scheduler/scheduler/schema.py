@@ -2,11 +2,11 @@
 
 from typing import Any
 
+from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiParameter,
     OpenApiResponse,
-    OpenApiTypes,
     OpenApiWebhook,
     extend_schema,
     inline_serializer,
@@ -69,7 +69,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     title = serializers.CharField()
     status = serializers.IntegerField()
     detail = serializers.CharField(help_text="What was wrong, for a person.")
-    errors = FieldErrorSerializer(many=True, required=False)
+    errors = FieldErrorSerializer(many=True, required=False)  # type: ignore[assignment]  # a field by that name
 
 
 def _problem(description: str, status: int, title: str, detail: str, **more: Any) -> OpenApiResponse:

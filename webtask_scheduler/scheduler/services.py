@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
@@ -88,7 +89,7 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     Called inside `transaction.atomic()` they exist if and only if the caller's transaction commits. A due moment in
     the past is due at once.
     """
-    arguments = [
+    arguments: list[Any] = [
         [new_id() for _ in timers],
         [new_id() for _ in timers],
         [timer.web_url for timer in timers],

@@ -87,11 +87,9 @@ class TimerView(BoundedView):
         if delivery is None:
             raise exceptions.NotFound(NO_TIMER)
         attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
-        timer = delivery.timer
+        timer, now = delivery.timer, delivery.now  # type: ignore[attr-defined]  # the annotation above
         return Response(
-            timer_body(
-                delivery, web_url=timer.web_url, created_at=timer.created_at, now=delivery.now, attempts=attempts
-            )
+            timer_body(delivery, web_url=timer.web_url, created_at=timer.created_at, now=now, attempts=attempts)
         )
 
 

@@ -5,7 +5,7 @@ from webtask_scheduler.users.models import User
 
 
 @admin.register(User)
-class UserAdmin(DjangoUserAdmin):
+class UserAdmin(DjangoUserAdmin):  # type: ignore[type-arg]  # not subscriptable at run time
     """Django's user pages with the e-mail where the user name was."""
 
     ordering = ("email",)
