@@ -58,9 +58,14 @@ def check_url(url: str, *, max_length: int) -> None:
         raise ValueError("The URL's host or port is not valid.")
     try:
         # What the call itself does first: a name that cannot be encoded is refused here rather than at its moment.
-        requests.models.PreparedRequest().prepare_url(url, None)
+        prepared = requests.models.PreparedRequest()
+        prepared.prepare_url(url, None)
+        host = (urlsplit(prepared.url or "").hostname or "").removesuffix(".")
     except (exceptions.RequestException, ValueError) as error:
         raise ValueError("The URL's host or port is not valid.") from error
+    # DNS knows no longer names and labels; a resolver would only say so at the call's moment.
+    if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004
+        raise ValueError("The URL's host is too long, or has an empty part.")
 
 
 class CallError(Exception):
@@ -223,13 +228,17 @@ class Client:
             if len(self._calls) == 1:
                 self._changed.notify()
         try:
-            return self._exchange(url, body, headers, timeout_seconds)
+            answer = self._exchange(url, body, headers, timeout_seconds)
+            # A head or body that was cut off may read like a whole one.
+            call.remaining()
         except Exception as error:
             if call.ended_by == "interrupted":
                 raise CallError("interrupted", "This service was shut down during the call.") from error
-            if call.ended_by or _is(error, TimeoutError, exceptions.Timeout, urllib3.exceptions.TimeoutError):
+            if call.ended_by or _is(error, TimeoutError, exceptions.Timeout):
                 raise CallError("timeout", f"No complete answer within {timeout_seconds:g} s.") from error
             raise _explained(error) from error
+        else:
+            return answer
         finally:
             call.attach(None)
             with self._changed:

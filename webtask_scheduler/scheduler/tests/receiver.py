@@ -1,0 +1,129 @@
+"""A real HTTP server that writes down every call and answers as its path says."""
+
+import http.server
+import json
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+
+@dataclass
+class Call:
+    at: float
+    path: str
+    headers: dict[str, str]
+    body: bytes
+    # The port of the other side: one for each connection.
+    connection: int
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass
+class Receiver:
+    """Paths: `/status/503`, `/redirect`, `/sleep/2`, `/drip-body`, `/drip-head`, `/large`, `/cookie`, `/garbage`,
+    `/hang-up`, `/flaky/2` (503 for the first two calls); anything else answers 200.
+    """
+
+    calls: list[Call] = field(default_factory=list)
+    _arrived: threading.Condition = field(default_factory=threading.Condition)
+
+    def __enter__(self) -> Self:
+        self._stop = threading.Event()
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                at = time.time()
+                body = self.rfile.read(int(self.headers["content-length"] or 0))
+                receiver._note(Call(at, self.path, dict(self.headers), body, self.client_address[1]))
+                receiver._answer(self)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        class Server(http.server.ThreadingHTTPServer):
+            daemon_threads = True
+            request_queue_size = 1024
+
+            def handle_error(self, *_: Any) -> None:
+                pass  # a caller that was killed hangs up; that is no news here
+
+        self._server = Server(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def port(self) -> int:
+        return int(self._server.server_address[1])
+
+    def url(self, path: str = "/") -> str:
+        return f"http://127.0.0.1:{self.port}{path}"
+
+    def wait_for(self, count: int, *, seconds: float = 10.0, path: str = "") -> list[Call]:
+        """Return the calls to paths beginning so, once there are that many; fails after a while."""
+        deadline = time.monotonic() + seconds
+        with self._arrived:
+            while len(found := [call for call in self.calls if call.path.startswith(path)]) < count:
+                left = deadline - time.monotonic()
+                assert left > 0, f"{len(found)} of {count} calls to {path or 'any path'} within {seconds} s"
+                self._arrived.wait(left)
+            return found
+
+    def _note(self, call: Call) -> None:
+        with self._arrived:
+            self.calls.append(call)
+            self._arrived.notify_all()
+
+    def _answer(self, handler: http.server.BaseHTTPRequestHandler) -> None:
+        kind, _, argument = handler.path.strip("/").partition("/")
+        answers: dict[str, Callable[[], None]] = {
+            "status": lambda: self._plain(handler, int(argument)),
+            "redirect": lambda: self._plain(handler, 302, Location=self.url("/elsewhere")),
+            "cookie": lambda: self._plain(handler, 200, **{"Set-Cookie": "a=b; Path=/"}),
+            "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
+            "sleep": lambda: (self._stop.wait(float(argument)), self._plain(handler, 200))[1],
+            "flaky": lambda: self._plain(
+                handler, 503 if len([c for c in self.calls if c.path == handler.path]) <= int(argument) else 200
+            ),
+            "drip-body": lambda: self._drip(handler, b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"."),
+            "drip-head": lambda: self._drip(handler, b"HTTP/1.1 200 OK\r\nX-Long: ", b"."),
+            "garbage": lambda: self._raw(handler, b"this is not HTTP\r\n\r\n"),
+            "hang-up": lambda: self._raw(handler, b""),
+        }
+        try:
+            answers.get(kind, lambda: self._plain(handler, 200))()
+        except OSError:
+            handler.close_connection = True
+
+    def _plain(
+        self, handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"ok", **headers: str
+    ) -> None:
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def _raw(self, handler: http.server.BaseHTTPRequestHandler, data: bytes) -> None:
+        handler.wfile.write(data)
+        handler.close_connection = True
+
+    def _drip(self, handler: http.server.BaseHTTPRequestHandler, head: bytes, drop: bytes) -> None:
+        self._raw(handler, head)
+        while not self._stop.wait(0.05):
+            handler.wfile.write(drop)

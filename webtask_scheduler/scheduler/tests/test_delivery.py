@@ -1,0 +1,279 @@
+"""Guarded start and record, and the call pool against a real receiver."""
+
+import threading
+import time
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import PeriodicTask
+
+from webtask_scheduler.scheduler import delivery as module
+from webtask_scheduler.scheduler import leases, services
+from webtask_scheduler.scheduler.delivery import CallPool, Outcome, call_url, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler.http import Client
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+
+pytestmark = pytest.mark.django_db
+
+
+def claim(**options):
+    return [(item.delivery_id, item.token) for item in claim_due(**options).held]
+
+
+def start(**options):
+    started, early = start_attempts(claim(**options))
+    assert not early
+    return started
+
+
+def outcome(call, *, error="", status_code=200):
+    return Outcome(call, call.started_at, 12, status_code, error, "said so" if error else "", "body")
+
+
+def test_start_counts_the_attempt_and_takes_a_longer_lease(make_timer, delivery_of):
+    timer = make_timer("http://127.0.0.1:9/x", delay_seconds=-1)
+    (call,) = start()
+    row = delivery_of(timer)
+    assert (row.state, row.attempts, call.attempt, call.web_url) == (State.RUNNING, 1, 1, "http://127.0.0.1:9/x")
+    assert row.lease_expires_at - row.started_at == timedelta(seconds=leases.RUNNING_LEASE_SECONDS)
+
+
+def test_start_with_a_stale_token_starts_nothing(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    ((delivery_id, _),) = claim()
+    assert start_attempts([(delivery_id, uuid.uuid4())]) == ([], {})
+    assert delivery_of(timer).state == State.CLAIMED
+
+
+def test_second_message_for_the_same_claim_starts_nothing(make_timer):
+    make_timer(delay_seconds=-1)
+    pairs = claim()
+    assert len(start_attempts(pairs)[0]) == 1
+    assert start_attempts(pairs) == ([], {})
+
+
+def test_start_before_its_moment_starts_nothing_and_says_how_long(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=0.9)
+    ((delivery_id, _),) = pairs = claim(ahead_seconds=1.0)
+    started, early = start_attempts(pairs)
+    assert started == []
+    assert 0.3 < early[delivery_id] <= 0.9
+    assert delivery_of(timer).state == State.CLAIMED
+
+
+def test_start_of_a_cancelled_delivery_starts_nothing(make_timer):
+    timer = make_timer(delay_seconds=-1)
+    pairs = claim()
+    services.cancel(timer.pk)
+    assert start_attempts(pairs) == ([], {})
+
+
+def test_success_is_recorded_and_shown_by_the_periodic_task(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    (call,) = start()
+    assert record_outcomes([outcome(call)]) == 1
+    row = delivery_of(timer)
+    assert (row.state, row.lease_token, row.finished_at is not None) == (State.SUCCEEDED, None, True)
+    attempt = Attempt.objects.get()
+    assert (attempt.number, attempt.status_code, attempt.duration_ms, attempt.error) == (1, 200, 12, "")
+    assert attempt.lateness_ms >= 1000
+    task = PeriodicTask.objects.get(timer=timer)
+    assert (task.enabled, task.total_run_count, task.last_run_at is not None) == (False, 1, True)
+
+
+def test_failure_is_scheduled_again_and_the_periodic_task_stays_enabled(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    (call,) = start()
+    record_outcomes([outcome(call, error="status", status_code=503)])
+    row = delivery_of(timer)
+    assert row.state == State.SCHEDULED
+    assert row.next_attempt_at > row.due_at + timedelta(seconds=4)
+    assert PeriodicTask.objects.get(timer=timer).enabled
+
+
+def test_last_failure_becomes_a_dead_letter(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    for _ in range(5):
+        Delivery.objects.update(next_attempt_at=delivery_of(timer).due_at)
+        (call,) = start()
+        record_outcomes([outcome(call, error="timeout", status_code=None)])
+    assert delivery_of(timer).state == State.FAILED
+    assert list(Attempt.objects.order_by("number").values_list("number", flat=True)) == [1, 2, 3, 4, 5]
+
+
+def test_interrupted_call_is_due_again_at_once(make_timer):
+    make_timer(delay_seconds=-1)
+    (call,) = start()
+    record_outcomes([outcome(call, error="interrupted", status_code=None)])
+    assert len(claim()) == 1
+
+
+def test_lost_lease_records_nothing(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    (call,) = start()
+    Delivery.objects.update(lease_token=uuid.uuid4())
+    assert record_outcomes([outcome(call)]) == 0
+    assert delivery_of(timer).state == State.RUNNING
+    assert not Attempt.objects.exists()
+
+
+def test_cancel_during_a_call_lets_it_land_and_allows_no_retry(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    (call,) = start()
+    services.cancel(timer.pk)
+    assert delivery_of(timer).state == State.RUNNING
+    record_outcomes([outcome(call, error="status", status_code=500)])
+    assert delivery_of(timer).state == State.CANCELLED
+    assert Attempt.objects.get().status_code == 500
+
+
+def test_reschedule_during_a_call_keeps_the_new_promise(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-1)
+    (call,) = start()
+    later = call.due_at + timedelta(hours=1)
+    services.reschedule(timer.pk, due_at=later)
+    record_outcomes([outcome(call)])
+    assert (delivery_of(timer).state, delivery_of(timer).due_at) == (State.SCHEDULED, later)
+    assert PeriodicTask.objects.get(timer=timer).enabled
+
+
+def test_renewal_keeps_what_is_held_and_tells_what_is_lost(make_timer):
+    first, second = make_timer(delay_seconds=-1), make_timer(delay_seconds=-1)
+    pairs = claim()
+    lost = Delivery.objects.get(timer=second).pk
+    Delivery.objects.filter(pk=lost).update(lease_token=uuid.uuid4())
+    assert leases.renew_leases(pairs) == {Delivery.objects.get(timer=first).pk}
+
+
+def test_many_starts_and_records_are_one_statement_each(make_timer, django_assert_num_queries):
+    for _ in range(50):
+        make_timer(delay_seconds=-1)
+    pairs = claim()
+    with django_assert_num_queries(1):
+        started, _ = start_attempts(pairs)
+    with django_assert_num_queries(1):
+        assert record_outcomes([outcome(call) for call in started]) == 50
+
+
+def test_call_tells_the_receiver_what_it_needs(make_timer, receiver):
+    timer = make_timer(receiver.url("/hook"), delay_seconds=-1)
+    (call,) = start()
+    result = call_url(call, client=Client(callers=1, user_agent="test/1"), timeout_seconds=5)
+    (seen,) = receiver.calls
+    assert seen.json == {"task_id": str(timer.pk), "due_at": call.due_at.isoformat(), "attempt": 1}
+    assert seen.headers["webhook-id"] == str(call.delivery_id)
+    assert abs(int(seen.headers["webhook-timestamp"]) - seen.at) <= 1
+    assert seen.headers["Content-Type"] == "application/json"
+    assert (result.status_code, result.error, result.excerpt) == (200, "", "ok")
+
+
+def test_redirect_is_a_failure(make_timer, receiver):
+    make_timer(receiver.url("/redirect"), delay_seconds=-1)
+    (call,) = start()
+    result = call_url(call, client=Client(callers=1, user_agent="test/1"), timeout_seconds=5)
+    assert (result.status_code, result.error) == (302, "status")
+
+
+# The pool works in threads with connections of their own, so these commit.
+
+
+@pytest.fixture
+def pool(transactional_db):
+    pools = []
+
+    def make(callers=4, timeout_seconds=10.0):
+        pool = CallPool(
+            callers=callers, client=Client(callers=callers, user_agent="t"), timeout_seconds=timeout_seconds
+        )
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def wait_until(condition, *, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+def states():
+    return sorted(Delivery.objects.values_list("state", flat=True))
+
+
+def test_pool_calls_each_delivery_once_and_records_it(pool, make_timer, receiver):
+    for number in range(20):
+        make_timer(receiver.url(f"/{number}"), delay_seconds=-1)
+    pool(callers=4).hand_over(claim())
+    wait_until(lambda: states() == [State.SUCCEEDED] * 20)
+    assert sorted(seen.path for seen in receiver.calls) == sorted(f"/{number}" for number in range(20))
+
+
+def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver):
+    for _ in range(5):
+        make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
+    running = pool(callers=2)
+    threading.Thread(target=running.hand_over, args=[claim()]).start()
+    receiver.wait_for(2)
+    assert states().count(State.RUNNING) == 2
+    assert states().count(State.CLAIMED) == 3
+    wait_until(lambda: states() == [State.SUCCEEDED] * 5)
+
+
+def test_pool_renews_what_it_holds(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(module, "RUNNING_LEASE_SECONDS", 0.5)
+    make_timer(receiver.url("/sleep/1.5"), delay_seconds=-1)
+    pool().hand_over(claim())
+    wait_until(lambda: states() == [State.SUCCEEDED])
+
+
+def test_pool_records_a_success_though_the_database_was_away(pool, make_timer, receiver):
+    make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
+    pool().hand_over(claim())
+    receiver.wait_for(1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    wait_until(lambda: states() == [State.SUCCEEDED])
+    assert Attempt.objects.get().status_code == 200
+
+
+def test_pool_that_closes_gives_back_interrupts_and_ends(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
+    for _ in range(3):
+        make_timer(receiver.url("/sleep/30"), delay_seconds=-1)
+    closing = pool(callers=1, timeout_seconds=60)
+    handing = threading.Thread(target=closing.hand_over, args=[claim()])
+    handing.start()
+    receiver.wait_for(1)
+    begun = time.monotonic()
+    closing.stop_taking()
+    handing.join(3)
+    closing.close()
+    assert time.monotonic() - begun < 3
+    assert states() == [State.SCHEDULED] * 3
+    assert [attempt.error for attempt in Attempt.objects.all()] == ["interrupted"]
+    assert len(claim()) == 3
+
+
+def test_pool_waits_out_a_moment_that_was_rung_too_soon(pool, make_timer, receiver):
+    timer = make_timer(receiver.url(), delay_seconds=0.04)
+    pool().hand_over(claim(ahead_seconds=1.0))
+    (seen,) = receiver.wait_for(1)
+    assert seen.at >= Delivery.objects.get(timer=timer).due_at.timestamp()
+
+
+def test_pool_leaves_a_far_moment_to_the_queue(pool, make_timer, receiver, delivery_of):
+    timer = make_timer(receiver.url(), delay_seconds=0.9)
+    pool().hand_over(claim(ahead_seconds=1.0))
+    assert delivery_of(timer).state == State.SCHEDULED
+    assert receiver.calls == []

@@ -1,0 +1,275 @@
+"""Claims, leases taken back, and the dispatcher's turns."""
+
+import threading
+import time
+import uuid
+
+import pytest
+from django.db import connection
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler import dispatch, leases, services
+from webtask_scheduler.scheduler.dispatch import Dispatcher, PublishError, claim_due, reclaim_expired
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+
+pytestmark = pytest.mark.django_db
+
+
+def make(count, *, delay_seconds=-1.0):
+    stored = services.schedule(
+        [services.NewTimer(web_url="http://127.0.0.1:9/", delay_seconds=delay_seconds + n / 1000) for n in range(count)]
+    )
+    return [item.timer_id for item in stored]
+
+
+def claimed_ids(claim):
+    return [item.delivery_id for item in claim.held]
+
+
+def set_lease(state, *, attempts=0, expires="- interval '1 second'", **fields):
+    """Put every delivery under a lease, by default one that has run out."""
+    token = uuid.uuid4()
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"UPDATE scheduler_delivery SET state = %s, attempts = %s, lease_token = %s, started_at = next_attempt_at,"
+            f" lease_expires_at = clock_timestamp() {expires}",
+            [state, attempts, token],
+        )
+    Delivery.objects.update(**fields)
+    return token
+
+
+def test_claims_what_is_due_oldest_first_up_to_the_limit():
+    timers = make(5)
+    claim = claim_due(limit=3)
+    assert claim.full
+    claimed = Delivery.objects.filter(pk__in=claimed_ids(claim)).order_by("due_at")
+    assert [delivery.timer_id for delivery in claimed] == timers[:3]
+    assert {delivery.state for delivery in claimed} == {State.CLAIMED}
+    assert Delivery.objects.filter(state=State.SCHEDULED).count() == 2
+
+
+def test_does_not_claim_what_is_not_due():
+    make(1, delay_seconds=60)
+    assert claim_due().held == []
+
+
+def test_claims_ahead_and_says_when():
+    make(1, delay_seconds=0.8)
+    (item,) = claim_due(ahead_seconds=1.0).held
+    assert 0.5 < item.at - time.monotonic() <= 0.8
+
+
+def test_claims_one_timer_when_asked():
+    _, wanted, _ = make(3)
+    claim = claim_due(timer_id=wanted)
+    assert [Delivery.objects.get(pk=pk).timer_id for pk in claimed_ids(claim)] == [wanted]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_claims_of_two_connections_are_disjoint():
+    make(400)
+    taken, barrier = [], threading.Barrier(2)
+
+    def claim():
+        barrier.wait()
+        taken.extend(claimed_ids(claim_due(limit=20)) for _ in range(10))
+        connection.close()
+
+    threads = [threading.Thread(target=claim) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    flat = [pk for batch in taken for pk in batch]
+    assert len(flat) == len(set(flat)) == 400
+
+
+def test_parks_what_its_periodic_task_has_disabled():
+    make(2)
+    PeriodicTask.objects.filter(timer__isnull=False).update(enabled=False)
+    claim = claim_due()
+    assert claim.held == []
+    assert sorted(claim.disputed) == sorted(
+        PeriodicTask.objects.filter(timer__isnull=False).values_list("pk", flat=True)
+    )
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.PAUSED}
+
+
+def test_parks_what_its_clocked_schedule_has_moved():
+    (timer,) = make(1)
+    later = Delivery.objects.get().due_at.replace(year=2040)
+    ClockedSchedule.objects.update(clocked_time=later)
+    claim = claim_due()
+    assert claim.held == []
+    services.obey(claim.disputed)
+    moved = Delivery.objects.get(timer=timer, finished_at=None)
+    assert (moved.state, moved.due_at) == (State.SCHEDULED, later)
+
+
+def test_claims_an_extra_delivery_of_a_disabled_timer():
+    (timer,) = make(1, delay_seconds=60)
+    services.pause(timer)
+    extra = services.run_now(timer)
+    assert claimed_ids(claim_due()) == [extra]
+
+
+def test_claims_what_a_stock_scheduler_ran_and_disabled():
+    make(1)
+    PeriodicTask.objects.filter(timer__isnull=False).update(enabled=False, last_run_at="2020-01-01T00:00:00Z")
+    assert len(claim_due().held) == 1
+
+
+def test_put_back_returns_only_what_is_still_claimed_by_that_token():
+    make(3)
+    claim = claim_due()
+    Delivery.objects.filter(pk=claim.held[0].delivery_id).update(lease_token=uuid.uuid4())
+    leases.put_back(claim.held)
+    assert sorted(Delivery.objects.values_list("state", flat=True)) == ["claimed", "scheduled", "scheduled"]
+
+
+def test_expired_claim_goes_back_and_nothing_is_counted():
+    make(1)
+    set_lease(State.CLAIMED)
+    assert reclaim_expired() == 1
+    delivery = Delivery.objects.get()
+    assert (delivery.state, delivery.attempts, delivery.lease_token) == (State.SCHEDULED, 0, None)
+    assert not Attempt.objects.exists()
+
+
+def test_expired_call_is_recorded_as_lost_and_tried_again_at_once():
+    make(1)
+    set_lease(State.RUNNING, attempts=1)
+    reclaim_expired()
+    assert [(a.number, a.error, a.status_code, a.duration_ms) for a in Attempt.objects.all()] == [
+        (1, "lost", None, None)
+    ]
+    assert len(claim_due().held) == 1
+
+
+def test_expired_last_call_becomes_a_dead_letter():
+    make(1)
+    set_lease(State.RUNNING, attempts=5)
+    reclaim_expired()
+    assert Delivery.objects.get().state == State.FAILED
+    task = PeriodicTask.objects.get(timer__isnull=False)
+    assert (task.enabled, task.total_run_count, task.last_run_at is not None) == (False, 1, True)
+
+
+def test_expired_call_that_was_cancelled_ends_cancelled():
+    make(1)
+    set_lease(State.RUNNING, attempts=1, cancel_requested_at="2020-01-01T00:00:00Z")
+    reclaim_expired()
+    assert Delivery.objects.get().state == State.CANCELLED
+
+
+def test_live_lease_is_left_alone():
+    make(1)
+    set_lease(State.RUNNING, attempts=1, expires="+ interval '5 seconds'")
+    assert reclaim_expired() == 0
+
+
+class Broker:
+    """Takes chunks into a list, or refuses them."""
+
+    def __init__(self):
+        self.chunks, self.down = [], False
+
+    def publish(self, chunk):
+        if self.down:
+            raise PublishError("refused")
+        self.chunks.append(chunk)
+
+    @property
+    def rung(self):
+        return [delivery_id for chunk in self.chunks for delivery_id, _ in chunk.items]
+
+
+@pytest.fixture
+def broker():
+    return Broker()
+
+
+@pytest.fixture
+def dispatcher(broker):
+    return Dispatcher(publish=broker.publish, dispute=services.obey)
+
+
+def test_turn_rings_for_what_is_due_and_sleeps_until_the_next_poll(dispatcher, broker):
+    make(3)
+    delay = dispatcher.turn()
+    assert len(broker.rung) == 3
+    assert 0 < delay <= dispatch.POLL_SECONDS
+
+
+def test_turn_rings_at_the_moment_not_before(dispatcher, broker):
+    make(1, delay_seconds=0.3)
+    due_at = time.monotonic() + 0.3
+    while not broker.rung:
+        time.sleep(dispatcher.turn())
+        assert time.monotonic() < due_at + 5
+    assert time.monotonic() >= due_at - 0.01
+
+
+def test_turn_returns_nothing_to_wait_for_after_a_full_batch(dispatcher, monkeypatch):
+    monkeypatch.setattr(dispatch, "CLAIM_LIMIT", 2)
+    make(5)
+    assert dispatcher.turn() == 0.0
+
+
+def test_failed_publish_loses_nothing(dispatcher, broker, monkeypatch):
+    monkeypatch.setattr(dispatch, "PAUSE_SECONDS", 0.05)
+    make(3)
+    broker.down = True
+    assert dispatcher.turn() <= 0.05
+    broker.down = False
+    deadline = time.monotonic() + 5
+    while len(broker.rung) < 3 and time.monotonic() < deadline:
+        time.sleep(dispatcher.turn())
+    assert sorted(broker.rung) == sorted(Delivery.objects.values_list("pk", flat=True))
+
+
+@pytest.mark.django_db(transaction=True)
+def test_turn_survives_a_database_that_goes_away(dispatcher, broker, monkeypatch, caplog):
+    monkeypatch.setattr(dispatch, "PAUSE_SECONDS", 0.05)
+    dispatcher.turn()
+    make(1)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        pid = cursor.fetchone()[0]
+    other = connection.copy()
+    with other.cursor() as cursor:
+        cursor.execute("SELECT pg_terminate_backend(%s)", [pid])
+    other.close()
+    deadline = time.monotonic() + 5
+    while not broker.rung and time.monotonic() < deadline:
+        time.sleep(dispatcher.turn())
+    assert len(broker.rung) == 1
+    said = [record.getMessage().split()[0] for record in caplog.records]
+    assert said.count("dispatch_failing") == said.count("dispatch_recovered") == 1
+
+
+def test_close_puts_back_what_was_not_rung_for(dispatcher, broker):
+    make(2, delay_seconds=0.9)
+    dispatcher.turn()
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.CLAIMED}
+    dispatcher.close()
+    dispatcher.close()
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.SCHEDULED}
+    assert broker.rung == []
+
+
+def test_entry_whose_lease_ran_out_is_not_rung_for(dispatcher, broker):
+    make(1, delay_seconds=0.2)
+    dispatcher.turn()
+    dispatcher._held[0].expires = time.monotonic()
+    time.sleep(0.25)
+    dispatcher._ring()
+    assert broker.rung == []
+
+
+def test_turn_takes_expired_leases_back(dispatcher, broker):
+    make(1)
+    set_lease(State.CLAIMED)
+    dispatcher.turn()
+    assert len(broker.rung) == 1

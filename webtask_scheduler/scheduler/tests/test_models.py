@@ -1,0 +1,144 @@
+"""The database refuses impossible rows, and reads the queue by the indexes made for it."""
+
+import json
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from django.db import IntegrityError, connection, transaction
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler import dispatch, leases, services
+from webtask_scheduler.scheduler.beat import TimerScheduler
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+LEASE = {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fields"),
+    [
+        ("delivery_state_known", {"state": "waiting"}),
+        ("delivery_leased_iff_claimed_or_running", {"state": State.CLAIMED}),
+        ("delivery_leased_iff_claimed_or_running", {"state": State.RUNNING, "lease_token": uuid.uuid4()}),
+        ("delivery_leased_iff_claimed_or_running", {"state": State.SCHEDULED, **LEASE}),
+        ("delivery_finished_iff_final", {"state": State.SUCCEEDED}),
+        ("delivery_finished_iff_final", {"state": State.SCHEDULED, "finished_at": NOW}),
+        ("delivery_never_early", {"next_attempt_at": datetime(2000, 1, 1, tzinfo=UTC)}),
+        ("delivery_attempts_bounded", {"attempts": 1001, "started_at": NOW}),
+        ("delivery_attempts_bounded", {"attempts": 1}),
+        ("delivery_cancel_requested_while_running", {"cancel_requested_at": NOW}),
+    ],
+)
+def test_delivery_refuses(make_timer, constraint, fields):
+    timer = make_timer()
+    with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
+        Delivery.objects.filter(timer=timer).update(**fields)
+
+
+def test_delivery_refuses_the_same_occurrence_twice(make_timer):
+    timer = make_timer()
+    with pytest.raises(IntegrityError, match="delivery_timer_occurrence_unique"), transaction.atomic():
+        Delivery.objects.create(timer=timer, occurrence=1, extra=True, due_at=NOW, next_attempt_at=NOW)
+
+
+def test_delivery_refuses_a_second_open_promise(make_timer):
+    timer = make_timer()
+    with pytest.raises(IntegrityError, match="delivery_one_open_per_timer"), transaction.atomic():
+        Delivery.objects.create(timer=timer, occurrence=2, due_at=NOW, next_attempt_at=NOW)
+    Delivery.objects.create(timer=timer, occurrence=2, extra=True, due_at=NOW, next_attempt_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fields"),
+    [
+        ("attempt_numbered_from_one", {"number": 0}),
+        ("attempt_never_early", {"started_at": NOW - timedelta(microseconds=1)}),
+        ("attempt_error_known", {"error": "bad luck"}),
+    ],
+)
+def test_attempt_refuses(make_timer, constraint, fields):
+    delivery = make_timer().deliveries.get()
+    values = {"delivery": delivery, "number": 1, "meant_for": NOW, "started_at": NOW} | fields
+    with pytest.raises(IntegrityError, match=constraint), transaction.atomic():
+        Attempt.objects.create(**values)
+
+
+def test_attempt_refuses_the_same_number_twice(make_timer):
+    delivery = make_timer().deliveries.get()
+    Attempt.objects.create(delivery=delivery, number=1, meant_for=NOW, started_at=NOW)
+    with pytest.raises(IntegrityError, match="attempt_delivery_number_unique"), transaction.atomic():
+        Attempt.objects.create(delivery=delivery, number=1, meant_for=NOW, started_at=NOW)
+
+
+def _fill(count: int) -> None:
+    for start in range(0, count, 1000):
+        services.schedule(
+            [services.NewTimer(web_url="http://127.0.0.1:9/", delay_seconds=3600 + start + n) for n in range(1000)]
+        )
+    with connection.cursor() as cursor:
+        for table in ("scheduler_delivery", "scheduler_timer", "django_celery_beat_periodictask"):
+            cursor.execute(f"ANALYZE {table}")
+
+
+def _indexes(statement: str, arguments: object) -> set[str]:
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (FORMAT JSON) " + statement, arguments)
+        plan = cursor.fetchone()[0]
+    found = set()
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            found.add(node.get("Index Name"))
+            found.update({f"seq:{node['Relation Name']}"} if node.get("Node Type") == "Seq Scan" else ())
+            for inner in node.values():
+                walk(inner)
+        elif isinstance(node, list):
+            for inner in node:
+                walk(inner)
+
+    walk(plan if isinstance(plan, list) else json.loads(plan))
+    return found
+
+
+def test_claim_reads_the_due_index_and_no_whole_table(sql):
+    _fill(20_000)
+    # A batch as small against this table as a real one is against a million rows: joins by index must pay.
+    arguments = {"ahead": 1.0, "timer": None, "limit": 20, "token": uuid.uuid4(), "lease": 10.0}
+    used = _indexes(dispatch._CLAIM, arguments)
+    assert "delivery_due_idx" in used
+    assert not {name for name in used if name and name.startswith("seq:")}
+
+
+def test_claim_of_one_timer_reads_its_own_rows():
+    _fill(20_000)
+    timer_id = Delivery.objects.first().timer_id
+    arguments = {"ahead": 1.0, "timer": timer_id, "limit": 500, "token": uuid.uuid4(), "lease": 10.0}
+    used = _indexes(dispatch._CLAIM, arguments)
+    assert not {name for name in used if name and name.startswith("seq:")}
+
+
+def test_reclaim_reads_the_lease_index():
+    _fill(20_000)
+    assert "delivery_lease_idx" in _indexes(dispatch._EXPIRED, {"limit": 500})
+
+
+def test_renewal_reads_deliveries_by_id():
+    _fill(20_000)
+    ids = list(Delivery.objects.values_list("pk", flat=True)[:32])
+    arguments = {"ids": ids, "tokens": ids, "running": 20.0, "claimed": 10.0}
+    assert "seq:scheduler_delivery" not in _indexes(leases._RENEW, arguments)
+
+
+def test_stock_reload_does_not_read_the_rows_of_timers():
+    _fill(20_000)
+    clocked = ClockedSchedule.objects.create(clocked_time=NOW)
+    PeriodicTask.objects.create(name="operator's", task="some.task", clocked=clocked, one_off=True)
+    rows = TimerScheduler.enabled_models_qs(TimerScheduler.__new__(TimerScheduler))
+    statement, arguments = rows.query.sql_with_params()
+    used = _indexes(statement, arguments)
+    assert "periodictask_foreign_idx" in used
+    assert "seq:django_celery_beat_periodictask" not in used
