@@ -56,14 +56,15 @@ class Claim:
     full: bool
 
 
-# Locks rows in index order and updates those ids. Each must still be wanted by its PeriodicTask: enabled (or disabled
+# Locks rows in index order and updates those ids. The bound is the statement's own time: clock_timestamp() may change
+# from row to row, so the planner would compare it with every entry of the index. Each must still be wanted by its PeriodicTask: enabled (or disabled
 # by a stock scheduler that has run it, see services.handed_over) and due when it says. Others are parked as paused, out
 # of the way of the queue, for services.obey to look at.
 _CLAIM = f"""
 WITH {ASYNC_COMMIT},
 due AS MATERIALIZED (
   SELECT id, timer_id, extra, due_at FROM scheduler_delivery, quick
-   WHERE state = 'scheduled' AND next_attempt_at <= clock_timestamp() + make_interval(secs => %(ahead)s)
+   WHERE state = 'scheduled' AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(ahead)s)
      AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
    ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE OF scheduler_delivery SKIP LOCKED
 ),
@@ -87,7 +88,7 @@ RETURNING delivery.id, agreed, task_id,
 
 _EXPIRED = """
 SELECT id, state, attempts, cancel_requested_at IS NOT NULL FROM scheduler_delivery
- WHERE state IN ('claimed', 'running') AND lease_expires_at < clock_timestamp()
+ WHERE state IN ('claimed', 'running') AND lease_expires_at < statement_timestamp()
  ORDER BY lease_expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
 """
 

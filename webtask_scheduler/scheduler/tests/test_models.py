@@ -104,12 +104,22 @@ def _indexes(statement: str, arguments: object) -> set[str]:
     return found
 
 
+def _bounds(statement: str, arguments: object, index: str) -> str:
+    """Return the condition by which a plan's scan of an index is bounded; empty where it reads all of it."""
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN " + statement, arguments)
+        lines = [row[0].strip() for row in cursor.fetchall()]
+    at = next(number for number, line in enumerate(lines) if f"using {index} " in line)
+    return lines[at + 1] if lines[at + 1].startswith("Index Cond:") else ""
+
+
 def test_claim_reads_the_due_index_and_no_whole_table(sql):
     _fill(20_000)
     # A batch as small against this table as a real one is against a million rows: joins by index must pay.
     arguments = {"ahead": 1.0, "timer": None, "limit": 20, "token": uuid.uuid4(), "lease": 10.0}
     used = _indexes(dispatch._CLAIM, arguments)
     assert "delivery_due_idx" in used
+    assert "next_attempt_at <=" in _bounds(dispatch._CLAIM, arguments, "delivery_due_idx")
     assert not {name for name in used if name and name.startswith("seq:")}
 
 
@@ -123,7 +133,7 @@ def test_claim_of_one_timer_reads_its_own_rows():
 
 def test_reclaim_reads_the_lease_index():
     _fill(20_000)
-    assert "delivery_lease_idx" in _indexes(dispatch._EXPIRED, {"limit": 500})
+    assert "lease_expires_at <" in _bounds(dispatch._EXPIRED, {"limit": 500}, "delivery_lease_idx")
 
 
 def test_renewal_reads_deliveries_by_id():
