@@ -1,0 +1,183 @@
+"""The scheduler on stock beat's loop, with a real broker."""
+
+import json
+import socket
+import time
+
+import pytest
+import redis
+from celery import Celery
+from django.db import connection
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from config.celery_app import app
+from webtask_scheduler.scheduler import dispatch, services
+from webtask_scheduler.scheduler.beat import Publisher, TimerScheduler
+from webtask_scheduler.scheduler.dispatch import Chunk, PublishError
+from webtask_scheduler.scheduler.models import Beat, Delivery, State, new_id
+from webtask_scheduler.scheduler.tests.service import broker_url
+
+# Stock beat commits and closes connections as it likes.
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+@pytest.fixture
+def broker():
+    client = redis.Redis.from_url(broker_url())
+    client.flushdb()
+    yield client
+    client.flushdb()
+    client.close()
+
+
+@pytest.fixture
+def celery_app(broker):
+    """The project's app, sending to the Redis database of the tests."""
+    before = app.conf.broker_url, app.conf.broker_write_url
+    app.conf.broker_url = app.conf.broker_write_url = broker_url()
+    yield app
+    app.conf.broker_url, app.conf.broker_write_url = before
+
+
+@pytest.fixture
+def scheduler(celery_app):
+    scheduler = TimerScheduler(celery_app, lazy=False)
+    yield scheduler
+    scheduler.close()
+
+
+def messages(broker, task):
+    """Return (arguments, headers) of the messages that wait for a worker."""
+    waiting = [json.loads(raw) for raw in broker.lrange("celery", 0, -1)]
+    return [message["headers"] for message in waiting if message["headers"]["task"].endswith(task)]
+
+
+def test_tick_rings_for_due_timers_and_returns_the_poll_interval(scheduler, broker, make_timer):
+    timer = make_timer(delay_seconds=-1)
+    delays = [scheduler.tick() for _ in range(3)]
+    (headers,) = messages(broker, "tasks.deliver")
+    assert str(Delivery.objects.get(timer=timer).pk) in headers["argsrepr"]
+    assert 0 < delays[-1] <= dispatch.POLL_SECONDS
+
+
+def test_tick_leaves_the_rows_of_timers_to_dispatch(scheduler, make_timer):
+    make_timer(delay_seconds=60)
+    assert not [name for name in scheduler.schedule if name.startswith("timer ")]
+
+
+def test_tick_fires_an_operators_clocked_task(celery_app, broker):
+    soon = ClockedSchedule.objects.create(clocked_time="2020-01-01T00:00:00Z")
+    PeriodicTask.objects.create(name="once", task="some.task", clocked=soon, one_off=True)
+    scheduler = TimerScheduler(celery_app, lazy=False)
+    deadline = time.monotonic() + 5
+    while not messages(broker, "some.task") and time.monotonic() < deadline:
+        scheduler.tick()
+    assert len(messages(broker, "some.task")) == 1
+    scheduler.close()
+
+
+def test_tick_notes_that_a_beat_is_at_work(scheduler):
+    scheduler.tick()
+    assert Beat.objects.count() == 1
+
+
+def test_close_puts_back_what_is_claimed_and_may_be_called_twice(scheduler, make_timer):
+    timer = make_timer(delay_seconds=0.9)
+    scheduler.tick()
+    assert Delivery.objects.get(timer=timer).state == State.CLAIMED
+    scheduler.close()
+    scheduler.close()
+    assert Delivery.objects.get(timer=timer).state == State.SCHEDULED
+
+
+def test_banner_builds_a_lazy_instance_without_side_effects(celery_app, django_assert_num_queries):
+    with django_assert_num_queries(0):
+        TimerScheduler(celery_app, lazy=True)
+
+
+def test_claim_that_meets_a_disabled_row_sends_it_to_a_worker(scheduler, broker, make_timer):
+    timer = make_timer(delay_seconds=-1)
+    PeriodicTask.objects.filter(timer=timer).update(enabled=False)
+    scheduler.tick()
+    assert len(messages(broker, "tasks.obey")) == 1
+    assert messages(broker, "tasks.deliver") == []
+
+
+def _refusing_app():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    other = Celery("other", broker=f"redis://127.0.0.1:{port}/0", set_as_current=False)
+    other.conf.broker_transport_options = {}
+    return other
+
+
+def test_tick_survives_a_dead_broker_and_loses_nothing(scheduler, broker, make_timer, celery_app):
+    timer = make_timer(delay_seconds=-1)
+    scheduler.tick()
+    scheduler._publisher._app = _refusing_app()
+    scheduler._publisher.close()
+    late = make_timer(delay_seconds=-1)
+    begun = time.monotonic()
+    for _ in range(3):
+        scheduler._dispatcher._poll_at = 0.0
+        scheduler._stock_at = 0.0
+        assert scheduler.tick() <= dispatch.PAUSE_SECONDS
+    assert time.monotonic() - begun < 3
+    scheduler._publisher._app = celery_app
+    scheduler._dispatcher._poll_at = 0.0
+    scheduler.tick()
+    rung = " ".join(headers["argsrepr"] for headers in messages(broker, "tasks.deliver"))
+    for each in (timer, late):
+        assert str(Delivery.objects.get(timer=each).pk) in rung
+
+
+def test_publisher_gives_up_on_a_broker_that_does_not_answer():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        silent = Celery("silent", broker=f"redis://127.0.0.1:{listener.getsockname()[1]}/0", set_as_current=False)
+        publisher = Publisher(silent)
+        begun = time.monotonic()
+        with pytest.raises(PublishError):
+            publisher.deliver(Chunk(((new_id(), new_id()),)))
+        assert time.monotonic() - begun < 8
+
+
+def test_publisher_works_again_after_its_connection_was_cut(celery_app, broker):
+    publisher = Publisher(celery_app)
+    chunk = Chunk(((new_id(), new_id()),))
+    publisher.deliver(chunk)
+    for client in broker.client_list():
+        if client["cmd"] != "client|list":
+            broker.client_kill_filter(_id=client["id"])
+    try:
+        publisher.deliver(chunk)
+    except PublishError:
+        publisher.deliver(chunk)
+    assert len(messages(broker, "tasks.deliver")) == 2
+    publisher.close()
+
+
+def test_constructor_waits_for_a_database(celery_app, monkeypatch, caplog):
+    """The first connections fail, as those to a server that is still starting do."""
+    monkeypatch.setattr("webtask_scheduler.scheduler.beat.PAUSE_SECONDS", 0.01)
+    from django.db import OperationalError
+
+    real, failures = connection.ensure_connection, iter([OperationalError("starting up")] * 3)
+
+    def ensure():
+        for failure in failures:
+            raise failure
+        real()
+
+    monkeypatch.setattr(connection, "ensure_connection", ensure)
+    monkeypatch.setattr(connection, "close", lambda: None)
+    TimerScheduler(celery_app, lazy=False)
+    assert [record.getMessage().split()[0] for record in caplog.records].count("database_awaited") == 1
+
+
+def test_run_now_is_claimed_beside_the_promise(scheduler, broker, make_timer):
+    timer = make_timer(delay_seconds=60)
+    extra = services.run_now(timer.pk)
+    scheduler.tick()
+    (headers,) = messages(broker, "tasks.deliver")
+    assert str(extra) in headers["argsrepr"]
+    assert Delivery.objects.promised().get(timer=timer).state == State.SCHEDULED
