@@ -45,14 +45,12 @@ class Publisher:
     def deliver(self, chunk: Chunk) -> None:
         """Ring for a chunk of claimed deliveries. Raises PublishError."""
         items = [[str(delivery_id), str(token)] for delivery_id, token in chunk.items]
-        count = len(items)
-        # What a person reads in Flower.
-        label = f"{count} timers" if count > 1 else f"delivery {items[0][0]}"
-        self._send(tasks.deliver, [items], argsrepr=f"({label})", shadow="deliver " + label.partition(" ")[0])
+        # Both are what a person reads in Flower and in the worker's log.
+        self._send(tasks.deliver, [items], argsrepr=f"({chunk.label})", shadow="deliver")
 
     def obey(self, periodic_task_ids: list[int]) -> None:
         """Have a worker look at rows that somebody else changed. Raises PublishError."""
-        self._send(tasks.obey, [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)")
+        self._send(tasks.obey, [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
 
     def check(self) -> None:
         """Ask the broker for an answer. Raises PublishError."""

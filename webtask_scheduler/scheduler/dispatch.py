@@ -42,9 +42,10 @@ class PublishError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one message carries: (delivery id, lease token) pairs."""
+    """What one message carries: (delivery id, lease token) pairs, and a label for people."""
 
     items: tuple[tuple[uuid.UUID, uuid.UUID], ...]
+    label: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +58,10 @@ class Claim:
 
 
 # Locks rows in index order and updates those ids. The bound is the statement's own time: clock_timestamp() may change
-# from row to row, so the planner would compare it with every entry of the index. Each must still be wanted by its PeriodicTask: enabled (or disabled
-# by a stock scheduler that has run it, see services.handed_over) and due when it says. Others are parked as paused, out
-# of the way of the queue, for services.obey to look at.
+# from row to row, so the planner would compare it with every entry of the index.
+# Each row must still be wanted by its PeriodicTask: enabled (or disabled by a stock scheduler that has run it, see
+# services.handed_over) and due when it says. Others are parked as paused, out of the way of the queue, for
+# services.obey to look at.
 _CLAIM = f"""
 WITH {ASYNC_COMMIT},
 due AS MATERIALIZED (
@@ -82,7 +84,7 @@ UPDATE scheduler_delivery delivery
        lease_token = CASE WHEN agreed THEN %(token)s::uuid END,
        lease_expires_at = CASE WHEN agreed THEN clock_timestamp() + make_interval(secs => %(lease)s) END
   FROM wanted WHERE delivery.id = wanted.id
-RETURNING delivery.id, agreed, task_id,
+RETURNING delivery.id, agreed, task_id, delivery.timer_id, delivery.due_at,
           extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8
 """  # noqa: S608 - only constants are put in
 
@@ -139,11 +141,11 @@ def claim_due(*, limit: int = CLAIM_LIMIT, ahead_seconds: float = 0.0, timer_id:
     # Measured after the answer came, so a moment in memory is never before the database's.
     now = time.monotonic()
     held = [
-        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token)
-        for delivery_id, agreed, _, left in rows
+        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at)
+        for delivery_id, agreed, _, timer_id, due_at, left in rows
         if agreed
     ]
-    disputed = [task_id for _, agreed, task_id, _ in rows if not agreed and task_id is not None]
+    disputed = [task_id for _, agreed, task_id, *_ in rows if not agreed and task_id is not None]
     return Claim(held, disputed, full=len(rows) == limit)
 
 
@@ -165,6 +167,11 @@ def reclaim_expired(*, limit: int = CLAIM_LIMIT) -> int:
     running = sum(row[1] == State.RUNNING for row in expired)
     logger.warning("leases_reclaimed claimed=%d running=%d", len(expired) - running, running)
     return len(expired)
+
+
+def _label(batch: list[Held]) -> str:
+    due_at = f"{batch[0].due_at:%H:%M:%S}" if batch[0].due_at else "?"
+    return f"{len(batch)} timers due {due_at}" if len(batch) > 1 else f"timer {batch[0].timer_id} due {due_at}"
 
 
 class Dispatcher:
@@ -240,7 +247,7 @@ class Dispatcher:
         for start in range(0, len(due), CHUNK):
             batch = due[start : start + CHUNK]
             try:
-                self._publish(Chunk(tuple((item.delivery_id, item.token) for item in batch)))
+                self._publish(Chunk(tuple((item.delivery_id, item.token) for item in batch), _label(batch)))
             except PublishError:
                 self._unpublished += due[start:]
                 raise

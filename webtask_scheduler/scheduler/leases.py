@@ -6,6 +6,7 @@ A lease is a claim with an end time. Its token guards every write: who lost the 
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 from django.db import connection
@@ -24,6 +25,9 @@ class Held:
     expires: float = field(compare=False)
     delivery_id: uuid.UUID = field(compare=False)
     token: uuid.UUID = field(compare=False)
+    # For the people who read the messages; a worker needs neither.
+    timer_id: uuid.UUID | None = field(compare=False, default=None)
+    due_at: datetime | None = field(compare=False, default=None)
 
 
 # A commit that need not wait for the disk: a crash of the database at worst forgets a claim, a start or a record, which
