@@ -10,7 +10,8 @@ from webtask_scheduler.scheduler import views
 urlpatterns: list[object] = [
     path("api/v1/", include("config.api_router")),
     re_path("^api/schema/?$", SpectacularAPIView.as_view(), name="schema"),
-    re_path("^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema"), name="docs"),
+    # No metadata: the page's renderer has no template for it.
+    re_path("^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema", metadata_class=None), name="docs"),
     path("", include("webtask_scheduler.scheduler.urls")),
     path("", RedirectView.as_view(pattern_name="docs")),
     path("healthz", views.healthz),

@@ -1,8 +1,27 @@
 """The WSGI application that the web server loads."""
 
 import os
+from typing import Any
 
-from django.core.wsgi import get_wsgi_application
+import django
+from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
-application = get_wsgi_application()
+
+
+class Request(WSGIRequest):
+    """Takes a Content-Type that cannot be read for none: Django's own raises before any view could answer 415."""
+
+    def __init__(self, environ: dict[str, Any]) -> None:
+        try:
+            super().__init__(environ)
+        except ValueError:
+            super().__init__(environ | {"CONTENT_TYPE": ""})
+
+
+class Handler(WSGIHandler):
+    request_class = Request
+
+
+django.setup(set_prefix=False)
+application = Handler()

@@ -135,7 +135,18 @@ SPECTACULAR_SETTINGS = {
     # Served from this service: the page works without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "ENUM_NAME_OVERRIDES": {"TimerStatus": "webtask_scheduler.scheduler.models.State"},
+    "SWAGGER_UI_SETTINGS": {
+        "deepLinking": True,
+        "persistAuthorization": True,
+        "displayRequestDuration": True,
+        "defaultModelsExpandDepth": 0,
+    },
+    # A session serves the admin, not programs: no padlock on what needs none.
+    "AUTHENTICATION_WHITELIST": [],
+    "ENUM_NAME_OVERRIDES": {
+        "TimerStatus": "webtask_scheduler.scheduler.models.State",
+        "ErrorKind": "webtask_scheduler.scheduler.models.ErrorKind",
+    },
 }
 # A request body larger than this is refused with 413.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024

@@ -16,3 +16,4 @@ SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="local-development-only-not-a-
 ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["*"])
 # Static files are served straight from the packages: no collectstatic on a laptop.
 WHITENOISE_USE_FINDERS = True
+STATIC_ROOT = None

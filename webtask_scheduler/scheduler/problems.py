@@ -6,10 +6,9 @@ from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
 from django.views import defaults
 from rest_framework import exceptions
-from rest_framework.response import Response
 from rest_framework.views import exception_handler
 
 MEDIA_TYPE = "application/problem+json"
@@ -27,6 +26,12 @@ class LengthRequired(exceptions.APIException):
     default_code = "length_required"
 
 
+class NotUTF8(exceptions.APIException):
+    status_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    default_detail = "Send the body in UTF-8; no other charset is read."
+    default_code = "not_utf8"
+
+
 class Unavailable(exceptions.APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     default_detail = "The database does not answer. Nothing was stored; try again in a moment."
@@ -34,11 +39,14 @@ class Unavailable(exceptions.APIException):
     wait = 1
 
 
-def problem_response(error: Exception, context: dict[str, Any]) -> Response | None:
-    """Answer an exception of an API view; None leaves it to Django (a fault of ours: 500)."""
+def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
+    """Answer an exception of an API view; None leaves it to Django (a fault of ours: 500).
+
+    Always JSON: the view's own renderer may speak YAML or HTML.
+    """
     if isinstance(error, RequestDataTooBig):
         error = TooLarge()
-    elif isinstance(error, SuspiciousOperation):
+    elif isinstance(error, SuspiciousOperation | UnreadablePostError):
         error = exceptions.ParseError("The request cannot be read.")
     elif isinstance(error, OperationalError | InterfaceError):
         error = Unavailable()
@@ -54,11 +62,14 @@ def problem_response(error: Exception, context: dict[str, Any]) -> Response | No
         detail = "The request is not valid: " + "; ".join(
             f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors
         )
-        response.data = problem(response.status_code, detail, errors=errors)
+        body = problem(response.status_code, detail, errors=errors)
     else:
-        response.data = problem(response.status_code, str(error.detail))
-    response.content_type = MEDIA_TYPE
-    return response
+        body = problem(response.status_code, str(error.detail))
+    answer = JsonResponse(body, status=response.status_code, content_type=MEDIA_TYPE)
+    for name in ("WWW-Authenticate", "Retry-After"):
+        if name in response:
+            answer[name] = response[name]
+    return answer
 
 
 def problem(status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:

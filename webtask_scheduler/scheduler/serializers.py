@@ -9,10 +9,13 @@ from django.conf import settings
 from django.http import QueryDict
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import http
+from webtask_scheduler.scheduler import http, services
 from webtask_scheduler.scheduler.models import URL_MAX_LENGTH, Attempt, Delivery, ErrorKind, State
 
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
+WHEN_MISSING = "Say when: give at least one of hours, minutes and seconds. 0 means now."
+# What the column holds: more than the longest name that can resolve, with a port.
+HOST_MAX_LENGTH = 261
 
 
 class WholeNumberField(serializers.IntegerField):
@@ -40,6 +43,8 @@ class WebUrlField(serializers.CharField):
             http.check_url(data, max_length=URL_MAX_LENGTH)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from error
+        if len(services.host_of(data)) > HOST_MAX_LENGTH:
+            raise serializers.ValidationError("The URL's host or port is not valid.")
         return data
 
 
@@ -54,23 +59,29 @@ class NewTimerSerializer(serializers.Serializer[Any]):
     )
 
     def to_internal_value(self, data: Any) -> dict[str, Any]:
+        errors: dict[str, Any] = {}
         if isinstance(data, Mapping):
+            known = ", ".join(self.fields)
             unknown = [name for name in data if name not in self.fields]
-            if unknown:
-                # Names come from outside: shown in ASCII, and not all of a long list.
-                known = ", ".join(self.fields)
-                raise serializers.ValidationError(
-                    {ascii(name)[1:101].rstrip("'"): [f"Unknown field. Known are: {known}."] for name in unknown[:10]}
-                )
-        values: dict[str, Any] = super().to_internal_value(data)
+            # Names come from outside: shown in ASCII, and not all of a long list.
+            errors = {ascii(name)[1:101].rstrip("'"): [f"Unknown field. Known are: {known}."] for name in unknown[:10]}
+            if not data.keys() & UNITS.keys():
+                errors["seconds"] = [WHEN_MISSING]
+        values: dict[str, Any] = {}
+        try:
+            values = super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            # Everything that is wrong in one answer.
+            errors |= error.detail  # type: ignore[arg-type]  # of fields, so a dict
+        if errors:
+            raise serializers.ValidationError(errors)
         return values
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         given = [unit for unit in UNITS if unit in attrs]
         if not given:
-            raise serializers.ValidationError(
-                {"seconds": ["Say when: give at least one of hours, minutes and seconds. 0 means now."]}
-            )
+            # A form whose fields are there, and empty.
+            raise serializers.ValidationError({"seconds": [WHEN_MISSING]})
         delay = sum(attrs[unit] * UNITS[unit] for unit in given)
         horizon = settings.WEBTASK_HORIZON_SECONDS
         if delay > horizon:
@@ -102,7 +113,8 @@ class TimerSerializer(serializers.Serializer[Any]):
 
     task_id = serializers.UUIDField()
     status = serializers.ChoiceField(choices=State.choices)
-    web_url = serializers.URLField(max_length=URL_MAX_LENGTH)
+    # Not a URLField: what is accepted may hold letters outside ASCII, which no `uri` does.
+    web_url = serializers.CharField(max_length=URL_MAX_LENGTH)
     created_at = serializers.DateTimeField()
     due_at = serializers.DateTimeField(help_text="The promised moment. Retries do not change it.")
     time_left_in_seconds = serializers.IntegerField(
@@ -147,11 +159,12 @@ def _reason(delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> st
         if delivery.next_attempt_at > now:
             return "Its moment has not come yet."
         return "It is due and waits for a beat to claim it."
+    calls = "attempt" if delivery.attempts == 1 else "attempts"
     return {
         State.CLAIMED: "A beat has claimed it; a worker calls it at its moment.",
         State.RUNNING: "A worker is calling it now.",
         State.PAUSED: "It is paused; enable its periodic task to let it go on.",
-        State.FAILED: f"It was given up after {delivery.attempts} attempts. {last}".strip(),
+        State.FAILED: f"It was given up after {delivery.attempts} {calls}. {last}".strip(),
         State.CANCELLED: "It was cancelled.",
         State.MISSED: "Its moment had passed by more than its allowed lateness.",
     }.get(State(delivery.state))

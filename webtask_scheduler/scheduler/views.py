@@ -10,15 +10,18 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions, parsers
+from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.request import Request
 from rest_framework.response import Response
+from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
 from webtask_scheduler.scheduler import schema, services
 from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery, State
-from webtask_scheduler.scheduler.problems import LengthRequired, TooLarge
+from webtask_scheduler.scheduler.problems import LengthRequired, NotUTF8, TooLarge
 from webtask_scheduler.scheduler.serializers import NewTimerSerializer, timer_body
 
 # A beat that was not seen for this long is taken for gone.
@@ -27,32 +30,40 @@ BROKER_TIMEOUT_SECONDS = 2.0
 
 
 class JSONParser(parsers.JSONParser):
-    """JSON whose depth Python's own parser bounds."""
+    """JSON in UTF-8 whose depth Python's own parser bounds."""
 
-    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:  # noqa: ARG002
         try:
-            return super().parse(stream, media_type, parser_context)
+            # With or without a byte order mark, as some editors write one.
+            return strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
         except RecursionError as error:
             raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
+        except ValueError as error:
+            raise exceptions.ParseError(f"JSON parse error - {error}") from error
 
 
-class BoundedView(APIView):
-    """A view whose request's body is of known and bounded length: no parser reads more than it was promised."""
+def _integer(digits: str) -> int:
+    """Return an integer that no field allows for one that Python refuses to read: its field says so, by name."""
+    return int(digits[:30])
+
+
+class JSONOnly(DefaultContentNegotiation):
+    """Answers are JSON, whatever `Accept` or a `format` in the query asks for: there is nothing else to give."""
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:  # noqa: ARG002
+        return renderers[0], renderers[0].media_type
+
+
+class TimersView(APIView):
+    """`timer`: create one."""
 
     parser_classes = (JSONParser, parsers.FormParser, parsers.MultiPartParser)
+    content_negotiation_class = JSONOnly
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
-        length = request.META.get("CONTENT_LENGTH")
-        if not length and "HTTP_TRANSFER_ENCODING" in request.META:
-            raise LengthRequired
-        if length and int(length) > limit:
-            raise TooLarge(f"The request's body is larger than {limit} bytes.")
+        if request.method == "POST":
+            _check_body(request)
         super().initial(request, *args, **kwargs)
-
-
-class TimersView(BoundedView):
-    """`timer`: create one."""
 
     @schema.create_timer
     def post(self, request: Request) -> Response:
@@ -71,8 +82,31 @@ class TimersView(BoundedView):
         return Response(body, status=201, headers={"Location": location})
 
 
-class TimerView(BoundedView):
+def _check_body(request: Request) -> None:
+    """Make sure that the body is of known and bounded length, whole, and UTF-8, before any parser sees it."""
+    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+    length = request.META.get("CONTENT_LENGTH")
+    if not length and "HTTP_TRANSFER_ENCODING" in request.META:
+        raise LengthRequired
+    try:
+        promised = int(length or 0)
+    except ValueError as error:
+        raise exceptions.ParseError("The Content-Length is not a number.") from error
+    if promised > limit:
+        raise TooLarge(f"The request's body is larger than {limit} bytes.")
+    # A client that died while sending may leave half a number or half a URL behind.
+    if len(request.body) != promised:
+        raise exceptions.ParseError("The body is shorter or longer than its Content-Length.")
+    # Python knows charsets that unpack, or take minutes to decode what fits the limit.
+    charset = (request.content_params or {}).get("charset", "utf-8").strip("\"' ").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise NotUTF8
+
+
+class TimerView(APIView):
     """`timer/<id>`: look at one."""
+
+    content_negotiation_class = JSONOnly
 
     @schema.retrieve_timer
     def get(self, request: Request, id: str) -> Response:  # noqa: A002, ARG002 - the name in the path and the schema
@@ -99,25 +133,33 @@ NO_TIMER = "There is no timer with this id. The id is the `task_id` that creatin
 def _timer_id(text: str) -> uuid.UUID:
     """Return the id in a path. Raises NotFound: a malformed one names no timer either."""
     try:
-        return uuid.UUID(text)
+        found = uuid.UUID(text)
     except ValueError as error:
         raise exceptions.NotFound(NO_TIMER) from error
+    if str(found) != text.lower():
+        # Python reads braces, a prefix, no hyphens or hyphens anywhere; an address has one spelling.
+        raise exceptions.NotFound(NO_TIMER)
+    return found
 
 
+@csrf_exempt
 @require_safe
 def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     """Answer 200 while this process lives."""
     return JsonResponse({"status": "ok"})
 
 
+@csrf_exempt
 @require_safe
 def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     """Answer 200 when timers can be created and will be called, else 503; the body says what is missing."""
     checks = {"database": "ok", "migrations": "ok", "beat": "ok", "broker": _broker()}
     try:
-        if not _migrated():
+        if _migrated():
+            checks["beat"] = _beat()
+        else:
             checks["migrations"] = "not applied: run manage.py migrate"
-        checks["beat"] = _beat()
+            checks["beat"] = "not known before migrations are applied"
     except (DatabaseError, InterfaceError):
         connection.close()
         checks |= dict.fromkeys(("database", "migrations", "beat"), "the database does not answer")

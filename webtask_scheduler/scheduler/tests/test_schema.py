@@ -1,0 +1,238 @@
+"""The OpenAPI document is valid, complete, and true of what the API really answers."""
+
+import json
+import uuid
+from datetime import timedelta
+
+import pytest
+import yaml
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import OperationalError
+from django.test import Client
+from drf_spectacular.validation import validate_schema
+from jsonschema import Draft202012Validator
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
+
+PATH = "/api/v1/scheduler/timer"
+GOOD = {"hours": 0, "minutes": 0, "seconds": 5, "web_url": "http://a.example/"}
+JSON = "application/json"
+PROBLEM = "application/problem+json"
+
+db = pytest.mark.django_db
+
+
+@pytest.fixture(scope="module")
+def document():
+    answer = Client().get("/api/schema", headers={"accept": JSON})
+    assert answer.status_code == 200
+    return json.loads(answer.content)
+
+
+@pytest.fixture
+def create(document):
+    return document["paths"][PATH]["post"]
+
+
+@pytest.fixture
+def retrieve(document):
+    return document["paths"][PATH + "/{id}"]["get"]
+
+
+def assert_valid(document, schema, value):
+    Draft202012Validator(
+        schema | {"components": document["components"]}, format_checker=Draft202012Validator.FORMAT_CHECKER
+    ).validate(value)
+
+
+def assert_documented(document, operation, answer):
+    """Assert that the operation's description has this status and media type, and a schema that the body meets."""
+    content = operation["responses"][str(answer.status_code)]["content"]
+    assert answer["Content-Type"] in content
+    assert_valid(document, content[answer["Content-Type"]]["schema"], json.loads(answer.content))
+
+
+def contents(operation):
+    """Yield each request and response body that an operation describes."""
+    yield from operation["requestBody"]["content"].items() if "requestBody" in operation else ()
+    for response in operation["responses"].values():
+        yield from response.get("content", {}).items()
+
+
+def test_the_document_validates_without_a_warning(tmp_path):
+    call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yml"))
+
+
+def test_it_is_openapi_3_1_of_two_operations(document, create, retrieve):
+    validate_schema(document)
+    assert document["openapi"].startswith("3.1")
+    assert document["paths"].keys() == {PATH, PATH + "/{id}"}
+    assert create["operationId"] == "v1_scheduler_timer_create"
+    assert retrieve["operationId"] == "v1_scheduler_timer_retrieve"
+    assert create["tags"] == retrieve["tags"] == ["scheduler"]
+    assert create["summary"]
+    assert retrieve["summary"]
+    assert [tag["name"] for tag in document["tags"]] == ["scheduler"]
+
+
+def test_it_is_served_with_and_without_a_slash_as_yaml_too(client, document):
+    for path in ("/api/schema", "/api/schema/"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert yaml.safe_load(answer.content) == document
+    for path in ("/api/docs", "/api/docs/"):
+        assert client.get(path).status_code == 200
+    assert client.get("/").headers["Location"] == "/api/docs"
+
+
+def test_the_page_names_no_other_origin(client):
+    page = client.get("/api/docs").content.decode()
+    assert "swagger-ui-bundle.js" in page
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_every_operation_has_examples_and_each_is_valid(document, create, retrieve):
+    webhook = document["webhooks"]["timerDue"]["post"]
+    for operation in (create, retrieve, webhook):
+        found = 0
+        for media_type, content in contents(operation):
+            if media_type in (JSON, PROBLEM):
+                assert content["examples"], (operation["operationId"], media_type)
+            for example in content.get("examples", {}).values():
+                assert_valid(document, content["schema"], example["value"])
+                found += 1
+        assert found
+
+
+def test_examples_of_requests_are_accepted_as_they_stand(create):
+    for example in create["requestBody"]["content"][JSON]["examples"].values():
+        assert "web_url" in example["value"]
+
+
+@db
+def test_creating_from_each_example_works(client, create):
+    for example in create["requestBody"]["content"][JSON]["examples"].values():
+        assert client.post(PATH, example["value"], content_type=JSON).status_code == 201
+
+
+def test_forms_are_described_beside_json(create):
+    assert create["requestBody"]["content"].keys() == {
+        JSON,
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+    }
+
+
+def test_the_outgoing_call_is_described(document):
+    webhook = document["webhooks"]["timerDue"]["post"]
+    assert {parameter["name"] for parameter in webhook["parameters"]} == {"webhook-id", "webhook-timestamp"}
+    schema = webhook["requestBody"]["content"][JSON]["schema"]
+    body = {"task_id": str(uuid.uuid4()), "due_at": "2026-01-05T09:00:05.123456+00:00", "attempt": 1}
+    assert_valid(document, schema, body)
+    assert set(schema["required"]) == schema["properties"].keys() == body.keys()
+
+
+@pytest.mark.parametrize(
+    ("value", "valid"),
+    [
+        (GOOD, True),
+        ({"seconds": 0, "web_url": "HTTPS://a.example"}, True),
+        ({"hours": 87_600, "web_url": "http://a"}, True),
+        ({"web_url": "http://a"}, False),
+        ({"seconds": 1}, False),
+        ({"seconds": 1, "minutes": 1}, False),
+        ({"seconds": -1, "web_url": "http://a"}, False),
+        ({"seconds": 1.5, "web_url": "http://a"}, False),
+        ({"seconds": "1", "web_url": "http://a"}, False),
+        ({"seconds": True, "web_url": "http://a"}, False),
+        ({"seconds": None, "web_url": "http://a"}, False),
+        ({"seconds": 315_360_001, "web_url": "http://a"}, False),
+        ({"seconds": 1, "web_url": "ftp://a"}, False),
+        ({"seconds": 1, "web_url": "http://a b"}, False),
+        ({"seconds": 1, "web_url": "http://a/" + "q" * 2048}, False),
+        ({"seconds": 1, "web_url": "http://a", "more": 1}, False),
+        ([], False),
+    ],
+)
+@db
+def test_the_described_request_is_what_is_accepted(client, document, create, value, valid):
+    schema = create["requestBody"]["content"][JSON]["schema"] | {"components": document["components"]}
+    assert Draft202012Validator(schema).is_valid(value) == valid
+    answer = client.post(PATH, json.dumps(value), content_type=JSON)
+    assert answer.status_code == (201 if valid else 400)
+    assert_documented(document, create, answer)
+
+
+@db
+def test_real_answers_are_as_described(client, document, create, retrieve):
+    answer = client.post(PATH, GOOD, content_type=JSON)
+    assert_documented(document, create, answer)
+    assert set(answer.json()) == document["components"]["schemas"]["Timer"]["properties"].keys()
+    assert create["responses"]["201"]["headers"].keys() == {"Location"}
+    where = answer["Location"]
+    assert_documented(document, retrieve, client.get(where))
+
+    delivery = Delivery.objects.get()
+    for number, kind in enumerate(["", *ErrorKind.values], 1):
+        Attempt.objects.create(
+            delivery=delivery,
+            number=number,
+            meant_for=delivery.due_at,
+            started_at=delivery.due_at + timedelta(milliseconds=7),
+            duration_ms=None if kind == ErrorKind.LOST else 52,
+            status_code=None if kind else 200,
+            error=kind,
+            message="Something." if kind else "",
+        )
+    Delivery.objects.update(attempts=number, started_at=delivery.due_at)
+    for state in (State.SCHEDULED, State.PAUSED):
+        Delivery.objects.update(state=state)
+        assert_documented(document, retrieve, client.get(where))
+    for state in (State.CLAIMED, State.RUNNING):
+        Delivery.objects.update(state=state, lease_token=uuid.uuid4(), lease_expires_at=delivery.due_at)
+        assert_documented(document, retrieve, client.get(where))
+    for state in (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED):
+        Delivery.objects.update(state=state, lease_token=None, lease_expires_at=None, finished_at=delivery.due_at)
+        answer = client.get(where)
+        assert_documented(document, retrieve, answer)
+        assert len(answer.json()["attempts"]) == number
+
+
+@db
+def test_every_described_error_is_real_and_as_described(document, create, retrieve, monkeypatch):
+    client = Client(enforce_csrf_checks=True)
+    seen = [
+        client.post(PATH, {}, content_type=JSON),
+        client.generic("POST", PATH, "[", JSON),
+        client.generic("POST", PATH, "", JSON, CONTENT_LENGTH="", HTTP_TRANSFER_ENCODING="chunked"),
+        client.generic("POST", PATH, "x" * 70_000, JSON),
+        client.generic("POST", PATH, "x", "text/plain"),
+    ]
+
+    def away(*_):
+        raise OperationalError
+
+    looked = [client.get(PATH + "/x"), client.get(f"{PATH}/{uuid.uuid4()}")]
+    with monkeypatch.context() as patch:
+        patch.setattr(services, "schedule", away)
+        patch.setattr(Delivery.objects, "promised", away)
+        seen.append(client.post(PATH, GOOD, content_type=JSON))
+        looked.append(client.get(f"{PATH}/{uuid.uuid4()}"))
+    client.force_login(get_user_model().objects.create_user("me@example.com", "secret"))
+    seen.append(client.post(PATH, GOOD, content_type=JSON))
+    for operation, answers in ((create, seen), (retrieve, looked)):
+        for answer in answers:
+            assert_documented(document, operation, answer)
+        described = {status for status in operation["responses"] if status >= "4"}
+        assert described == {str(answer.status_code) for answer in answers}
+        for status in described:
+            (example,) = operation["responses"][status]["content"][PROBLEM]["examples"].values()
+            assert example["value"]["status"] == int(status)
+
+
+def test_an_error_of_the_document_itself_is_json_too(client):
+    answer = client.get("/api/schema?format=nonsense")
+    assert (answer.status_code, answer["Content-Type"]) == (404, PROBLEM)
+    assert json.loads(answer.content)["status"] == 404

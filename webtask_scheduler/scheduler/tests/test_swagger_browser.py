@@ -1,0 +1,74 @@
+"""The Swagger page in a real browser: it works, and asks nobody but this service."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from webtask_scheduler.scheduler.models import Timer
+
+CHROMIUM = next(
+    (
+        path
+        for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
+        if Path(path).exists()
+    ),
+    None,
+)
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome in /usr/bin"),
+    pytest.mark.django_db(transaction=True),
+]
+
+
+def test_a_timer_is_created_from_the_page_without_leaving_this_service(live_server):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    asked, complaints = [], []
+    # No database here while the browser runs: Playwright's loop makes Django take this thread for an asynchronous one.
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("requestfailed", lambda request: complaints.append(request.url))
+
+        page.goto(f"{live_server.url}/api/docs")
+        create = page.locator("#operations-scheduler-v1_scheduler_timer_create")
+        retrieve = page.locator("#operations-scheduler-v1_scheduler_timer_retrieve")
+        sync_api.expect(create).to_be_visible()
+        sync_api.expect(retrieve).to_be_visible()
+
+        create.locator(".opblock-summary").click()
+        create.get_by_role("button", name="Try it out").click()
+        create.get_by_role("button", name="Execute").click()
+        answer = create.locator(".live-responses-table")
+        sync_api.expect(answer.locator("tbody .response-col_status").first).to_contain_text("201")
+        text = answer.inner_text()
+        task_id = re.search(r'"task_id":\s*"([0-9a-f-]{36})"', text).group(1)
+        assert '"time_left_in_seconds": 5' in text
+
+        retrieve.locator(".opblock-summary").click()
+        retrieve.get_by_role("button", name="Try it out").click()
+        retrieve.locator("input").first.fill(task_id)
+        retrieve.get_by_role("button", name="Execute").click()
+        answer = retrieve.locator(".live-responses-table")
+        sync_api.expect(answer.locator("tbody .response-col_status").first).to_contain_text("200")
+        assert task_id in answer.inner_text()
+        browser.close()
+
+    assert str(Timer.objects.get().pk) == task_id
+    assert [url for url in asked if not url.startswith((live_server.url + "/", "data:", "blob:"))] == []
+    assert complaints == []
