@@ -7,6 +7,7 @@ dispatchers may run: row locks keep their claims apart. Nothing here knows Celer
 
 import heapq
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable
@@ -27,13 +28,22 @@ AHEAD_SECONDS = 1.0
 POLL_SECONDS = 0.05
 # Large enough to carry a burst in few statements, small enough that one statement stays in the tens of milliseconds.
 CLAIM_LIMIT = 500
-# Claimed and kept in memory at the most; what a lost process leaves for its leases to bring back.
-HELD_LIMIT = 2000
 RECLAIM_SECONDS = 1.0
+# Overdue by more than this is backlog: it was due while nothing ran, or while more was due than workers could start.
+FRESH_SECONDS = 5.0
+# How much may be claimed and not started, by all beats together: what the workers start in this time, within bounds.
+# Half a claim's lease, so that leases do not run out in the broker's queue; the backlog gets the smaller share, so that
+# what comes due now does not stand behind it.
+WINDOW_SECONDS = CLAIMED_LEASE_SECONDS / 2
+BACKLOG_WINDOW_SECONDS = 1.0
+WINDOW_LEAST = 64
+WINDOW_MOST = 2000
 # After an error of the database or the broker; long enough not to flood the log.
 PAUSE_SECONDS = 1.0
-# Deliveries that one message may carry.
-CHUNK = 1
+# Deliveries that one message may carry: a message costs a worker several round trips to the broker. A few that are due
+# together get a message each, so that they start side by side.
+CHUNK_MOST = 50
+CHUNKS_AT_ONCE = 8
 
 
 class PublishError(Exception):
@@ -67,8 +77,11 @@ WITH {ASYNC_COMMIT},
 due AS MATERIALIZED (
   SELECT id, timer_id, extra, due_at FROM scheduler_delivery, quick
    WHERE state = 'scheduled' AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(ahead)s)
+     AND next_attempt_at > coalesce(statement_timestamp() - make_interval(secs => %(overdue)s), '-infinity')
      AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
-   ORDER BY next_attempt_at LIMIT %(limit)s FOR UPDATE OF scheduler_delivery SKIP LOCKED
+   ORDER BY next_attempt_at
+   LIMIT greatest(0, least(%(limit)s, %(window)s - (SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed')))
+     FOR UPDATE OF scheduler_delivery SKIP LOCKED
 ),
 wanted AS MATERIALIZED (
   SELECT due.id, task.id AS task_id,
@@ -120,10 +133,18 @@ SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
 
 
-def claim_due(*, limit: int = CLAIM_LIMIT, ahead_seconds: float = 0.0, timer_id: uuid.UUID | None = None) -> Claim:
-    """Take due deliveries, oldest first, at most `limit`, up to `ahead_seconds` before their moment.
+def claim_due(
+    *,
+    limit: int = CLAIM_LIMIT,
+    window: int = 1_000_000,
+    ahead_seconds: float = 0.0,
+    overdue_seconds: float | None = None,
+    timer_id: uuid.UUID | None = None,
+) -> Claim:
+    """Take due deliveries, oldest first: at most `limit`, and no more than leave `window` claimed and not started.
 
-    With `timer_id`, only those of that timer. Raises DatabaseError.
+    They are due up to `ahead_seconds` from now, and, if given, overdue by less than `overdue_seconds`; both may be
+    negative. With `timer_id`, only those of that timer. Raises DatabaseError.
     """
     token = uuid.uuid4()
     with connection.cursor() as cursor:
@@ -132,7 +153,9 @@ def claim_due(*, limit: int = CLAIM_LIMIT, ahead_seconds: float = 0.0, timer_id:
             {
                 "ahead": ahead_seconds,
                 "timer": timer_id,
+                "overdue": overdue_seconds,
                 "limit": limit,
+                "window": window,
                 "token": token,
                 "lease": CLAIMED_LEASE_SECONDS,
             },
@@ -169,19 +192,73 @@ def reclaim_expired(*, limit: int = CLAIM_LIMIT) -> int:
     return len(expired)
 
 
+def count_claimed() -> int:
+    """Return how many deliveries are claimed and not started. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed'")
+        count: int = cursor.fetchone()[0]
+    return count
+
+
 def _label(batch: list[Held]) -> str:
     due_at = f"{batch[0].due_at:%H:%M:%S}" if batch[0].due_at else "?"
     return f"{len(batch)} timers due {due_at}" if len(batch) > 1 else f"timer {batch[0].timer_id} due {due_at}"
+
+
+class Window:
+    """How much may be claimed and not started, from how fast workers start what was published."""
+
+    def __init__(self) -> None:
+        self.size = WINDOW_MOST
+        # Deliveries a second that workers were last seen to start; unknown before they were seen to lag.
+        self.rate = math.inf
+        self._published = 0
+        self._outstanding = 0
+        self._at = time.monotonic()
+
+    def published(self, count: int) -> None:
+        self._published += count
+
+    def adjust(self, outstanding: int) -> None:
+        """Take the number that is claimed and not started now, about once a second."""
+        now = time.monotonic()
+        started = self._published + self._outstanding - outstanding
+        rate = max(0.0, started / max(now - self._at, 0.001))
+        if outstanding > self.size // 2:
+            # They lag: what they did in this second is what they can do.
+            self.rate = rate if self.rate == math.inf else (self.rate + rate) / 2
+            self.size = round(max(WINDOW_LEAST, min(WINDOW_MOST, self.rate * WINDOW_SECONDS)))
+        else:
+            self.size = min(WINDOW_MOST, self.size * 2)
+        self._published, self._outstanding, self._at = 0, outstanding, now
+
+    @property
+    def backlog_size(self) -> int:
+        """The share of what is long overdue."""
+        rate = min(self.rate, WINDOW_MOST)
+        return round(max(WINDOW_LEAST / 2, min(self.size / 2, rate * BACKLOG_WINDOW_SECONDS)))
 
 
 class Dispatcher:
     """One beat's share of the work: the coming second in memory, and when to look at the database again.
 
     `publish` sends a chunk and raises PublishError; `dispute` is told of PeriodicTasks that differ from our rows.
+    `backlog_per_second` bounds how fast what is long overdue is worked off; 0 is as fast as workers start it.
     """
 
-    def __init__(self, *, publish: Callable[[Chunk], None], dispute: Callable[[list[int]], None]) -> None:
+    def __init__(
+        self,
+        *,
+        publish: Callable[[Chunk], None],
+        dispute: Callable[[list[int]], None],
+        backlog_per_second: float = 0.0,
+    ) -> None:
         self._publish = publish
+        self._backlog_per_second = backlog_per_second
+        # What the backlog may still take: filled by time, up to a second's worth.
+        self._backlog_allowance = 0.0
+        self._backlog_at = time.monotonic()
+        self._window = Window()
         self._dispute = dispute
         self._held: list[Held] = []
         self._unpublished: list[Held] = []
@@ -224,19 +301,41 @@ class Dispatcher:
         if now >= self._reclaim_at:
             full = reclaim_expired() == CLAIM_LIMIT
             self._reclaim_at = now if full else now + RECLAIM_SECONDS
-        room = HELD_LIMIT - len(self._held)
-        full = False
-        if room > 0:
-            claim = claim_due(limit=min(CLAIM_LIMIT, room), ahead_seconds=AHEAD_SECONDS)
-            full = claim.full
-            for item in claim.held:
-                heapq.heappush(self._held, item)
-            if claim.disputed:
-                self._dispute(claim.disputed)
+            self._window.adjust(count_claimed() - len(self._held))
+        fresh = claim_due(
+            limit=CLAIM_LIMIT,
+            window=self._window.size,
+            ahead_seconds=AHEAD_SECONDS,
+            overdue_seconds=FRESH_SECONDS,
+        )
+        self._take(fresh)
+        full = fresh.full
+        allowed = self._backlog_allowed(now)
+        if allowed > 0:
+            backlog = claim_due(
+                limit=min(CLAIM_LIMIT, allowed), window=self._window.backlog_size, ahead_seconds=-FRESH_SECONDS
+            )
+            self._take(backlog)
+            self._backlog_allowance -= len(backlog.held)
+            full = full or backlog.full
         self._poll_at = now if full else now + POLL_SECONDS
 
+    def _take(self, claim: Claim) -> None:
+        for item in claim.held:
+            heapq.heappush(self._held, item)
+        if claim.disputed:
+            self._dispute(claim.disputed)
+
+    def _backlog_allowed(self, now: float) -> int:
+        if not self._backlog_per_second:
+            return CLAIM_LIMIT
+        more = (now - self._backlog_at) * self._backlog_per_second
+        self._backlog_allowance = min(self._backlog_allowance + more, max(1.0, self._backlog_per_second))
+        self._backlog_at = now
+        return int(self._backlog_allowance)
+
     def _ring(self) -> None:
-        """Publish what is due in memory, in chunks of one claim."""
+        """Publish what is due in memory: a message each for a few, chunks for many."""
         now = time.monotonic()
         due: list[Held] = []
         while self._held and self._held[0].at <= now:
@@ -244,13 +343,15 @@ class Dispatcher:
             # Past its lease it belongs to whoever reclaims it.
             if item.expires > now:
                 due.append(item)
-        for start in range(0, len(due), CHUNK):
-            batch = due[start : start + CHUNK]
+        size = max(1, min(CHUNK_MOST, len(due) // CHUNKS_AT_ONCE))
+        for start in range(0, len(due), size):
+            batch = due[start : start + size]
             try:
                 self._publish(Chunk(tuple((item.delivery_id, item.token) for item in batch), _label(batch)))
             except PublishError:
                 self._unpublished += due[start:]
                 raise
+            self._window.published(len(batch))
             self._works("broker")
 
     def _failed(self, what: str, error: Exception) -> None:

@@ -116,7 +116,15 @@ def _bounds(statement: str, arguments: object, index: str) -> str:
 def test_claim_reads_the_due_index_and_no_whole_table(sql):
     _fill(20_000)
     # A batch as small against this table as a real one is against a million rows: joins by index must pay.
-    arguments = {"ahead": 1.0, "timer": None, "limit": 20, "token": uuid.uuid4(), "lease": 10.0}
+    arguments = {
+        "ahead": 1.0,
+        "overdue": 5.0,
+        "window": 2000,
+        "timer": None,
+        "limit": 20,
+        "token": uuid.uuid4(),
+        "lease": 10.0,
+    }
     used = _indexes(dispatch._CLAIM, arguments)
     assert "delivery_due_idx" in used
     assert "next_attempt_at <=" in _bounds(dispatch._CLAIM, arguments, "delivery_due_idx")
@@ -126,7 +134,15 @@ def test_claim_reads_the_due_index_and_no_whole_table(sql):
 def test_claim_of_one_timer_reads_its_own_rows():
     _fill(20_000)
     timer_id = Delivery.objects.first().timer_id
-    arguments = {"ahead": 1.0, "timer": timer_id, "limit": 500, "token": uuid.uuid4(), "lease": 10.0}
+    arguments = {
+        "ahead": 1.0,
+        "overdue": None,
+        "window": 2000,
+        "timer": timer_id,
+        "limit": 500,
+        "token": uuid.uuid4(),
+        "lease": 10.0,
+    }
     used = _indexes(dispatch._CLAIM, arguments)
     assert not {name for name in used if name and name.startswith("seq:")}
 
