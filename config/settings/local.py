@@ -5,7 +5,9 @@ from pathlib import Path
 import environ
 
 # Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win.
-environ.Env.read_env(Path(__file__).resolve().parents[2] / ".data" / "env")
+_servers = Path(__file__).resolve().parents[2] / ".data" / "env"
+if _servers.exists():
+    environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402
 from config.settings.base import env  # noqa: E402

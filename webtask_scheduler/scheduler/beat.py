@@ -114,6 +114,8 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         while True:
             try:
                 connection.ensure_connection()
+                # Set by a first try that failed half-way: without it the second would find no schedule at all.
+                self._initial_read = True
                 super().setup_schedule()
             except (DatabaseError, InterfaceError) as error:
                 connection.close()

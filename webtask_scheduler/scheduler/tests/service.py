@@ -14,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
 import redis
 from django.conf import settings
@@ -22,8 +22,6 @@ from django.db import connection
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 START_SECONDS = 40.0
-# Apart from the database number that a running service may use on the same server.
-BROKER_DATABASE = 15
 
 COMMANDS = {
     "web": "-m granian --interface wsgi --host 127.0.0.1 --port {port} --workers 1 --blocking-threads 4"
@@ -44,25 +42,20 @@ def database_url() -> str:
     return f"postgresql://{user}@{host}:{values['PORT'] or 5432}/{values['NAME']}"
 
 
-def broker_url() -> str:
-    """Return the URL of the Redis database that tests may empty."""
-    return urlunsplit(urlsplit(settings.REDIS_URL)._replace(path=f"/{BROKER_DATABASE}"))
-
-
 class Service:
     """Starts and ends processes by their ids; everything that they print is kept for the failure's report."""
 
     scheduler = "webtask_scheduler.scheduler.beat:TimerScheduler"
 
     def __init__(self) -> None:
-        self.broker = redis.Redis.from_url(broker_url())
+        self.broker = redis.Redis.from_url(settings.REDIS_URL)
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.logs = Path(tempfile.mkdtemp(prefix="service-"))
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port = free.getsockname()[1]
         self.environment = os.environ | {
             "DATABASE_URL": database_url(),
-            "REDIS_URL": broker_url(),
+            "REDIS_URL": settings.REDIS_URL,
             "DJANGO_SETTINGS_MODULE": "config.settings.local",
         }
 

@@ -7,6 +7,7 @@ import time
 import pytest
 import redis
 from celery import Celery
+from django.conf import settings
 from django.db import connection
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
@@ -15,7 +16,6 @@ from webtask_scheduler.scheduler import dispatch, services
 from webtask_scheduler.scheduler.beat import Publisher, TimerScheduler
 from webtask_scheduler.scheduler.dispatch import Chunk, PublishError
 from webtask_scheduler.scheduler.models import Beat, Delivery, State, new_id
-from webtask_scheduler.scheduler.tests.service import broker_url
 
 # Stock beat commits and closes connections as it likes.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.django_db(transaction=True)
 
 @pytest.fixture
 def broker():
-    client = redis.Redis.from_url(broker_url())
+    client = redis.Redis.from_url(settings.REDIS_URL)
     client.flushdb()
     yield client
     client.flushdb()
@@ -32,11 +32,8 @@ def broker():
 
 @pytest.fixture
 def celery_app(broker):
-    """The project's app, sending to the Redis database of the tests."""
-    before = app.conf.broker_url, app.conf.broker_write_url
-    app.conf.broker_url = app.conf.broker_write_url = broker_url()
-    yield app
-    app.conf.broker_url, app.conf.broker_write_url = before
+    """The project's app, with an empty broker behind it."""
+    return app
 
 
 @pytest.fixture
