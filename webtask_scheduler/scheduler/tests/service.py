@@ -66,6 +66,8 @@ class Service:
             with (self.logs / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
                     [sys.executable, *words.split()],
+                    # A group of its own: granian's workers outlive a parent that is killed.
+                    start_new_session=True,
                     cwd=CHECKOUT,
                     env=self.environment,
                     stdout=log,
@@ -81,8 +83,10 @@ class Service:
 
     def kill(self, name: str) -> None:
         """End a process as a crash would."""
-        self.processes[name].kill()
-        self.processes.pop(name).wait()
+        process = self.processes.pop(name)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
     def stop(self, name: str, *, seconds: float = 20.0) -> int:
         """Ask a process to end and return its exit code."""
@@ -91,10 +95,8 @@ class Service:
         return process.wait(seconds)
 
     def close(self) -> None:
-        for process in self.processes.values():
-            process.kill()
-        for process in self.processes.values():
-            process.wait()
+        for name in list(self.processes):
+            self.kill(name)
         self.broker.flushdb()
         self.broker.close()
 
