@@ -60,6 +60,7 @@ def _tasks_of(clocked: ClockedSchedule) -> list[int]:
 def _before_clocked(instance: ClockedSchedule, **_: Any) -> None:
     if instance.pk is not None:
         services.lock_for_edit(_tasks_of(instance))
+        services.check_clocked_edit(instance)
 
 
 def _after_clocked(instance: ClockedSchedule, created: bool, **_: Any) -> None:

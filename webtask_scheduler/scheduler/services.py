@@ -161,6 +161,48 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
     return delivery.pk
 
 
+# Rows of one transaction where many are asked for: it holds their locks for some tens of milliseconds.
+BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switched:
+    """What pausing or resuming many came to: how many do now as told, and which have ended and stay as they are."""
+
+    done: int
+    ended: list[uuid.UUID]
+
+
+def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
+    """Resume or pause the timers of many PeriodicTasks, in transactions of BATCH_ROWS each."""
+    done, ended = 0, []
+    for start in range(0, len(periodic_task_ids), BATCH_ROWS):
+        with transaction.atomic():
+            batch = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
+        done += batch.done
+        ended += batch.ended
+    logger.info("timers_switched enabled=%s done=%d ended=%d", enabled, done, len(ended))
+    return Switched(done=done, ended=ended)
+
+
+def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
+    """Make an extra delivery, due now, for each of many timers; return how many. See `run_now`."""
+    for start in range(0, len(timer_ids), BATCH_ROWS):
+        batch = timer_ids[start : start + BATCH_ROWS]
+        with transaction.atomic():
+            # The timers' rows serialise the numbering.
+            locked = list(Timer.objects.select_for_update().filter(pk__in=batch).order_by("pk").values_list("pk"))
+            numbers = Delivery.objects.filter(timer__in=batch).values_list("timer").annotate(last=Max("occurrence"))
+            last = dict(numbers)
+            now = _now()
+            Delivery.objects.bulk_create(
+                Delivery(timer_id=pk, occurrence=last.get(pk, 0) + 1, extra=True, due_at=now, next_attempt_at=now)
+                for (pk,) in locked
+            )
+    logger.info("timers_run_now timers=%d", len(timer_ids))
+    return len(timer_ids)
+
+
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
     """Lock the open deliveries, then the timers, of PeriodicTasks that somebody else is about to write.
 
@@ -178,12 +220,21 @@ def check_edit(task: PeriodicTask) -> None:
     timer = Timer.objects.filter(periodic_task=task.pk).first()
     if timer is None:
         return
-    delivery = _latest(timer.pk)
-    if delivery is None or not delivery.is_final:
+    if not _has_ended(_latest(timer.pk)):
         return
     stored = PeriodicTask.objects.filter(pk=task.pk).values("clocked_id", "enabled").first()
     if stored and (task.enabled or stored["clocked_id"] != task.clocked_id):
         raise TimerEndedError(timer.pk)
+
+
+def check_clocked_edit(clocked: ClockedSchedule) -> None:
+    """Refuse to move the schedule of a timer that has ended. Raises TimerEndedError."""
+    stored = ClockedSchedule.objects.filter(pk=clocked.pk).values_list("clocked_time", flat=True).first()
+    if stored is None or stored == clocked.clocked_time:
+        return
+    for timer_id in Timer.objects.filter(periodic_task__clocked=clocked.pk).values_list("pk", flat=True):
+        if _has_ended(_latest(timer_id)):
+            raise TimerEndedError(timer_id)
 
 
 def obey(periodic_task_ids: Iterable[int]) -> int:
@@ -263,10 +314,13 @@ SELECT count(*), max(page.id), array_agg(page.id) FILTER (
 
 
 def _obey(delivery: Delivery, task: PeriodicTask) -> bool:
-    if delivery.is_final:
-        if not task.enabled:
+    if _has_ended(delivery):
+        # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
+        ran = delivery.state in (State.SUCCEEDED, State.FAILED)
+        if not task.enabled and not (ran and task.last_run_at is None):
             return False
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=False)
+        truth = {"last_run_at": delivery.finished_at, "total_run_count": max(1, task.total_run_count)} if ran else {}
+        PeriodicTask.objects.filter(pk=task.pk).update(enabled=False, **truth)
         return True
     before = (delivery.state, delivery.pk)
     if task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
@@ -290,9 +344,34 @@ def _promised(timer_id: uuid.UUID) -> Delivery:
     """Lock and return the promised delivery of a timer that has not ended."""
     _lock_open([timer_id])
     delivery = _latest(timer_id)
-    if delivery is None or delivery.is_final or delivery.cancel_requested_at is not None:
+    if delivery is None or _has_ended(delivery):
         raise TimerEndedError(timer_id)
     return delivery
+
+
+def _has_ended(latest: Delivery | None) -> bool:
+    """Whether nothing more is promised: a call in flight whose timer was cancelled does not come back either."""
+    return latest is not None and (latest.is_final or latest.cancel_requested_at is not None)
+
+
+def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
+    tasks = dict(Timer.objects.filter(periodic_task__in=periodic_task_ids).values_list("pk", "periodic_task_id"))
+    _lock_open(list(tasks))
+    promised = Delivery.objects.promised().filter(timer__in=list(tasks))
+    latest = list(promised.order_by("timer", "-occurrence").distinct("timer"))
+    live = [delivery for delivery in latest if not _has_ended(delivery)]
+    deliveries = Delivery.objects.filter(pk__in=[delivery.pk for delivery in live])
+    rows = PeriodicTask.objects.filter(pk__in=[tasks[delivery.timer_id] for delivery in live])
+    if enabled:
+        deliveries.filter(state=State.PAUSED).update(state=State.SCHEDULED)
+        rows.update(enabled=True)
+    else:
+        deliveries.filter(state__in=(State.SCHEDULED, State.CLAIMED)).update(
+            state=State.PAUSED, lease_token=None, lease_expires_at=None
+        )
+        # As in `pause`.
+        rows.update(enabled=False, last_run_at=None)
+    return Switched(done=len(live), ended=[delivery.timer_id for delivery in latest if _has_ended(delivery)])
 
 
 def _next_occurrence(timer_id: uuid.UUID) -> int:
