@@ -76,7 +76,7 @@ AUTH_PASSWORD_VALIDATORS = [
 ]
 
 STATIC_URL = "static/"
-STATIC_ROOT = BASE_DIR / "staticfiles"
+STATIC_ROOT: Path | None = BASE_DIR / "staticfiles"
 
 # PostgreSQL. A stopped or vanished process must not hold rows: the server ends its idle transactions, bounds its
 # statements, and notices dead peers.
@@ -106,7 +106,6 @@ CELERY_BEAT_SCHEDULER = "webtask_scheduler.scheduler.beat:TimerScheduler"
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Events on: Flower shows workers and tasks out of the box.
 CELERY_WORKER_SEND_TASK_EVENTS = True
-CELERY_TASK_SEND_SENT_EVENT = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 # Redirected, a traceback on stderr becomes a log line for each of its characters.
 CELERY_WORKER_REDIRECT_STDOUTS = False
@@ -176,6 +175,8 @@ LOGGING: dict[str, Any] = {
 # Timers
 # Calls that one worker process makes side by side.
 WEBTASK_CALLERS = env.int("WEBTASK_CALLERS", default=32)
+# How many overdue timers a second one beat works off after an outage; 0 is as fast as the workers are.
+WEBTASK_BACKLOG_PER_SECOND = env.float("WEBTASK_BACKLOG_PER_SECOND", default=0.0)
 # A whole call, from looking up the name to the last byte read.
 WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0)
 # The furthest moment that a timer may promise: ten years.

@@ -45,7 +45,7 @@ from webtask_scheduler.scheduler.admin_lists import (
     ids_in,
     with_latest,
 )
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, ErrorKind, State, Timer
+from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, CallStop, Delivery, ErrorKind, State, Timer
 
 admin.site.site_header = "Webtask scheduler"
 admin.site.site_title = "Webtask scheduler"
@@ -741,3 +741,24 @@ class AttemptAdmin(ReadOnlyAdmin):
     @admin.display(description="lateness (ms)")
     def lateness(self, attempt: Attempt) -> str:
         return shown_lateness(attempt)
+
+
+@admin.register(CallStop)
+class CallStopAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """The kill switch: adding a row stops calls at once, deleting it lets them go on."""
+
+    list_display = ("__str__", "reason", "created_at")
+    fields = ("host", "reason")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def save_model(self, request: HttpRequest, obj: CallStop, form: Any, change: bool) -> None:  # noqa: ARG002
+        obj.pk = services.stop_calls(host=obj.host, reason=obj.reason).pk
+
+    def delete_model(self, request: HttpRequest, obj: CallStop) -> None:  # noqa: ARG002
+        services.resume_calls(host=obj.host)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[CallStop]) -> None:  # noqa: ARG002
+        for stop in queryset:
+            services.resume_calls(host=stop.host)

@@ -4,6 +4,7 @@ What an operator sets up by hand keeps stock behaviour; the rows of timers are l
 thinking.
 """
 
+import contextlib
 import logging
 import os
 import socket
@@ -11,7 +12,9 @@ import time
 from typing import Any
 
 import kombu.exceptions
+import redis
 from celery.app.base import Celery
+from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
@@ -27,11 +30,23 @@ logger = logging.getLogger(__name__)
 BROKER_TIMEOUT_SECONDS = 2.0
 SEEN_SECONDS = 1.0
 
+# Renewed every second; another beat takes over once it has run out.
+LEAD_SECONDS = 3.0
+
+# Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock.
 _SEEN = """
-WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour')
-INSERT INTO scheduler_beat (name, seen_at) VALUES (%s, clock_timestamp())
-ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
+WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour'),
+seen AS (
+  INSERT INTO scheduler_beat (name, seen_at) VALUES (%(name)s, clock_timestamp())
+  ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
+)
+INSERT INTO scheduler_leader AS leader (id, name, expires_at)
+VALUES (1, %(name)s, clock_timestamp() + make_interval(secs => %(lead)s))
+ON CONFLICT (id) DO UPDATE SET name = excluded.name, expires_at = excluded.expires_at
+  WHERE leader.name = excluded.name OR leader.expires_at < clock_timestamp()
+RETURNING true
 """
+_STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE name = %s"
 
 
 class Publisher:
@@ -44,7 +59,7 @@ class Publisher:
 
     def deliver(self, chunk: Chunk) -> None:
         """Ring for a chunk of claimed deliveries. Raises PublishError."""
-        items = [[str(delivery_id), str(token)] for delivery_id, token in chunk.items]
+        items = [[str(delivery_id), str(token), host] for delivery_id, token, host in chunk.items]
         # Both are what a person reads in Flower and in the worker's log.
         self._send(tasks.deliver, [items], argsrepr=f"({chunk.label})", shadow="deliver")
 
@@ -85,7 +100,7 @@ class Publisher:
         return self._producer
 
     def _errors(self) -> tuple[type[BaseException], ...]:
-        known = (kombu.exceptions.KombuError, OSError)
+        known = (kombu.exceptions.KombuError, redis.RedisError, OSError)
         if self._connection is None:
             return known
         return (*known, *self._connection.connection_errors, *self._connection.channel_errors)
@@ -106,7 +121,8 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     _dispatcher: Dispatcher | None = None
     _stock_at = 0.0
     _seen_at = 0.0
-    _database_answers = False
+    _leads_until = 0.0
+    _led = False
 
     def setup_schedule(self) -> None:
         """Wait for a database that is not up yet: the stock constructor reads it and would end the process."""
@@ -132,13 +148,17 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         return rows
 
     def tick(self, *args: Any, **kwargs: Any) -> float:
-        """Run the stock tick when its own time has come, then ours; return the smaller of both delays in seconds."""
+        """Run the stock tick on the leader when its own time has come, then ours; return the smaller delay."""
         if self._publisher is None or self._dispatcher is None:
             self._publisher = Publisher(self.app)
-            self._dispatcher = Dispatcher(publish=self._publisher.deliver, dispute=self._dispute)
+            self._dispatcher = Dispatcher(
+                publish=self._publisher.deliver,
+                dispute=self._dispute,
+                backlog_per_second=settings.WEBTASK_BACKLOG_PER_SECOND,
+            )
         if time.monotonic() >= self._seen_at:
             self._seen_at = time.monotonic() + SEEN_SECONDS
-            self._database_answers = self._seen()
+            self._seen()
         if time.monotonic() >= self._stock_at:
             self._stock_at = time.monotonic() + self._stock_tick(self._publisher, *args, **kwargs)
         delay = self._dispatcher.turn()
@@ -150,13 +170,22 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             self._dispatcher.close()
         if self._publisher is not None:
             self._publisher.close()
+        self._leads()
         super().close()
+        if self._led:
+            self._led = False
+            with contextlib.suppress(DatabaseError, InterfaceError), connection.cursor() as cursor:
+                cursor.execute(_STEP_DOWN, [self._name])
+
+    @property
+    def _name(self) -> str:
+        return f"{socket.gethostname()}:{os.getpid()}"[:100]
 
     def _stock_tick(self, publisher: Publisher, *args: Any, **kwargs: Any) -> float:
-        # The stock tick logs a traceback each time the database is away; its producer retries for many seconds while
-        # the broker is, and gives a one-off up. Ask both first.
-        if not self._database_answers:
-            return PAUSE_SECONDS
+        # The lease says that the database answered just now. The stock tick logs a traceback each time it does not; its
+        # producer retries for many seconds while the broker is away, and gives a one-off up. So ask that first too.
+        if not self._leads():
+            return SEEN_SECONDS
         try:
             publisher.check()
             delay: float | None = super().tick(*args, **kwargs)
@@ -166,18 +195,39 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             connection.close()
             logger.warning("stock_tick_failed error=%r", str(error).strip())
             return PAUSE_SECONDS
-        return delay or 0.0
+        # Not longer than the lead is sure: a beat that was stopped must look before it goes on.
+        return min(delay or 0.0, SEEN_SECONDS)
 
-    def _seen(self) -> bool:
-        """Note that this beat is at work; return whether the database took it."""
+    def _leads(self) -> bool:
+        """Whether this beat is the leader now. One that was and is not forgets what it wanted to write back."""
+        leads = time.monotonic() < self._leads_until
+        if self._led and not leads:
+            logger.warning("lead_lost beat=%s", self._name)
+            self._dirty.clear()
+            self._led = False
+        return leads
+
+    def _seen(self) -> None:
+        """Note that this beat is at work, and take or keep the lead."""
+        before = time.monotonic()
         try:
             with connection.cursor() as cursor:
-                cursor.execute(_SEEN, [f"{socket.gethostname()}:{os.getpid()}"[:100]])
+                cursor.execute(_SEEN, {"name": self._name, "lead": LEAD_SECONDS})
+                leads = cursor.fetchone() is not None
         except (DatabaseError, InterfaceError):
             # The dispatcher, which comes next, says so in the log.
             connection.close()
-            return False
-        return True
+            return
+        self._leads()
+        if leads and not self._led:
+            logger.info("lead_taken beat=%s", self._name)
+            # Another led meanwhile, and wrote to the rows: read them anew.
+            self._initial_read = True
+            self._heap = None
+            self._stock_at = 0.0
+            self._led = True
+        if leads:
+            self._leads_until = before + LEAD_SECONDS
 
     def _dispute(self, periodic_task_ids: list[int]) -> None:
         if self._publisher is not None:

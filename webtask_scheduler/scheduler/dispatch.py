@@ -29,6 +29,9 @@ POLL_SECONDS = 0.05
 # Large enough to carry a burst in few statements, small enough that one statement stays in the tens of milliseconds.
 CLAIM_LIMIT = 500
 RECLAIM_SECONDS = 1.0
+# Held deliveries that one statement releases, and how often they are looked at though no stop was lifted.
+RELEASE_LIMIT = 2000
+RELEASE_SECONDS = 60.0
 # Overdue by more than this is backlog: it was due while nothing ran, or while more was due than workers could start.
 FRESH_SECONDS = 5.0
 # How much may be claimed and not started, by all beats together: what the workers start in this time, within bounds.
@@ -52,9 +55,9 @@ class PublishError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one message carries: (delivery id, lease token) pairs, and a label for people."""
+    """What one message carries: (delivery id, lease token, host) triples, and a label for people."""
 
-    items: tuple[tuple[uuid.UUID, uuid.UUID], ...]
+    items: tuple[tuple[uuid.UUID, uuid.UUID, str], ...]
     label: str = ""
 
 
@@ -71,7 +74,7 @@ class Claim:
 # from row to row, so the planner would compare it with every entry of the index.
 # Each row must still be wanted by its PeriodicTask: enabled (or disabled by a stock scheduler that has run it, see
 # services.handed_over) and due when it says. Others are parked as paused, out of the way of the queue, for
-# services.obey to look at.
+# services.obey to look at; and those whose calls somebody has stopped as held, until release_held.
 _CLAIM = f"""
 WITH {ASYNC_COMMIT},
 due AS MATERIALIZED (
@@ -79,12 +82,14 @@ due AS MATERIALIZED (
    WHERE state = 'scheduled' AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(ahead)s)
      AND next_attempt_at > coalesce(statement_timestamp() - make_interval(secs => %(overdue)s), '-infinity')
      AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
+     AND NOT EXISTS (SELECT FROM scheduler_callstop WHERE host = '')
    ORDER BY next_attempt_at
    LIMIT greatest(0, least(%(limit)s, %(window)s - (SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed')))
      FOR UPDATE OF scheduler_delivery SKIP LOCKED
 ),
 wanted AS MATERIALIZED (
-  SELECT due.id, task.id AS task_id,
+  SELECT due.id, task.id AS task_id, timer.host,
+         EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host = timer.host) AS stopped,
          due.extra OR (task.enabled OR task.one_off AND task.last_run_at IS NOT NULL)
                       AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
     FROM due
@@ -93,13 +98,24 @@ wanted AS MATERIALIZED (
     LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
 )
 UPDATE scheduler_delivery delivery
-   SET state = CASE WHEN agreed THEN 'claimed' ELSE 'paused' END,
-       lease_token = CASE WHEN agreed THEN %(token)s::uuid END,
-       lease_expires_at = CASE WHEN agreed THEN clock_timestamp() + make_interval(secs => %(lease)s) END
+   SET state = CASE WHEN NOT agreed THEN 'paused' WHEN stopped THEN 'held' ELSE 'claimed' END,
+       lease_token = CASE WHEN agreed AND NOT stopped THEN %(token)s::uuid END,
+       lease_expires_at = CASE WHEN agreed AND NOT stopped
+                               THEN clock_timestamp() + make_interval(secs => %(lease)s) END
   FROM wanted WHERE delivery.id = wanted.id
-RETURNING delivery.id, agreed, task_id, delivery.timer_id, delivery.due_at,
+RETURNING delivery.id, delivery.state, task_id, delivery.timer_id, delivery.due_at, host,
           extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8
 """  # noqa: S608 - only constants are put in
+
+_RELEASE = """
+WITH free AS MATERIALIZED (
+  SELECT delivery.id FROM scheduler_delivery delivery JOIN scheduler_timer timer ON timer.id = delivery.timer_id
+   WHERE delivery.state = 'held'
+     AND NOT EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host IN ('', timer.host))
+   ORDER BY delivery.id LIMIT %(limit)s FOR UPDATE OF delivery SKIP LOCKED
+)
+UPDATE scheduler_delivery delivery SET state = 'scheduled' FROM free WHERE delivery.id = free.id
+"""
 
 _EXPIRED = """
 SELECT id, state, attempts, cancel_requested_at IS NOT NULL FROM scheduler_delivery
@@ -114,7 +130,9 @@ WITH item AS MATERIALIZED (
 ),
 lost AS (
   INSERT INTO scheduler_attempt (delivery_id, number, meant_for, started_at, error, message, excerpt)
-  SELECT delivery.id, delivery.attempts, delivery.next_attempt_at, delivery.started_at, 'lost',
+  SELECT delivery.id, delivery.attempts,
+         CASE delivery.attempts WHEN 1 THEN delivery.due_at ELSE delivery.next_attempt_at END,
+         delivery.started_at, 'lost',
          'The process that made this call vanished; its outcome is unknown.', ''
     FROM scheduler_delivery delivery JOIN item USING (id) WHERE delivery.state = 'running'
 ),
@@ -164,11 +182,11 @@ def claim_due(
     # Measured after the answer came, so a moment in memory is never before the database's.
     now = time.monotonic()
     held = [
-        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at)
-        for delivery_id, agreed, _, timer_id, due_at, left in rows
-        if agreed
+        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at, host)
+        for delivery_id, state, _, timer_id, due_at, host, left in rows
+        if state == State.CLAIMED
     ]
-    disputed = [task_id for _, agreed, task_id, *_ in rows if not agreed and task_id is not None]
+    disputed = [task_id for _, state, task_id, *_ in rows if state == State.PAUSED and task_id is not None]
     return Claim(held, disputed, full=len(rows) == limit)
 
 
@@ -190,6 +208,20 @@ def reclaim_expired(*, limit: int = CLAIM_LIMIT) -> int:
     running = sum(row[1] == State.RUNNING for row in expired)
     logger.warning("leases_reclaimed claimed=%d running=%d", len(expired) - running, running)
     return len(expired)
+
+
+def call_stops() -> set[str]:
+    """Return the hosts to which calls are stopped; the empty one is all of them. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT host FROM scheduler_callstop")
+        return {row[0] for row in cursor.fetchall()}
+
+
+def release_held(*, limit: int = RELEASE_LIMIT) -> int:
+    """Return deliveries to the queue that were held by a stop that is over; return how many. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(_RELEASE, {"limit": limit})
+        return int(cursor.rowcount)
 
 
 def count_claimed() -> int:
@@ -265,6 +297,8 @@ class Dispatcher:
         self._poll_at = 0.0
         self._reclaim_at = 0.0
         self._failing: set[str] = set()
+        self._stops: set[str] = set()
+        self._release_at = 0.0
 
     def turn(self) -> float:
         """Do what is due now and return how many seconds may pass until the next turn. Raises nothing expected."""
@@ -300,8 +334,9 @@ class Dispatcher:
             self._unpublished = []
         if now >= self._reclaim_at:
             full = reclaim_expired() == CLAIM_LIMIT
-            self._reclaim_at = now if full else now + RECLAIM_SECONDS
             self._window.adjust(count_claimed() - len(self._held))
+            full = self._release(now) or full
+            self._reclaim_at = now if full else now + RECLAIM_SECONDS
         fresh = claim_due(
             limit=CLAIM_LIMIT,
             window=self._window.size,
@@ -319,6 +354,17 @@ class Dispatcher:
             self._backlog_allowance -= len(backlog.held)
             full = full or backlog.full
         self._poll_at = now if full else now + POLL_SECONDS
+
+    def _release(self, now: float) -> bool:
+        """Release what is held when a stop was lifted; return whether there may be more."""
+        stops = call_stops()
+        full = False
+        if not self._stops <= stops or now >= self._release_at:
+            full = release_held() == RELEASE_LIMIT
+            self._release_at = now if full else now + RELEASE_SECONDS
+        if not full:
+            self._stops = stops
+        return full
 
     def _take(self, claim: Claim) -> None:
         for item in claim.held:
@@ -347,7 +393,7 @@ class Dispatcher:
         for start in range(0, len(due), size):
             batch = due[start : start + size]
             try:
-                self._publish(Chunk(tuple((item.delivery_id, item.token) for item in batch), _label(batch)))
+                self._publish(Chunk(tuple((item.delivery_id, item.token, item.host) for item in batch), _label(batch)))
             except PublishError:
                 self._unpublished += due[start:]
                 raise

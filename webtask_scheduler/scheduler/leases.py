@@ -28,6 +28,8 @@ class Held:
     # For the people who read the messages; a worker needs neither.
     timer_id: uuid.UUID | None = field(compare=False, default=None)
     due_at: datetime | None = field(compare=False, default=None)
+    # Of its URL; a worker decides by it what may be called now.
+    host: str = field(compare=False, default="")
 
 
 # A commit that need not wait for the disk: a crash of the database at worst forgets a claim, a start or a record, which
@@ -47,12 +49,18 @@ CLOSE_TASKS = """closed AS (
 
 _PUT_BACK = f"""
 WITH {ASYNC_COMMIT},
+item AS MATERIALIZED (
+  SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(waits)s::float8[]) AS i (id, token, wait)
+),
 held AS MATERIALIZED (
-  SELECT id FROM scheduler_delivery, quick
-   WHERE id = ANY(%(ids)s::uuid[]) AND lease_token = ANY(%(tokens)s::uuid[]) AND state = 'claimed'
-   ORDER BY id FOR UPDATE OF scheduler_delivery
+  SELECT delivery.id, item.wait FROM quick, scheduler_delivery delivery
+    JOIN item ON item.id = delivery.id AND item.token = delivery.lease_token
+   WHERE delivery.state = 'claimed' ORDER BY delivery.id FOR UPDATE OF delivery
 )
-UPDATE scheduler_delivery delivery SET state = 'scheduled', lease_token = NULL, lease_expires_at = NULL
+UPDATE scheduler_delivery delivery
+   SET state = 'scheduled', lease_token = NULL, lease_expires_at = NULL,
+       next_attempt_at = CASE WHEN held.wait > 0 THEN clock_timestamp() + make_interval(secs => held.wait)
+                              ELSE delivery.next_attempt_at END
   FROM held WHERE delivery.id = held.id
 """  # noqa: S608
 
@@ -71,12 +79,16 @@ UPDATE scheduler_delivery delivery
 """  # noqa: S608
 
 
-def put_back(held: Sequence[Held]) -> None:
-    """Return claimed deliveries that were not published, or not started, to the queue. Raises DatabaseError."""
+def put_back(held: Sequence[Held], *, wait_seconds: Sequence[float] = ()) -> None:
+    """Return claimed deliveries that were not started to the queue: at once, or each after its wait.
+
+    Nothing is counted. Raises DatabaseError.
+    """
     if held:
         arguments: dict[str, Any] = {
             "ids": [item.delivery_id for item in held],
-            "tokens": list({item.token for item in held}),
+            "tokens": [item.token for item in held],
+            "waits": list(wait_seconds) or [0.0] * len(held),
         }
         with connection.cursor() as cursor:
             cursor.execute(_PUT_BACK, arguments)

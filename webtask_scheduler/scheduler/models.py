@@ -35,6 +35,7 @@ class State(models.TextChoices):
     CLAIMED = "claimed"  # a beat took it and rang for a worker; no call was made
     RUNNING = "running"  # a worker is calling
     PAUSED = "paused"  # a person disabled it
+    HELD = "held"  # a person stopped all calls, or those to its host
     SUCCEEDED = "succeeded"
     FAILED = "failed"  # the dead letters
     CANCELLED = "cancelled"
@@ -146,6 +147,8 @@ class Delivery(models.Model):
             models.Index(F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED)),
             # Serves dispatch.reclaim_expired.
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
+            # Serves dispatch.release_held.
+            models.Index(F("id"), name="delivery_held_idx", condition=Q(state=State.HELD)),
             # Serves the admin's filter by status and due range for whatever no longer waits.
             models.Index(
                 F("state"), F("due_at"), name="delivery_ended_idx", condition=Q(state__in=[*FINAL, State.PAUSED])
@@ -212,6 +215,39 @@ class Attempt(models.Model):
     def lateness_ms(self) -> float:
         """How long after its moment the attempt was started."""
         return round((self.started_at - self.meant_for) / timedelta(milliseconds=1), 1)
+
+
+class CallStop(models.Model):
+    """A kill switch: no call is started to this host, or to any if it is empty, while the row exists."""
+
+    host = models.CharField(
+        unique=True,
+        max_length=261,
+        blank=True,
+        help_text="As in the URL, with its port if it has one. Empty stops all calls.",
+    )
+    reason = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        verbose_name = "call stop"
+
+    def __str__(self) -> str:
+        return f"calls to {self.host or 'all hosts'} are stopped"
+
+
+class Leader(models.Model):
+    """The one beat that runs stock periodic tasks and upkeep, by a lease on the database's clock."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    name = models.CharField(max_length=100)
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="leader_is_one")]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class Beat(models.Model):

@@ -156,13 +156,16 @@ def _reason(delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> st
     if delivery.state == State.SCHEDULED:
         if last:
             return f"Attempt {attempts[-1].number} failed: {last} It is tried again at next_attempt_at."
-        if delivery.next_attempt_at > now:
+        if delivery.due_at > now:
             return "Its moment has not come yet."
+        if delivery.next_attempt_at > now:
+            return "Its host is slow to answer, so it waits for other calls there; it is called at next_attempt_at."
         return "It is due and waits for a beat to claim it."
     calls = "attempt" if delivery.attempts == 1 else "attempts"
     return {
         State.CLAIMED: "A beat has claimed it; a worker calls it at its moment.",
         State.RUNNING: "A worker is calling it now.",
+        State.HELD: "Calls to its host, or all calls, are stopped by an operator.",
         State.PAUSED: "It is paused; enable its periodic task to let it go on.",
         State.FAILED: f"It was given up after {delivery.attempts} {calls}. {last}".strip(),
         State.CANCELLED: "It was cancelled.",

@@ -18,9 +18,13 @@ from django.db.models import F, Max
 from django.db.models.functions import Now
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler.models import TASK_NAME, Delivery, State, Timer, new_id
+from webtask_scheduler.scheduler.models import TASK_NAME, CallStop, Delivery, State, Timer, new_id
 
 logger = logging.getLogger(__name__)
+
+
+# Not called yet, and not held back by its own row.
+HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
 
 
 class TimerEndedError(ValidationError):
@@ -203,6 +207,20 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
     return len(timer_ids)
 
 
+def stop_calls(*, host: str = "", reason: str = "") -> CallStop:
+    """Start no more calls to a host, or to any; those in flight may land. What comes due is held meanwhile."""
+    stop, _ = CallStop.objects.update_or_create(host=host.lower(), defaults={"reason": reason})
+    logger.warning("calls_stopped host=%s reason=%s", stop.host or "*", reason)
+    return stop
+
+
+def resume_calls(*, host: str = "") -> bool:
+    """Lift a stop; the beats release what was held within a second, oldest first. Returns whether there was one."""
+    lifted, _ = CallStop.objects.filter(host=host.lower()).delete()
+    logger.warning("calls_resumed host=%s", host.lower() or "*")
+    return bool(lifted)
+
+
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
     """Lock the open deliveries, then the timers, of PeriodicTasks that somebody else is about to write.
 
@@ -303,7 +321,7 @@ WITH page AS MATERIALIZED (
 SELECT count(*), max(page.id), array_agg(page.id) FILTER (
          WHERE page.enabled AND latest.finished_at IS NOT NULL
             OR page.enabled AND latest.state = 'paused'
-            OR NOT page.enabled AND page.last_run_at IS NULL AND latest.state IN ('scheduled', 'claimed')
+            OR NOT page.enabled AND page.last_run_at IS NULL AND latest.state IN ('scheduled', 'claimed', 'held')
             OR clocked.clocked_time <> latest.due_at AND latest.finished_at IS NULL)
   FROM page
   LEFT JOIN scheduler_timer timer ON timer.periodic_task_id = page.id
@@ -366,9 +384,7 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
         deliveries.filter(state=State.PAUSED).update(state=State.SCHEDULED)
         rows.update(enabled=True)
     else:
-        deliveries.filter(state__in=(State.SCHEDULED, State.CLAIMED)).update(
-            state=State.PAUSED, lease_token=None, lease_expires_at=None
-        )
+        deliveries.filter(state__in=HOLDABLE).update(state=State.PAUSED, lease_token=None, lease_expires_at=None)
         # As in `pause`.
         rows.update(enabled=False, last_run_at=None)
     return Switched(done=len(live), ended=[delivery.timer_id for delivery in latest if _has_ended(delivery)])
@@ -394,7 +410,7 @@ def _write(delivery: Delivery, state: State) -> None:
 
 
 def _pause(delivery: Delivery) -> None:
-    if delivery.state in (State.SCHEDULED, State.CLAIMED):
+    if delivery.state in HOLDABLE:
         _write(delivery, State.PAUSED)
 
 

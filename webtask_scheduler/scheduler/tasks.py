@@ -10,9 +10,9 @@ from django.db import connection
 
 from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import dispatch, services
-from webtask_scheduler.scheduler.delivery import CallPool
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import TASK_NAME
+from webtask_scheduler.scheduler.pool import SLOW_PER_SLOT, CallPool
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
 SWEEP_ROWS = 2000
@@ -33,7 +33,8 @@ def call_pool() -> CallPool:
 @signals.worker_init.connect
 def _open_pool(**_: Any) -> None:
     global _pool  # noqa: PLW0603 - one pool a process is the point
-    client = Client(callers=settings.WEBTASK_CALLERS, user_agent=f"webtask_scheduler/{__version__}")
+    threads = settings.WEBTASK_CALLERS * (1 + SLOW_PER_SLOT)
+    client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(
         callers=settings.WEBTASK_CALLERS, client=client, timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS
     )
@@ -53,8 +54,8 @@ def _close_pool(**_: Any) -> None:
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.deliver")
 def deliver(items: list[list[str]]) -> None:
-    """Hand claimed deliveries, as [delivery id, lease token] pairs, to the callers of this process."""
-    call_pool().hand_over([(uuid.UUID(delivery_id), uuid.UUID(token)) for delivery_id, token in items])
+    """Hand claimed deliveries, as [delivery id, lease token, host] triples, to the callers of this process."""
+    call_pool().hand_over([(uuid.UUID(delivery_id), uuid.UUID(token), host) for delivery_id, token, host in items])
 
 
 @shared_task(name=TASK_NAME)
@@ -66,7 +67,7 @@ def call_timer(timer_id: str) -> None:
     claim = dispatch.claim_due(timer_id=uuid.UUID(timer_id), ahead_seconds=STOCK_AHEAD_SECONDS)
     for item in sorted(claim.held):
         time.sleep(max(0.0, item.at - time.monotonic()))
-        call_pool().hand_over([(item.delivery_id, item.token)])
+        call_pool().hand_over([(item.delivery_id, item.token, item.host)])
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.obey")

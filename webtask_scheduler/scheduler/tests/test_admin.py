@@ -14,7 +14,8 @@ from django_celery_beat.models import ClockedSchedule, IntervalSchedule, Periodi
 
 from webtask_scheduler.scheduler import admin as module
 from webtask_scheduler.scheduler import admin_lists, services
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.dispatch import claim_due, release_held
+from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, CallStop, Delivery, State, Timer
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -737,3 +738,28 @@ def test_id_that_is_none_leads_back_to_the_index(admin_client, address):
 
 def test_admin_carries_the_name_of_the_service(page):
     assert "Webtask scheduler" in page("/admin/")
+
+
+def test_adding_a_call_stop_stops_calls_and_deleting_it_lets_them_go_on(admin_client, make_timer, delivery_of):
+    timer = make_timer("http://stopped.example/", delay_seconds=-1)
+    url = reverse("admin:scheduler_callstop_add")
+    assert admin_client.post(url, {"host": "Stopped.example", "reason": "asked to"}).status_code == 302
+    assert claim_due().held == []
+    assert delivery_of(timer).state == State.HELD
+    page = admin_client.get(reverse("admin:scheduler_callstop_changelist")).content.decode()
+    assert "calls to stopped.example are stopped" in page
+    admin_client.post(reverse("admin:scheduler_callstop_delete", args=[CallStop.objects.get().pk]), {"post": "yes"})
+    assert release_held() == 1
+    assert len(claim_due().held) == 1
+
+
+def test_stop_of_all_calls_is_listed_and_lifted_by_the_action(admin_client, make_timer):
+    make_timer(delay_seconds=-1)
+    admin_client.post(reverse("admin:scheduler_callstop_add"), {"host": "", "reason": ""})
+    url = reverse("admin:scheduler_callstop_changelist")
+    assert "calls to all hosts are stopped" in admin_client.get(url).content.decode()
+    assert claim_due().held == []
+    admin_client.post(
+        url, {"action": "delete_selected", "_selected_action": [CallStop.objects.get().pk], "post": "yes"}
+    )
+    assert len(claim_due().held) == 1

@@ -9,13 +9,14 @@ import redis
 from celery import Celery
 from django.conf import settings
 from django.db import connection
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
+from django.utils import timezone
+from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
 from config.celery_app import app
 from webtask_scheduler.scheduler import dispatch, services
 from webtask_scheduler.scheduler.beat import Publisher, TimerScheduler
 from webtask_scheduler.scheduler.dispatch import Chunk, PublishError
-from webtask_scheduler.scheduler.models import Beat, Delivery, State, new_id
+from webtask_scheduler.scheduler.models import Beat, Delivery, Leader, State, new_id
 
 # Stock beat commits and closes connections as it likes.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -138,13 +139,13 @@ def test_publisher_gives_up_on_a_broker_that_does_not_answer():
         publisher = Publisher(silent)
         begun = time.monotonic()
         with pytest.raises(PublishError):
-            publisher.deliver(Chunk(((new_id(), new_id()),)))
+            publisher.deliver(Chunk(((new_id(), new_id(), "127.0.0.1"),)))
         assert time.monotonic() - begun < 8
 
 
 def test_publisher_works_again_after_its_connection_was_cut(celery_app, broker):
     publisher = Publisher(celery_app)
-    chunk = Chunk(((new_id(), new_id()),))
+    chunk = Chunk(((new_id(), new_id(), "127.0.0.1"),))
     publisher.deliver(chunk)
     for client in broker.client_list():
         if client["cmd"] != "client|list":
@@ -182,3 +183,40 @@ def test_run_now_is_claimed_beside_the_promise(scheduler, broker, make_timer):
     assert Delivery.objects.get(pk=extra).state == State.CLAIMED
     assert str(timer.pk) in rung(broker)
     assert Delivery.objects.promised().get(timer=timer).state == State.SCHEDULED
+
+
+def test_only_the_leader_runs_stock_tasks_and_another_takes_over(celery_app, broker, monkeypatch):
+    every = IntervalSchedule.objects.create(every=1, period=IntervalSchedule.SECONDS)
+    PeriodicTask.objects.create(name="every second", task="some.task", interval=every)
+    first, second = TimerScheduler(celery_app, lazy=False), TimerScheduler(celery_app, lazy=False)
+    monkeypatch.setattr(TimerScheduler, "_name", property(lambda self: f"beat-{id(self)}"))
+    first.tick()
+    begun = time.monotonic()
+    while time.monotonic() - begun < 3:
+        time.sleep(min(first.tick(), second.tick()))
+    assert first._leads()
+    assert not second._leads()
+    fired = len(messages(broker, "some.task"))
+    assert 2 <= fired <= 4
+    # Killed, stopped or cut off from the database: it no longer renews its lease.
+    begun = time.monotonic()
+    while not second._leads():
+        time.sleep(second.tick())
+        assert time.monotonic() - begun < 5
+    assert not first._leads()
+    while len(messages(broker, "some.task")) == fired:
+        time.sleep(second.tick())
+        assert time.monotonic() - begun < 7
+    second.close()
+    assert Leader.objects.get().expires_at <= timezone.now()
+    first.close()
+
+
+def test_leader_that_closes_hands_the_lead_over_at_once(celery_app, monkeypatch):
+    first, second = TimerScheduler(celery_app, lazy=False), TimerScheduler(celery_app, lazy=False)
+    monkeypatch.setattr(TimerScheduler, "_name", property(lambda self: f"beat-{id(self)}"))
+    first.tick()
+    first.close()
+    second.tick()
+    assert second._leads()
+    second.close()

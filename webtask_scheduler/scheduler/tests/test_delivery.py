@@ -1,17 +1,13 @@
 """Guarded start and record, and the call pool against a real receiver."""
 
-import threading
-import time
 import uuid
 from datetime import timedelta
 
 import pytest
-from django.db import connection
 from django_celery_beat.models import PeriodicTask
 
-from webtask_scheduler.scheduler import delivery as module
 from webtask_scheduler.scheduler import leases, services
-from webtask_scheduler.scheduler.delivery import CallPool, Outcome, call_url, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.delivery import Outcome, call_url, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.dispatch import claim_due
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
@@ -177,103 +173,22 @@ def test_redirect_is_a_failure(make_timer, receiver):
     assert (result.status_code, result.error) == (302, "status")
 
 
-# The pool works in threads with connections of their own, so these commit.
+def test_start_of_a_delivery_whose_calls_are_stopped_holds_it(make_timer, delivery_of):
+    timer = make_timer("http://stopped.example/", delay_seconds=-1)
+    pairs = claim()
+    services.stop_calls(host="stopped.example")
+    assert start_attempts(pairs) == ([], {})
+    assert delivery_of(timer).state == State.HELD
 
 
-@pytest.fixture
-def pool(transactional_db):
-    pools = []
-
-    def make(callers=4, timeout_seconds=10.0):
-        pool = CallPool(
-            callers=callers, client=Client(callers=callers, user_agent="t"), timeout_seconds=timeout_seconds
-        )
-        pools.append(pool)
-        return pool
-
-    yield make
-    for pool in pools:
-        pool.close()
-
-
-def wait_until(condition, *, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
-
-
-def states():
-    return sorted(Delivery.objects.values_list("state", flat=True))
-
-
-def test_pool_calls_each_delivery_once_and_records_it(pool, make_timer, receiver):
-    for number in range(20):
-        make_timer(receiver.url(f"/{number}"), delay_seconds=-1)
-    pool(callers=4).hand_over(claim())
-    wait_until(lambda: states() == [State.SUCCEEDED] * 20)
-    assert sorted(seen.path for seen in receiver.calls) == sorted(f"/{number}" for number in range(20))
-
-
-def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver):
-    for _ in range(5):
-        make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
-    running = pool(callers=2)
-    threading.Thread(target=running.hand_over, args=[claim()]).start()
-    receiver.wait_for(2)
-    assert states().count(State.RUNNING) == 2
-    assert states().count(State.CLAIMED) == 3
-    wait_until(lambda: states() == [State.SUCCEEDED] * 5)
-
-
-def test_pool_renews_what_it_holds(pool, make_timer, receiver, monkeypatch):
-    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
-    monkeypatch.setattr(module, "RUNNING_LEASE_SECONDS", 0.5)
-    make_timer(receiver.url("/sleep/1.5"), delay_seconds=-1)
-    pool().hand_over(claim())
-    wait_until(lambda: states() == [State.SUCCEEDED])
-
-
-def test_pool_records_a_success_though_the_database_was_away(pool, make_timer, receiver):
-    make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
-    pool().hand_over(claim())
-    receiver.wait_for(1)
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-    wait_until(lambda: states() == [State.SUCCEEDED])
-    assert Attempt.objects.get().status_code == 200
-
-
-def test_pool_that_closes_gives_back_interrupts_and_ends(pool, make_timer, receiver, monkeypatch):
-    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
-    for _ in range(3):
-        make_timer(receiver.url("/sleep/30"), delay_seconds=-1)
-    closing = pool(callers=1, timeout_seconds=60)
-    handing = threading.Thread(target=closing.hand_over, args=[claim()])
-    handing.start()
-    receiver.wait_for(1)
-    begun = time.monotonic()
-    closing.stop_taking()
-    handing.join(3)
-    closing.close()
-    assert time.monotonic() - begun < 3
-    assert states() == [State.SCHEDULED] * 3
-    assert [attempt.error for attempt in Attempt.objects.all()] == ["interrupted"]
-    assert len(claim()) == 3
-
-
-def test_pool_waits_out_a_moment_that_was_rung_too_soon(pool, make_timer, receiver):
-    timer = make_timer(receiver.url(), delay_seconds=0.04)
-    pool().hand_over(claim(ahead_seconds=1.0))
-    (seen,) = receiver.wait_for(1)
-    assert seen.at >= Delivery.objects.get(timer=timer).due_at.timestamp()
-
-
-def test_pool_leaves_a_far_moment_to_the_queue(pool, make_timer, receiver, delivery_of):
-    timer = make_timer(receiver.url(), delay_seconds=0.9)
-    pool().hand_over(claim(ahead_seconds=1.0))
-    assert delivery_of(timer).state == State.SCHEDULED
-    assert receiver.calls == []
+def test_put_off_delivery_is_late_by_its_promise_not_by_its_new_time(make_timer, delivery_of):
+    timer = make_timer(delay_seconds=-10)
+    leases.put_back(claim_due().held, wait_seconds=[1.0])
+    row = delivery_of(timer)
+    assert (row.state, row.attempts) == (State.SCHEDULED, 0)
+    assert row.next_attempt_at > row.due_at + timedelta(seconds=10)
+    Delivery.objects.update(next_attempt_at=row.due_at + timedelta(seconds=9))
+    (call,) = start()
+    assert call.meant_for == row.due_at
+    record_outcomes([outcome(call)])
+    assert Attempt.objects.get().lateness_ms >= 10_000

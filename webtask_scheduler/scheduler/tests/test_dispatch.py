@@ -182,7 +182,7 @@ class Broker:
 
     @property
     def rung(self):
-        return [delivery_id for chunk in self.chunks for delivery_id, _ in chunk.items]
+        return [delivery_id for chunk in self.chunks for delivery_id, _, _ in chunk.items]
 
 
 @pytest.fixture
@@ -273,3 +273,89 @@ def test_turn_takes_expired_leases_back(dispatcher, broker):
     set_lease(State.CLAIMED)
     dispatcher.turn()
     assert len(broker.rung) == 1
+
+
+def test_stop_of_all_calls_claims_nothing_until_it_is_lifted(dispatcher, broker):
+    make(3)
+    services.stop_calls(reason="maintenance")
+    dispatcher.turn()
+    assert broker.rung == []
+    services.resume_calls()
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert len(broker.rung) == 3
+
+
+def test_stop_of_one_host_holds_its_deliveries_and_lets_others_pass(dispatcher, broker):
+    make(2)
+    services.schedule([services.NewTimer(web_url="http://other.example/", delay_seconds=-1)])
+    services.stop_calls(host="127.0.0.1:9")
+    dispatcher.turn()
+    assert len(broker.rung) == 1
+    assert Delivery.objects.filter(state=State.HELD).count() == 2
+    services.resume_calls(host="127.0.0.1:9")
+    dispatcher._poll_at = dispatcher._reclaim_at = 0.0
+    dispatcher.turn()
+    assert len(broker.rung) == 3
+
+
+def test_held_delivery_is_paused_and_cancelled_like_a_waiting_one():
+    first, second = make(2)
+    services.stop_calls(host="127.0.0.1:9")
+    claim_due()
+    services.pause(first)
+    services.cancel(second)
+    assert Delivery.objects.get(timer=first).state == State.PAUSED
+    assert Delivery.objects.get(timer=second).state == State.CANCELLED
+
+
+def test_claims_no_more_than_the_window_leaves():
+    make(5)
+    assert len(claim_due(window=3).held) == 3
+    assert claim_due(window=3).held == []
+    assert len(claim_due(window=4).held) == 1
+
+
+def test_what_is_due_now_is_claimed_before_a_long_backlog(dispatcher, broker, monkeypatch):
+    make(300, delay_seconds=-3600)
+    (fresh,) = make(1)
+    dispatcher._window.size = 40
+    dispatcher.turn()
+    assert Delivery.objects.get(timer=fresh).pk in broker.rung
+    # The backlog has the smaller share, and its oldest go first.
+    taken = Delivery.objects.filter(state=State.CLAIMED).exclude(timer=fresh)
+    assert taken.count() < 40
+    left = Delivery.objects.filter(state=State.SCHEDULED).order_by("due_at").first()
+    assert not taken.filter(due_at__gt=left.due_at).exists()
+
+
+def test_backlog_is_worked_off_at_the_rate_that_is_set(broker):
+    make(300, delay_seconds=-3600)
+    slow = Dispatcher(publish=broker.publish, dispute=services.obey, backlog_per_second=20)
+    begun = time.monotonic()
+    while time.monotonic() - begun < 2:
+        time.sleep(slow.turn())
+    assert 20 <= len(broker.rung) <= 60
+
+
+def test_burst_is_carried_by_few_messages_and_a_few_by_one_each(dispatcher, broker):
+    make(400, delay_seconds=-1)
+    dispatcher.turn()
+    assert len(broker.rung) == 400
+    assert len(broker.chunks) <= 10
+    make(5)
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert len(broker.chunks[-5:]) == len({chunk.items for chunk in broker.chunks[-5:]}) == 5
+
+
+def test_window_follows_what_workers_start():
+    window = dispatch.Window()
+    window._at -= 1
+    window.published(2000)
+    window.adjust(1900)
+    assert dispatch.WINDOW_LEAST <= window.size <= 600
+    assert window.backlog_size <= window.size / 2
+    for _ in range(10):
+        window.adjust(0)
+    assert window.size == dispatch.WINDOW_MOST

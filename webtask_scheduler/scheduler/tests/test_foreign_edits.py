@@ -613,7 +613,7 @@ class Pool:
         self.client = Client(callers=1, user_agent="test")
 
     def hand_over(self, items):
-        started, _ = start_attempts(items)
+        started, _ = start_attempts([(delivery_id, token) for delivery_id, token, _ in items])
         record_outcomes([call_url(call, client=self.client, timeout_seconds=5) for call in started])
 
 
