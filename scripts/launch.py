@@ -121,7 +121,9 @@ def command(name: str) -> list[str]:
         case "beat":
             return [*celery, "beat", "--pidfile", "", "-l", "INFO"]
         case "flower":
-            return [*celery, "flower", f"--address={host}", f"--port={setting('FLOWER_PORT', '5555')}"]
+            # What a task was about comes second, where people look for it.
+            columns = "--tasks-columns=name,args,state,received,runtime,worker,uuid"
+            return [*celery, "flower", f"--address={host}", f"--port={setting('FLOWER_PORT', '5555')}", columns]
     raise ValueError(name)
 
 

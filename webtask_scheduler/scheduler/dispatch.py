@@ -234,7 +234,7 @@ def count_claimed() -> int:
 
 def _label(batch: list[Held]) -> str:
     due_at = f"{batch[0].due_at:%H:%M:%S}" if batch[0].due_at else "?"
-    return f"{len(batch)} timers due {due_at}" if len(batch) > 1 else f"timer {batch[0].timer_id} due {due_at}"
+    return f"{len(batch)} timers due {due_at}" if len(batch) > 1 else f"timer due {due_at}: {batch[0].timer_id}"
 
 
 class Window:

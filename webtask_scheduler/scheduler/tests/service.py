@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -149,9 +150,7 @@ def running(*names: str, scheduler: str = Service.scheduler) -> Iterator[Service
     service.scheduler = scheduler
     try:
         service.broker.flushdb()
-        service.start(*names, wait=False)
-        for name in names:
-            service._wait_for(name)
+        service.start(*names)
         yield service
     except BaseException:
         for log in sorted(service.logs.iterdir()):
@@ -159,3 +158,4 @@ def running(*names: str, scheduler: str = Service.scheduler) -> Iterator[Service
         raise
     finally:
         service.close()
+        shutil.rmtree(service.logs)

@@ -59,7 +59,8 @@ def test_tick_rings_for_due_timers_and_returns_the_poll_interval(scheduler, brok
     timer = make_timer(delay_seconds=-1)
     delays = [scheduler.tick() for _ in range(3)]
     (headers,) = messages(broker, "tasks.deliver")
-    assert headers["argsrepr"].startswith(f"(timer {timer.pk} due ")
+    assert headers["argsrepr"].startswith("(timer due ")
+    assert str(timer.pk) in headers["argsrepr"]
     assert 0 < delays[-1] <= dispatch.POLL_SECONDS
 
 
