@@ -147,8 +147,8 @@ SPECTACULAR_SETTINGS = {
         "ErrorKind": "webtask_scheduler.scheduler.models.ErrorKind",
     },
 }
-# A request body larger than this is refused with 413.
-DATA_UPLOAD_MAX_MEMORY_SIZE = 64 * 1024
+# A request body larger than this is refused with 413; a single timer's is refused sooner, see views.
+DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 
 # Logs: one line each, time first, fields after the event's name.
 LOGGING: dict[str, Any] = {
@@ -179,6 +179,8 @@ WEBTASK_CALLERS = env.int("WEBTASK_CALLERS", default=32)
 WEBTASK_BACKLOG_PER_SECOND = env.float("WEBTASK_BACKLOG_PER_SECOND", default=0.0)
 # A whole call, from looking up the name to the last byte read.
 WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0)
+# Days that timers are kept after they ended; 0 keeps them forever.
+WEBTASK_RETENTION_DAYS = env.int("WEBTASK_RETENTION_DAYS", default=30)
 # The furthest moment that a timer may promise: ten years.
 WEBTASK_HORIZON_SECONDS = env.int("WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600)
 
@@ -188,5 +190,10 @@ CELERY_BEAT_SCHEDULE = {
         "task": "webtask_scheduler.scheduler.tasks.reconcile",
         "schedule": 30.0,
         "options": {"expire_seconds": 30},
+    },
+    "webtask_scheduler prune": {
+        "task": "webtask_scheduler.scheduler.tasks.prune",
+        "schedule": 60.0,
+        "options": {"expire_seconds": 60},
     },
 }

@@ -58,11 +58,7 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
     if response is None or not isinstance(error, exceptions.APIException):
         return response
     if isinstance(error, exceptions.ValidationError):
-        errors = list(_fields(error.detail))
-        detail = "The request is not valid: " + "; ".join(
-            f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors
-        )
-        body = problem(response.status_code, detail, errors=errors)
+        body = invalid(error.detail)
     else:
         body = problem(response.status_code, str(error.detail))
     answer = JsonResponse(body, status=response.status_code, content_type=MEDIA_TYPE)
@@ -70,6 +66,13 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
         if name in response:
             answer[name] = response[name]
     return answer
+
+
+def invalid(detail: Any) -> dict[str, Any]:
+    """Return the problem of a request, or of one item of a batch, from the details of a validation error."""
+    errors = list(_fields(detail))
+    said = "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors)
+    return problem(HTTPStatus.BAD_REQUEST, f"The request is not valid: {said}", errors=errors)
 
 
 def problem(status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:

@@ -14,7 +14,14 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler.serializers import UNITS, WHEN_MISSING, NewTimerSerializer, TimerSerializer
+from webtask_scheduler.scheduler.serializers import (
+    BATCH_MOST,
+    UNITS,
+    WHEN_MISSING,
+    BatchSerializer,
+    NewTimerSerializer,
+    TimerSerializer,
+)
 
 _ID = "019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11"
 _SCHEDULED = {
@@ -85,6 +92,42 @@ class ProblemSerializer(serializers.Serializer[Any]):
     status = serializers.IntegerField()
     detail = serializers.CharField(help_text="What was wrong, for a person.")
     errors = FieldErrorSerializer(many=True, required=False)  # type: ignore[assignment]  # a field by that name
+
+
+class BatchStoredSerializer(serializers.Serializer[Any]):
+    timers = TimerSerializer(many=True)
+
+
+class BatchResultSerializer(serializers.Serializer[Any]):
+    timer = TimerSerializer(required=False)
+    problem = ProblemSerializer(required=False)
+
+
+class BatchResultsSerializer(serializers.Serializer[Any]):
+    results = BatchResultSerializer(many=True)
+
+
+class BatchShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
+    """How many timers a batch may have."""
+
+    target_class = BatchSerializer
+
+    def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
+        shape: dict[str, Any] = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 - as they document
+        shape["properties"]["timers"] |= {"minItems": 1, "maxItems": BATCH_MOST}
+        return shape | {"additionalProperties": False}
+
+
+_REFUSED = {
+    "problem": {
+        "type": "about:blank",
+        "title": "Bad Request",
+        "status": 400,
+        "detail": f"The request is not valid: seconds: {WHEN_MISSING}",
+        "errors": [{"field": "seconds", "detail": WHEN_MISSING}],
+    }
+}
+_PARTLY = {"results": [{"timer": _SCHEDULED}, _REFUSED]}
 
 
 def _problem(description: str, status: int, title: str, detail: str, **more: Any) -> OpenApiResponse:
@@ -163,6 +206,42 @@ create_timer = extend_schema(
             request_only=True,
         ),
         OpenApiExample("In a day", value={"hours": 24, "web_url": "https://example.com/hook"}, request_only=True),
+    ],
+)
+
+create_batch = extend_schema(
+    operation_id="v1_scheduler_timer_batch_create",
+    tags=["scheduler"],
+    summary="Create up to a thousand timers",
+    description="All are stored or none, and a 400 names the items that are wrong as `timers.<index>`. With "
+    '`"partial": true` the valid ones are stored, and the answer says of each item, in order, what became of it.',
+    request=BatchSerializer,
+    responses={
+        201: OpenApiResponse(
+            BatchStoredSerializer,
+            "All are stored; in the order in which they were given.",
+            examples=[OpenApiExample("Two timers", value={"timers": [_SCHEDULED, _SCHEDULED]}, response_only=True)],
+        ),
+        200: OpenApiResponse(
+            BatchResultsSerializer,
+            "With `partial`: each item has either a `timer` or a `problem`.",
+            examples=[
+                OpenApiExample("One of two", value={"results": [{"timer": _SCHEDULED}, _REFUSED]}, response_only=True)
+            ],
+        ),
+        **_problems(400, 403, 411, 413, 415, 503),
+    },
+    examples=[
+        OpenApiExample(
+            "Two timers",
+            value={
+                "timers": [
+                    {"seconds": 5, "web_url": "https://example.com/first"},
+                    {"hours": 1, "web_url": "https://example.com/second"},
+                ]
+            },
+            request_only=True,
+        )
     ],
 )
 

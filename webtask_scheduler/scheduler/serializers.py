@@ -14,6 +14,8 @@ from webtask_scheduler.scheduler.models import URL_MAX_LENGTH, Attempt, Delivery
 
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 WHEN_MISSING = "Say when: give at least one of hours, minutes and seconds. 0 means now."
+# Timers of one batch.
+BATCH_MOST = 1000
 # What the column holds: more than the longest name that can resolve, with a port.
 HOST_MAX_LENGTH = 261
 
@@ -90,6 +92,30 @@ class NewTimerSerializer(serializers.Serializer[Any]):
                 {unit: [f"Too far ahead: at most {horizon} seconds ({days} days) in all."] for unit in given}
             )
         return {"web_url": attrs["web_url"], "delay_seconds": delay}
+
+
+class BatchSerializer(serializers.Serializer[Any]):
+    """Up to a thousand timers, stored all or none, or each that is valid."""
+
+    timers = NewTimerSerializer(many=True, help_text=f"1 to {BATCH_MOST} timers.")
+    partial = serializers.BooleanField(  # type: ignore[assignment]  # a field by that name
+        default=False, help_text="Store what is valid and say of each what became of it, rather than all or none."
+    )
+
+
+class ItemReader:
+    """Reads the timers of a batch with one serializer: making one for each would cost more than reading it."""
+
+    def __init__(self) -> None:
+        self._serializer = NewTimerSerializer()
+
+    def read(self, item: Any) -> tuple[dict[str, Any] | None, Any]:
+        """Return the values of a valid timer, or None and the details of what is wrong with it."""
+        try:
+            values: dict[str, Any] = self._serializer.run_validation(item)
+        except serializers.ValidationError as error:
+            return None, error.detail
+        return values, None
 
 
 class AttemptSerializer(serializers.ModelSerializer[Attempt]):

@@ -8,7 +8,7 @@ import logging
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -167,6 +167,8 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
 
 # Rows of one transaction where many are asked for: it holds their locks for some tens of milliseconds.
 BATCH_ROWS = 1000
+# Between two batches of deleting: running timers come first.
+PRUNE_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,6 +221,55 @@ def resume_calls(*, host: str = "") -> bool:
     lifted, _ = CallStop.objects.filter(host=host.lower()).delete()
     logger.warning("calls_resumed host=%s", host.lower() or "*")
     return bool(lifted)
+
+
+def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
+    """Delete timers that ended longer ago than that, with all that belongs to them; return how many.
+
+    One batch of at most `limit`, in a transaction of its own; a timer of which anything is still open stays. A dry run
+    counts them all instead, and deletes nothing. Deleted are the rows of ours and the PeriodicTask and ClockedSchedule
+    made for them; a ClockedSchedule that other tasks use stays.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT_ENDED if dry_run else _PRUNE, {"seconds": older_than.total_seconds(), "limit": limit})
+        return int(cursor.fetchone()[0])
+
+
+# Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
+_ENDED = """
+  SELECT timer_id FROM scheduler_delivery old
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+     AND NOT EXISTS (
+       SELECT FROM scheduler_delivery other WHERE other.timer_id = old.timer_id
+          AND (other.finished_at IS NULL OR (other.finished_at, other.id) > (old.finished_at, old.id)))
+   ORDER BY finished_at {limit}
+"""
+_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED.format(limit='')}) ended"  # noqa: S608 - only constants are put in
+# One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
+# keys are checked at the end.
+_PRUNE = f"""
+WITH ended AS MATERIALIZED ({_ENDED.format(limit="LIMIT %(limit)s")}),
+locked AS MATERIALIZED (
+  SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)
+   ORDER BY delivery.id FOR UPDATE OF delivery
+),
+attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
+deliveries AS (DELETE FROM scheduler_delivery USING locked WHERE scheduler_delivery.id = locked.id),
+timers AS (
+  DELETE FROM scheduler_timer USING ended WHERE scheduler_timer.id = ended.timer_id RETURNING periodic_task_id
+),
+tasks AS (
+  DELETE FROM django_celery_beat_periodictask task USING timers WHERE task.id = timers.periodic_task_id
+  RETURNING task.id, task.clocked_id
+),
+clocked AS (
+  DELETE FROM django_celery_beat_clockedschedule clocked USING tasks
+   WHERE clocked.id = tasks.clocked_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.clocked_id = clocked.id AND other.id <> tasks.id)
+)
+SELECT count(*) FROM timers
+"""  # noqa: S608
 
 
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:

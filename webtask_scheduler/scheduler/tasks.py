@@ -2,6 +2,9 @@
 
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from celery import shared_task, signals
@@ -17,6 +20,8 @@ from webtask_scheduler.scheduler.pool import SLOW_PER_SLOT, CallPool
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
 SWEEP_ROWS = 2000
 SWEEP_PAUSE_SECONDS = 0.05
+# One run of pruning; the next goes on where it ended.
+PRUNE_SECONDS = 50.0
 # A stock scheduler's clock may run ahead of the database's by this much.
 STOCK_AHEAD_SECONDS = 2.0
 
@@ -76,17 +81,36 @@ def obey(periodic_task_ids: list[int]) -> None:
     services.obey(periodic_task_ids)
 
 
+@contextmanager
+def _alone(name: str) -> Iterator[bool]:
+    """Tell whether nobody else does this upkeep now; a connection that is lost lets go of it."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"webtask_scheduler {name}"])
+        alone = bool(cursor.fetchone()[0])
+        try:
+            yield alone
+        finally:
+            if alone:
+                cursor.execute("SELECT pg_advisory_unlock(hashtext(%s))", [f"webtask_scheduler {name}"])
+
+
 @shared_task(name="webtask_scheduler.scheduler.tasks.reconcile")
 def reconcile() -> None:
     """Go through all PeriodicTasks of ours for what a bare `.update()` changed; one sweep at a time."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(hashtext('webtask_scheduler.reconcile'))")
-        if not cursor.fetchone()[0]:
-            return
-        try:
-            after: int | None = 0
-            while after is not None:
-                after = services.reconcile(after=after, limit=SWEEP_ROWS)
-                time.sleep(SWEEP_PAUSE_SECONDS)
-        finally:
-            cursor.execute("SELECT pg_advisory_unlock(hashtext('webtask_scheduler.reconcile'))")
+    with _alone("reconcile") as alone:
+        after: int | None = 0 if alone else None
+        while after is not None:
+            after = services.reconcile(after=after, limit=SWEEP_ROWS)
+            time.sleep(SWEEP_PAUSE_SECONDS)
+
+
+@shared_task(name="webtask_scheduler.scheduler.tasks.prune")
+def prune() -> None:
+    """Delete timers that ended before the retention setting, in batches, for at most PRUNE_SECONDS."""
+    if not settings.WEBTASK_RETENTION_DAYS:
+        return
+    older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
+    ends_at = time.monotonic() + PRUNE_SECONDS
+    with _alone("prune") as alone:
+        while alone and time.monotonic() < ends_at and services.prune(older_than=older_than):
+            time.sleep(services.PRUNE_PAUSE_SECONDS)

@@ -2,10 +2,11 @@
 
 from django.urls import re_path
 
-from webtask_scheduler.scheduler.views import TimersView, TimerView
+from webtask_scheduler.scheduler.views import BatchView, TimersView, TimerView
 
 urlpatterns = [
     re_path(r"^timer/?$", TimersView.as_view(), name="timers"),
+    re_path(r"^timer/batch/?$", BatchView.as_view(), name="batch"),
     # Any text is an id here, so that a malformed one is answered with problem details too.
     re_path(r"^timer/(?P<id>[^/]+)/?$", TimerView.as_view(), name="timer"),
 ]

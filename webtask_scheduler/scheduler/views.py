@@ -21,8 +21,8 @@ from rest_framework.views import APIView
 
 from webtask_scheduler.scheduler import schema, services
 from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery, State
-from webtask_scheduler.scheduler.problems import LengthRequired, NotUTF8, TooLarge
-from webtask_scheduler.scheduler.serializers import NewTimerSerializer, timer_body
+from webtask_scheduler.scheduler.problems import LengthRequired, NotUTF8, TooLarge, invalid
+from webtask_scheduler.scheduler.serializers import BATCH_MOST, ItemReader, NewTimerSerializer, timer_body
 
 # A beat that was not seen for this long is taken for gone.
 BEAT_SEEN_SECONDS = 5.0
@@ -57,34 +57,86 @@ class JSONOnly(DefaultContentNegotiation):
 class TimersView(APIView):
     """`timer`: create one."""
 
-    parser_classes = (JSONParser, parsers.FormParser, parsers.MultiPartParser)
+    parser_classes: tuple[type[parsers.BaseParser], ...] = (
+        JSONParser,
+        parsers.FormParser,
+        parsers.MultiPartParser,
+    )
     content_negotiation_class = JSONOnly
+    body_limit_bytes = 64 * 1024
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         if request.method == "POST":
-            _check_body(request)
+            _check_body(request, limit=self.body_limit_bytes)
         super().initial(request, *args, **kwargs)
 
     @schema.create_timer
     def post(self, request: Request) -> Response:
         serializer = NewTimerSerializer(data=request.data)
         serializer.is_valid(raise_exception=True)
-        wanted = serializer.validated_data
-        owner_id = request.user.pk if request.user.is_authenticated else None
-        (stored,) = services.schedule([services.NewTimer(owner_id=owner_id, **wanted)])
-        delivery = Delivery(
-            timer_id=stored.timer_id, due_at=stored.due_at, next_attempt_at=stored.due_at, state=State.SCHEDULED
-        )
-        body = timer_body(
-            delivery, web_url=wanted["web_url"], created_at=stored.created_at, now=stored.created_at, attempts=[]
-        )
-        location = f"{request.path.rstrip('/')}/{stored.timer_id}"
+        (body,) = _store(request, [serializer.validated_data])
+        location = f"{request.path.rstrip('/')}/{body['task_id']}"
         return Response(body, status=201, headers={"Location": location})
 
 
-def _check_body(request: Request) -> None:
+class BatchView(TimersView):
+    """`timer/batch`: create up to a thousand."""
+
+    parser_classes = (JSONParser,)
+    body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+
+    @schema.create_batch
+    def post(self, request: Request) -> Response:
+        items, partial = _batch(request.data)
+        reader = ItemReader()
+        read = [reader.read(item) for item in items]
+        if not partial:
+            wrong = {f"timers.{index}": detail for index, (_, detail) in enumerate(read) if detail is not None}
+            if wrong:
+                # As many as a person reads; the rest comes with the next try.
+                raise exceptions.ValidationError(dict(list(wrong.items())[:20]))
+        made = iter(_store(request, [values for values, _ in read if values is not None]))
+        if not partial:
+            return Response({"timers": list(made)}, status=201)
+        results = [
+            {"timer": next(made)} if values is not None else {"problem": invalid(detail)} for values, detail in read
+        ]
+        return Response({"results": results}, status=200)
+
+
+def _batch(data: Any) -> tuple[list[Any], bool]:
+    """Return the items of a batch and whether some may fail. Raises ValidationError."""
+    if not isinstance(data, dict):
+        raise exceptions.ValidationError("A JSON object is required, with a list of timers in `timers`.")
+    errors = {ascii(name)[1:101].rstrip("'"): "Unknown field." for name in data if name not in ("timers", "partial")}
+    items, partial = data.get("timers"), data.get("partial", False)
+    if not isinstance(items, list) or not 1 <= len(items) <= BATCH_MOST:
+        errors["timers"] = f"A list of 1 to {BATCH_MOST} timers is required."
+    if not isinstance(partial, bool):
+        errors["partial"] = "Must be true or false."
+    if errors:
+        raise exceptions.ValidationError(errors)
+    return items or [], partial
+
+
+def _store(request: Request, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Store timers, all or none, and return what the API shows of them."""
+    owner_id = request.user.pk if request.user.is_authenticated else None
+    stored = services.schedule([services.NewTimer(owner_id=owner_id, **values) for values in wanted])
+    return [
+        timer_body(
+            Delivery(timer_id=one.timer_id, due_at=one.due_at, next_attempt_at=one.due_at, state=State.SCHEDULED),
+            web_url=values["web_url"],
+            created_at=one.created_at,
+            now=one.created_at,
+            attempts=[],
+        )
+        for one, values in zip(stored, wanted, strict=True)
+    ]
+
+
+def _check_body(request: Request, *, limit: int) -> None:
     """Make sure that the body is of known and bounded length, whole, and UTF-8, before any parser sees it."""
-    limit = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
     length = request.META.get("CONTENT_LENGTH")
     if not length and "HTTP_TRANSFER_ENCODING" in request.META:
         raise LengthRequired

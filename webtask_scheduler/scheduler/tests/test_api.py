@@ -12,7 +12,6 @@ from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
@@ -24,6 +23,7 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTas
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.service import Service, database_url
+from webtask_scheduler.scheduler.views import TimersView
 
 PATHS = ["/timer", "/timer/", "/api/v1/scheduler/timer", "/api/v1/scheduler/timer/"]
 URL = "http://a.example/hook?x=1"
@@ -489,7 +489,7 @@ def test_bad_input_is_refused_by_name_and_nothing_is_written(client, body, conte
 
 @db
 def test_a_body_at_the_limit_is_read(client):
-    body = json.dumps(GOOD).ljust(settings.DATA_UPLOAD_MAX_MEMORY_SIZE)
+    body = json.dumps(GOOD).ljust(TimersView.body_limit_bytes)
     assert post(client, body).status_code == 201
     assert_problem(post(client, body + " "), 413)
 
@@ -985,3 +985,65 @@ def test_while_the_database_is_away_answers_are_503_and_then_go_on():
             service.stop("web")
         service.broker.close()
         wire.cut()
+
+
+def post_batch(client, **body):
+    return client.post("/timer/batch", json.dumps(body), JSON)
+
+
+@db
+def test_a_batch_is_stored_in_order_with_one_statement(client, django_assert_num_queries):
+    timers = [{"seconds": n, "web_url": f"http://a.example/{n}"} for n in range(1000)]
+    with django_assert_num_queries(1):
+        answer = post_batch(client, timers=timers)
+    assert answer.status_code == 201
+    assert [timer["web_url"] for timer in answer.json()["timers"]] == [timer["web_url"] for timer in timers]
+    assert [timer["time_left_in_seconds"] for timer in answer.json()["timers"]] == list(range(1000))
+    assert stored() == [1000, 1000, 1000, 1000]
+    one = answer.json()["timers"][7]
+    assert client.get(f"/timer/{one['task_id']}").json()["web_url"] == "http://a.example/7"
+
+
+@db
+def test_a_batch_with_one_wrong_item_is_refused_by_its_place_and_nothing_is_written(client):
+    answer = post_batch(client, timers=[GOOD, {"seconds": -1, "web_url": "nowhere"}, GOOD])
+    assert_problem(answer, 400, {"timers.1.seconds", "timers.1.web_url"})
+    assert stored() == [0, 0, 0, 0]
+
+
+@db
+def test_a_partial_batch_stores_what_is_valid_and_says_of_each_what_became_of_it(client):
+    answer = post_batch(client, timers=[GOOD, {"web_url": "http://a.example/"}, GOOD, 7], partial=True)
+    assert answer.status_code == 200
+    first, second, third, fourth = answer.json()["results"]
+    assert first["timer"]["task_id"] != third["timer"]["task_id"]
+    assert [error["field"] for error in second["problem"]["errors"]] == ["seconds"]
+    assert fourth["problem"]["status"] == 400
+    assert stored() == [2, 2, 2, 2]
+
+
+@db
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        ({"timers": []}, {"timers"}),
+        ({"timers": [GOOD] * 1001}, {"timers"}),
+        ({"timers": GOOD}, {"timers"}),
+        ({"timers": [GOOD], "partial": "yes"}, {"partial"}),
+        ({"timers": [GOOD], "more": 1}, {"more"}),
+        ({}, {"timers"}),
+    ],
+)
+def test_a_batch_of_the_wrong_shape_is_refused_by_name(client, body, fields):
+    assert_problem(post_batch(client, **body), 400, fields)
+    assert stored() == [0, 0, 0, 0]
+
+
+@db
+def test_a_batch_that_is_a_bare_list_is_refused(client):
+    assert_problem(client.post("/api/v1/scheduler/timer/batch/", json.dumps([GOOD]), JSON), 400, {""})
+
+
+@db
+def test_a_batch_takes_json_only(client):
+    assert_problem(client.post("/timer/batch", {"timers": "x"}), 415)

@@ -65,10 +65,11 @@ def test_the_document_validates_without_a_warning(tmp_path):
     call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yml"))
 
 
-def test_it_is_openapi_3_1_of_two_operations(document, create, retrieve):
+def test_it_is_openapi_3_1_of_three_operations(document, create, retrieve):
     validate_schema(document)
     assert document["openapi"].startswith("3.1")
-    assert document["paths"].keys() == {PATH, PATH + "/{id}"}
+    assert document["paths"].keys() == {PATH, PATH + "/batch", PATH + "/{id}"}
+    assert document["paths"][PATH + "/batch"]["post"]["operationId"] == "v1_scheduler_timer_batch_create"
     assert create["operationId"] == "v1_scheduler_timer_create"
     assert retrieve["operationId"] == "v1_scheduler_timer_retrieve"
     assert create["tags"] == retrieve["tags"] == ["scheduler"]
