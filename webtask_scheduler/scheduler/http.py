@@ -16,7 +16,6 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -195,26 +194,20 @@ class _Adapter(adapters.HTTPAdapter):
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
 
 
-class _Session(requests.Session):
-    def get_redirect_target(self, resp: requests.Response) -> str | None:  # noqa: ARG002 - their signature
-        # Even where redirects are not followed, `requests` reads the whole body of one to prepare for the next.
-        return None
-
-
 class Client:
     """Makes calls from any number of threads, keeping connections to hosts that are called again soon."""
 
     def __init__(self, *, callers: int, user_agent: str) -> None:
-        self._session = _Session()
-        self._session.trust_env = False
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-        self._session.headers.clear()
-        self._session.headers.update(
-            {"User-Agent": user_agent, "Accept": "*/*", "Accept-Encoding": "identity", "Connection": "keep-alive"}
-        )
-        adapter = _Adapter(pool_connections=256, pool_maxsize=callers, max_retries=0)
-        self._session.mount("http://", adapter)
-        self._session.mount("https://", adapter)
+        # The transport of `requests` without its Session, which for every call merges settings, reads the environment,
+        # looks for cookies and prepares to follow redirects, even by reading their whole bodies: all that is not wanted
+        # here, and it takes as long as the call itself.
+        self._adapter = _Adapter(pool_connections=256, pool_maxsize=callers, max_retries=0)
+        self._headers = {
+            "User-Agent": user_agent,
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+            "Connection": "keep-alive",
+        }
         self._calls: set[_Call] = set()
         self._changed = threading.Condition()
         threading.Thread(target=self._watch, name="call-watchdog", daemon=True).start()
@@ -252,13 +245,19 @@ class Client:
             call.end("interrupted")
 
     def _exchange(self, url: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Answer:
-        response = self._session.post(
-            url,
-            data=body,
-            headers=dict(headers),
-            timeout=(min(CONNECT_TIMEOUT_SECONDS, timeout_seconds), timeout_seconds),
-            allow_redirects=False,
+        request = requests.models.PreparedRequest()
+        request.prepare_method("POST")
+        request.prepare_url(url, None)
+        request.prepare_headers(self._headers | dict(headers) | {"Content-Length": str(len(body))})
+        request.body = body
+        # A user and password in the URL.
+        request.prepare_auth(None, url)
+        response = self._adapter.send(
+            request,
             stream=True,
+            timeout=(min(CONNECT_TIMEOUT_SECONDS, timeout_seconds), timeout_seconds),
+            verify=True,
+            proxies={},
         )
         try:
             read = b""

@@ -35,6 +35,13 @@ def test_posts_body_and_headers(client, receiver):
     assert seen.headers["User-Agent"] == "test/1"
 
 
+def test_sends_user_and_password_of_the_url_as_basic_auth_and_not_in_the_host(client, receiver):
+    call(client, receiver.url("/x").replace("127.0.0.1", "me:secret@127.0.0.1"))
+    (seen,) = receiver.calls
+    assert seen.headers["Authorization"] == "Basic bWU6c2VjcmV0"
+    assert seen.headers["Host"] == f"127.0.0.1:{receiver.port}"
+
+
 @pytest.mark.parametrize("status", [201, 204, 400, 410, 500, 503])
 def test_returns_any_status(client, receiver, status):
     assert call(client, receiver.url(f"/status/{status}")).status_code == status
