@@ -46,22 +46,33 @@ def check_url(url: str, *, max_length: int) -> None:
         raise ValueError("The URL has a space, a backslash or a control character; percent-encode it.")
     try:
         parts = urlsplit(url)
-        port = parts.port
     except ValueError as error:
-        raise ValueError("The URL's host or port is not valid.") from error
+        raise ValueError(_BAD_HOST) from error
     if parts.scheme not in ("http", "https"):
         raise ValueError("The URL must begin with http:// or https://.")
-    if not parts.hostname:
-        raise ValueError("The URL has no host.")
-    if port == 0:
-        raise ValueError("The URL's host or port is not valid.")
+    _check_host(parts.scheme, parts.netloc)
+
+
+_BAD_HOST = "The URL's host or port is not valid."
+
+
+# Timers come many to a host, and this is the dear part. A refusal is not kept, and need not be.
+@functools.lru_cache(4096)
+def _check_host(scheme: str, netloc: str) -> None:
+    """Make sure that there is a host, that its name can resolve, and that its port can be connected to."""
     try:
+        parts = urlsplit(f"{scheme}://{netloc}/")
+        port = parts.port
+        if not parts.hostname:
+            raise ValueError("The URL has no host.")  # noqa: TRY301
         # What the call itself does first: a name that cannot be encoded is refused here rather than at its moment.
         prepared = requests.models.PreparedRequest()
-        prepared.prepare_url(url, None)
+        prepared.prepare_url(f"{scheme}://{netloc}/", None)
         host = (urlsplit(prepared.url or "").hostname or "").removesuffix(".")
     except (exceptions.RequestException, ValueError) as error:
-        raise ValueError("The URL's host or port is not valid.") from error
+        raise ValueError(str(error) if str(error).startswith("The URL") else _BAD_HOST) from error
+    if port == 0:
+        raise ValueError(_BAD_HOST)
     # DNS knows no longer names and labels; a resolver would only say so at the call's moment.
     if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004
         raise ValueError("The URL's host is too long, or has an empty part.")

@@ -1,8 +1,10 @@
 """The shapes that go in and out of the API. Shape only: rules and transactions are in services."""
 
+import math
 import re
+import threading
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.conf import settings
@@ -14,6 +16,8 @@ from webtask_scheduler.scheduler.models import URL_MAX_LENGTH, Attempt, Delivery
 
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 WHEN_MISSING = "Say when: give at least one of hours, minutes and seconds. 0 means now."
+NOT_YET = "Its moment has not come yet."
+NOT_CLAIMED = "It is due and waits for a beat to claim it."
 # Timers of one batch.
 BATCH_MOST = 1000
 # What the column holds: more than the longest name that can resolve, with a port.
@@ -103,19 +107,18 @@ class BatchSerializer(serializers.Serializer[Any]):
     )
 
 
-class ItemReader:
-    """Reads the timers of a batch with one serializer: making one for each would cost more than reading it."""
+_kept = threading.local()
 
-    def __init__(self) -> None:
-        self._serializer = NewTimerSerializer()
 
-    def read(self, item: Any) -> tuple[dict[str, Any] | None, Any]:
-        """Return the values of a valid timer, or None and the details of what is wrong with it."""
-        try:
-            values: dict[str, Any] = self._serializer.run_validation(item)
-        except serializers.ValidationError as error:
-            return None, error.detail
-        return values, None
+def read_timer(data: Any) -> dict[str, Any]:
+    """Return the values of a timer as JSON has it. Raises ValidationError.
+
+    With one serializer for each thread: making one for each timer costs more than reading it.
+    """
+    if not hasattr(_kept, "serializer"):
+        _kept.serializer = NewTimerSerializer()
+    values: dict[str, Any] = _kept.serializer.run_validation(data)
+    return values
 
 
 class AttemptSerializer(serializers.ModelSerializer[Attempt]):
@@ -156,10 +159,32 @@ class TimerSerializer(serializers.Serializer[Any]):
     attempts = AttemptSerializer(many=True, help_text="The calls made for the promised moment, oldest first.")
 
 
+def stored_body(stored: services.Scheduled, *, web_url: str) -> dict[str, Any]:
+    """Return a timer just stored as TimerSerializer describes it; what creating answers, so made for speed."""
+    due_at = _shown(stored.due_at)
+    left = math.ceil((stored.due_at - stored.created_at) / timedelta(seconds=1))
+    return {
+        "task_id": str(stored.timer_id),
+        "status": State.SCHEDULED.value,
+        "web_url": web_url,
+        "created_at": _shown(stored.created_at),
+        "due_at": due_at,
+        "time_left_in_seconds": max(0, left),
+        "next_attempt_at": due_at,
+        "finished_at": None,
+        "reason": NOT_YET if left > 0 else NOT_CLAIMED,
+        "attempts": [],
+    }
+
+
+def _shown(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+
+
 def timer_body(
     delivery: Delivery, *, web_url: str, created_at: datetime, now: datetime, attempts: list[Attempt]
 ) -> dict[str, Any]:
-    """Return a timer as TimerSerializer describes it. Built by hand: the answer to each creation."""
+    """Return a timer as TimerSerializer describes it."""
     return {
         "task_id": str(delivery.timer_id),
         "status": delivery.state,
@@ -183,10 +208,10 @@ def _reason(delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> st
         if last:
             return f"Attempt {attempts[-1].number} failed: {last} It is tried again at next_attempt_at."
         if delivery.due_at > now:
-            return "Its moment has not come yet."
+            return NOT_YET
         if delivery.next_attempt_at > now:
             return "Its host is slow to answer, so it waits for other calls there; it is called at next_attempt_at."
-        return "It is due and waits for a beat to claim it."
+        return NOT_CLAIMED
     calls = "attempt" if delivery.attempts == 1 else "attempts"
     return {
         State.CLAIMED: "A beat has claimed it; a worker calls it at its moment.",

@@ -9,7 +9,7 @@ import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions, parsers
@@ -20,9 +20,9 @@ from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
 from webtask_scheduler.scheduler import schema, services
-from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery, State
+from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery
 from webtask_scheduler.scheduler.problems import LengthRequired, NotUTF8, TooLarge, invalid
-from webtask_scheduler.scheduler.serializers import BATCH_MOST, ItemReader, NewTimerSerializer, timer_body
+from webtask_scheduler.scheduler.serializers import BATCH_MOST, NewTimerSerializer, read_timer, stored_body, timer_body
 
 # A beat that was not seen for this long is taken for gone.
 BEAT_SEEN_SECONDS = 5.0
@@ -72,9 +72,14 @@ class TimersView(APIView):
 
     @schema.create_timer
     def post(self, request: Request) -> Response:
-        serializer = NewTimerSerializer(data=request.data)
-        serializer.is_valid(raise_exception=True)
-        (body,) = _store(request, [serializer.validated_data])
+        if isinstance(request.data, QueryDict):
+            # A form's numbers are text, which its own serializer allows for.
+            form = NewTimerSerializer(data=request.data)
+            form.is_valid(raise_exception=True)
+            values = form.validated_data
+        else:
+            values = read_timer(request.data)
+        (body,) = _store(request, [values])
         location = f"{request.path.rstrip('/')}/{body['task_id']}"
         return Response(body, status=201, headers={"Location": location})
 
@@ -88,8 +93,7 @@ class BatchView(TimersView):
     @schema.create_batch
     def post(self, request: Request) -> Response:
         items, partial = _batch(request.data)
-        reader = ItemReader()
-        read = [reader.read(item) for item in items]
+        read = [_read_item(item) for item in items]
         if not partial:
             wrong = {f"timers.{index}": detail for index, (_, detail) in enumerate(read) if detail is not None}
             if wrong:
@@ -123,16 +127,15 @@ def _store(request: Request, wanted: list[dict[str, Any]]) -> list[dict[str, Any
     """Store timers, all or none, and return what the API shows of them."""
     owner_id = request.user.pk if request.user.is_authenticated else None
     stored = services.schedule([services.NewTimer(owner_id=owner_id, **values) for values in wanted])
-    return [
-        timer_body(
-            Delivery(timer_id=one.timer_id, due_at=one.due_at, next_attempt_at=one.due_at, state=State.SCHEDULED),
-            web_url=values["web_url"],
-            created_at=one.created_at,
-            now=one.created_at,
-            attempts=[],
-        )
-        for one, values in zip(stored, wanted, strict=True)
-    ]
+    return [stored_body(one, web_url=values["web_url"]) for one, values in zip(stored, wanted, strict=True)]
+
+
+def _read_item(item: Any) -> tuple[dict[str, Any] | None, Any]:
+    """Return the values of a timer of a batch, or None and the details of what is wrong with it."""
+    try:
+        return read_timer(item), None
+    except exceptions.ValidationError as error:
+        return None, error.detail
 
 
 def _check_body(request: Request, *, limit: int) -> None:
