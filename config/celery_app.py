@@ -1,11 +1,44 @@
 """The Celery application; `celery -A config.celery_app worker|beat|flower`."""
 
+import contextlib
+import math
 import os
+import time
+from typing import Any
 
+import kombu
 from celery import Celery
+from celery.app.amqp import AMQP
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
 
-app = Celery("webtask_scheduler")
+
+class Connection(kombu.Connection):
+    """A worker looks for a lost broker every few seconds; kombu's own pauses grow to half a minute."""
+
+    _ensured_at = -math.inf
+
+    def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
+        # A broker that answers and takes nothing, as a full one: not again and again in the same second.
+        time.sleep(max(0.0, Connection._ensured_at + 2.0 - time.monotonic()))
+        try:
+            return super().ensure_connection(
+                *args, **{"interval_start": 1, "interval_step": 1, "interval_max": 3} | kwargs
+            )
+        finally:
+            Connection._ensured_at = time.monotonic()
+
+    def maybe_close_channel(self, channel: Any) -> None:
+        # Closing a lost connection while a message is not acknowledged yet: kombu has let go of the transport and still
+        # asks it where the broker is, which would end the worker.
+        with contextlib.suppress(AttributeError):
+            super().maybe_close_channel(channel)
+
+
+class Broker(AMQP):
+    Connection = Connection
+
+
+app = Celery("webtask_scheduler", amqp=Broker)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()

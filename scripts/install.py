@@ -104,6 +104,9 @@ def main() -> int:
         if version and STAMP.exists() and STAMP.read_text() == stamp(version):
             return 0
         if not version:
+            if VENV.is_symlink():
+                # Clearing it would empty somebody else's.
+                sys.exit(".venv is a link to an environment that does not fit: remove the link and run this again.")
             print(f"Making .venv with Python {own_version()}", flush=True)
             subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)
             version = own_version()

@@ -1,5 +1,6 @@
 """Settings shared by every way of running the service. The only place that reads the environment."""
 
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,10 @@ CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = False
+# Nothing acknowledges late, so there is nothing to cancel; unset, Celery warns of it at each loss.
+CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
+# A broker that answers and takes nothing, as a full one does, is a broker that is away: try again, do not end.
+CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 
 # API
 REST_FRAMEWORK = {
@@ -150,6 +154,13 @@ SPECTACULAR_SETTINGS = {
 # A request body larger than this is refused with 413; a single timer's is refused sooner, see views.
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 
+
+def _without_traceback(record: LogRecord) -> bool:
+    """Leave the traceback of a record away: what it says is enough, and it may come once for each message."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
 # Logs: one line each, time first, fields after the event's name.
 LOGGING: dict[str, Any] = {
     "version": 1,
@@ -160,6 +171,7 @@ LOGGING: dict[str, Any] = {
             "datefmt": "%Y-%m-%dT%H:%M:%S",
         }
     },
+    "filters": {"one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
     "loggers": {
@@ -167,6 +179,8 @@ LOGGING: dict[str, Any] = {
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
+        # A message that cannot be acknowledged because the broker went away is said, without its traceback.
+        "celery.worker.request": {"filters": ["one_line"]},
         # What a client got wrong is told to the client.
         "django.request": {"level": "ERROR"},
     },

@@ -59,6 +59,9 @@ HOST_SLOW_LEAST = 4
 HOST_SLOW_MOST = 48
 # Weight of the latest call in what is known of a host.
 SLOWNESS_WEIGHT = 0.1
+# What is known of a host counts half after this time, and so many quick calls are assumed of one not known yet.
+SLOWNESS_HALF_SECONDS = 10.0
+SLOWNESS_DOUBT = 2.0
 # How far a delivery to a slow host may be put off at once, and the least that is worth a statement.
 PUT_OFF_LEAST_SECONDS = 1.0
 PUT_OFF_MOST_SECONDS = 300.0
@@ -78,19 +81,28 @@ class _Host:
     slow_seconds: float = 10.0
     # The moment at which the last delivery put off is due.
     put_off_until: float = 0.0
+    _quick_calls: float = 0.0
+    _slow_calls: float = 0.0
+    _judged_at: float = 0.0
 
     @property
     def slow_limit(self) -> int:
         return HOST_SLOW_LEAST + round((HOST_SLOW_MOST - HOST_SLOW_LEAST) * (1.0 - self.slowness) ** 2)
 
-    def judge(self, *, slow: bool) -> None:
-        self.slowness += SLOWNESS_WEIGHT * (float(slow) - self.slowness)
+    def judge(self, *, slow: bool, now: float) -> None:
+        # Counted over a time, not call by call: of calls begun together the slow ones are known last, all in a row.
+        fade = 0.5 ** ((now - self._judged_at) / SLOWNESS_HALF_SECONDS)
+        self._judged_at = now
+        self._quick_calls = self._quick_calls * fade + (not slow)
+        self._slow_calls = self._slow_calls * fade + slow
+        self.slowness = self._slow_calls / (self._slow_calls + self._quick_calls + SLOWNESS_DOUBT)
         if self.slowness < 0.5:  # noqa: PLR2004 - the better half
             self.put_off_until = 0.0
 
     def put_off(self, now: float) -> float:
         """Return how long one more delivery waits: it gets in line behind those already put off."""
-        each = self.slow_seconds / self.slow_limit
+        # Only so many of them will be slow.
+        each = self.slowness * self.slow_seconds / self.slow_limit
         self.put_off_until = max(self.put_off_until, now + PUT_OFF_LEAST_SECONDS) + each
         wait = min(self.put_off_until - now, PUT_OFF_MOST_SECONDS)
         return max(PUT_OFF_LEAST_SECONDS, wait * random.uniform(0.8, 1.0))
@@ -141,6 +153,7 @@ class CallPool:
         self._hosts: dict[str, _Host] = {}
         self._quick = 0
         self._slow = 0
+        self._watched_at = time.monotonic()
         self._closing = threading.Event()
         self._end_at = math.inf
         self._starter = threading.Thread(target=self._start_all, name="starter", daemon=True)
@@ -298,7 +311,7 @@ class CallPool:
         else:
             self._quick -= 1
             if answered:
-                host.judge(slow=False)
+                host.judge(slow=False, now=time.monotonic())
         if len(self._hosts) > HOSTS_KEPT:
             self._hosts = {name: host for name, host in self._hosts.items() if host.running or host.slowness > 0.5}  # noqa: PLR2004
 
@@ -348,13 +361,18 @@ class CallPool:
 
     def _watch(self) -> None:
         """Take the slots from calls that turned out slow."""
-        before = time.monotonic() - SLOW_SECONDS
+        now = time.monotonic()
+        # This process itself was stopped, or waited for the database: that says nothing about its calls.
+        missed = now - self._watched_at
+        self._watched_at = now
         with self._changed:
             for running in self._running.values():
-                if not running.slow and running.since <= before and self._slow < self._slow_most:
+                if missed > 4 * WATCH_SECONDS:
+                    running.since += missed
+                if not running.slow and running.since <= now - SLOW_SECONDS and self._slow < self._slow_most:
                     running.slow = True
                     running.host.slow += 1
-                    running.host.judge(slow=True)
+                    running.host.judge(slow=True, now=now)
                     self._quick -= 1
                     self._slow += 1
                     self._changed.notify()

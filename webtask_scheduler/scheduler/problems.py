@@ -34,7 +34,8 @@ class NotUTF8(exceptions.APIException):
 
 class Unavailable(exceptions.APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    default_detail = "The database does not answer. Nothing was stored; try again in a moment."
+    # It may have gone away after the commit and before it said so.
+    default_detail = "The database does not answer; it is not known whether anything was stored. Try again in a moment."
     default_code = "unavailable"
     wait = 1
 

@@ -14,6 +14,7 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
+from webtask_scheduler.scheduler.problems import Unavailable
 from webtask_scheduler.scheduler.serializers import (
     BATCH_MOST,
     UNITS,
@@ -169,10 +170,10 @@ def _problems(*codes: int) -> dict[Any, OpenApiResponse]:
             'Unsupported media type "text/plain" in request.',
         ),
         503: _problem(
-            "The database does not answer; nothing was stored.",
+            "The database does not answer; it is not known whether anything was stored.",
             503,
             "Service Unavailable",
-            "The database does not answer. Nothing was stored; try again in a moment.",
+            Unavailable.default_detail,
         ),
     }
     return {(code, "application/problem+json"): known[code] for code in codes}

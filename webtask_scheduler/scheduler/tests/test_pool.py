@@ -170,12 +170,12 @@ def test_slow_calls_leave_their_slots_to_others(pool, make_timer, receiver, monk
 def test_host_that_recovers_is_trusted_again():
     host = module._Host()
     for _ in range(30):
-        host.judge(slow=True)
+        host.judge(slow=True, now=100.0)
     assert host.slow_limit == module.HOST_SLOW_LEAST
     waits = [host.put_off(100.0) for _ in range(1000)]
     assert max(waits) <= module.PUT_OFF_MOST_SECONDS
     assert waits[0] < waits[500]
     for _ in range(30):
-        host.judge(slow=False)
+        host.judge(slow=False, now=130.0)
     assert host.slow_limit > module.HOST_SLOW_MOST / 2
     assert host.put_off_until == 0.0
