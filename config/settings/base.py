@@ -82,6 +82,7 @@ STATIC_ROOT: Path | None = BASE_DIR / "staticfiles"
 # PostgreSQL. A stopped or vanished process must not hold rows: the server ends its idle transactions, bounds its
 # statements, and notices dead peers.
 DATABASES: dict[str, dict[str, Any]] = {"default": env.db_url("DATABASE_URL")}
+DATABASES["default"]["ENGINE"] = "config.database"
 DATABASES["default"]["CONN_MAX_AGE"] = None
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
 DATABASES["default"].setdefault("OPTIONS", {}).update(

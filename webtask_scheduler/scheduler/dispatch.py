@@ -43,10 +43,13 @@ WINDOW_LEAST = 64
 WINDOW_MOST = 2000
 # After an error of the database or the broker; long enough not to flood the log.
 PAUSE_SECONDS = 1.0
-# Deliveries that one message may carry: a message costs a worker several round trips to the broker. A few that are due
-# together get a message each, so that they start side by side.
+# Deliveries that one message may carry: a message costs a worker several round trips to the broker, as much as some
+# calls. A few that are due together get a message each; more go in few messages, for several workers to share.
 CHUNK_MOST = 50
-CHUNKS_AT_ONCE = 8
+SINGLE_MOST = 4
+CHUNKS_AT_ONCE = 4
+# Where the window leaves room for less, wait for more: a claim of what was just started would be chunks of one.
+ROOM_LEAST = 32
 
 
 class PublishError(Exception):
@@ -84,7 +87,8 @@ due AS MATERIALIZED (
      AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
      AND NOT EXISTS (SELECT FROM scheduler_callstop WHERE host = '')
    ORDER BY next_attempt_at
-   LIMIT greatest(0, least(%(limit)s, %(window)s - (SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed')))
+   LIMIT (SELECT CASE WHEN %(window)s - count(*) >= %(room)s THEN least(%(limit)s, %(window)s - count(*)) ELSE 0 END
+            FROM scheduler_delivery WHERE state = 'claimed')
      FOR UPDATE OF scheduler_delivery SKIP LOCKED
 ),
 wanted AS MATERIALIZED (
@@ -174,6 +178,7 @@ def claim_due(
                 "overdue": overdue_seconds,
                 "limit": limit,
                 "window": window,
+                "room": min(ROOM_LEAST, max(1, window // 2)),
                 "token": token,
                 "lease": CLAIMED_LEASE_SECONDS,
             },
@@ -389,7 +394,7 @@ class Dispatcher:
             # Past its lease it belongs to whoever reclaims it.
             if item.expires > now:
                 due.append(item)
-        size = max(1, min(CHUNK_MOST, len(due) // CHUNKS_AT_ONCE))
+        size = 1 if len(due) <= SINGLE_MOST else min(CHUNK_MOST, math.ceil(len(due) / CHUNKS_AT_ONCE))
         for start in range(0, len(due), size):
             batch = due[start : start + size]
             try:

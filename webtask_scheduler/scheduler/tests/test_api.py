@@ -973,7 +973,7 @@ def test_while_the_database_is_away_answers_are_503_and_then_go_on():
         for _ in range(3):
             found, headers, content = exchange(service.port, HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY))
             assert (found, headers["Content-Type"], headers["Retry-After"]) == (503, PROBLEM, "1"), content
-            assert "Nothing was stored" in json.loads(content)["detail"]
+            assert "not known whether anything was stored" in json.loads(content)["detail"]
             assert service.get(path)[0] == 503
         assert service.get("/healthz")[0] == 200
         wire.mend()

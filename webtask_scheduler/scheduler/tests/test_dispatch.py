@@ -313,7 +313,9 @@ def test_claims_no_more_than_the_window_leaves():
     make(5)
     assert len(claim_due(window=3).held) == 3
     assert claim_due(window=3).held == []
-    assert len(claim_due(window=4).held) == 1
+    # Less than half a window of room is waited out, rather than filled one by one.
+    assert claim_due(window=4).held == []
+    assert len(claim_due(window=5).held) == 2
 
 
 def test_what_is_due_now_is_claimed_before_a_long_backlog(dispatcher, broker, monkeypatch):
@@ -343,10 +345,10 @@ def test_burst_is_carried_by_few_messages_and_a_few_by_one_each(dispatcher, brok
     dispatcher.turn()
     assert len(broker.rung) == 400
     assert len(broker.chunks) <= 10
-    make(5)
+    make(3)
     dispatcher._poll_at = 0.0
     dispatcher.turn()
-    assert len(broker.chunks[-5:]) == len({chunk.items for chunk in broker.chunks[-5:]}) == 5
+    assert [len(chunk.items) for chunk in broker.chunks[-3:]] == [1, 1, 1]
 
 
 def test_window_follows_what_workers_start():

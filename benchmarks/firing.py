@@ -1,0 +1,141 @@
+"""One measured run: timers due at planned moments, fired by some engine, and what came of them at the receiver."""
+
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from benchmarks import rig
+from benchmarks.rig import Receiver, Service, Site
+
+# Timers before the measured ones, so that every connection is open and every page in memory.
+WARM_SECONDS = 2.0
+# How long after the last moment is waited for calls, and after the last call for a duplicate of one.
+PATIENCE_SECONDS = 30.0
+DUPLICATE_SECONDS = 1.5
+
+# (seconds after the beginning, path)
+Plan = Sequence[tuple[float, str]]
+
+
+@dataclass
+class Fired:
+    """What one run gave."""
+
+    begin: float
+    arrivals: list[tuple[float, str]]
+    machine: dict[str, float]
+    cpu: dict[str, float] = field(default_factory=dict)
+    created: list[tuple[float, float, int, int]] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Ours, or a peer: makes timers of a plan, and has them called."""
+
+    name: str
+
+    def fire(self, receiver: Receiver, plan: Plan, *, patience: float = PATIENCE_SECONDS) -> Fired: ...
+
+
+def steady(rate: float, seconds: float) -> Plan:
+    """Plan so many a second at even distances, after a warm-up that is not counted."""
+    warm = [(-WARM_SECONDS + number / rate, f"/w/{number}") for number in range(round(WARM_SECONDS * rate))]
+    return warm + [(number / rate, f"/t/{number}") for number in range(round(seconds * rate))]
+
+
+def at_once(count: int) -> Plan:
+    return [(0.0, f"/t/{number}") for number in range(count)]
+
+
+def lateness(plan: Plan, fired: Fired) -> dict[str, Any]:
+    """Compare the counted timers of a plan with the calls: how late in ms, early, lost, called twice."""
+    due = {path: fired.begin + offset for offset, path in plan if path.startswith("/t/")}
+    calls = [(at, path) for at, path in fired.arrivals if path in due]
+    first: dict[str, float] = {}
+    for at, path in calls:
+        first.setdefault(path, at)
+    return {
+        "timers": len(due),
+        "late_ms": sorted(round((at - due[path]) * 1000, 2) for path, at in first.items()),
+        "early": sum(at < due[path] for at, path in calls),
+        "lost": len(due) - len(first),
+        "duplicates": sum(count - 1 for count in Counter(path for _, path in calls).values()),
+    }
+
+
+def summary(found: Mapping[str, Any]) -> dict[str, float]:
+    """Percentiles over all timers of a run: one that was not called in time is later than any that was."""
+    late = [*found["late_ms"], *[math.nan] * found["lost"]]
+
+    def at(percent: float) -> float:
+        return late[max(0, math.ceil(len(late) * percent / 100) - 1)] if late else math.nan
+
+    return {"min": at(0), "p50": at(50), "p90": at(90), "p99": at(99), "max": at(100)}
+
+
+class Ours:
+    """The service as shipped, beside a site; optionally while timers are created over HTTP."""
+
+    def __init__(
+        self, site: Site, name: str, *, creating: float = 0.0, workers: int = 1, beats: int = 1, **variables: str
+    ) -> None:
+        self.site = site
+        self.name = name
+        self._creating = creating
+        self._workers = workers
+        self._beats = beats
+        self._variables = variables
+
+    def service(self) -> Service:
+        return Service(self.site, workers=self._workers, beats=self._beats, **self._variables)
+
+    def fire(self, receiver: Receiver, plan: Plan, *, patience: float = PATIENCE_SECONDS) -> Fired:
+        with self.service() as service:
+            receiver.take()
+            # Storing them in bulk takes a moment, starting a process for it too.
+            begin = time.time() + 8.0 + WARM_SECONDS + len(plan) / 1000
+            self.site.schedule(
+                [(begin + offset, receiver.url(path, number)) for number, (offset, path) in enumerate(plan)]
+            )
+            if time.time() > begin + plan[0][0] - 0.5:
+                raise rig.BenchmarkError("Storing the timers took longer than thought.")
+            last = begin + max(offset for offset, _ in plan)
+            orders = self._orders(receiver, begin, last)
+            client = service.create(orders) if orders else None
+            time.sleep(max(0.0, begin - time.time()))
+            meter, spent = rig.Meter(), service.cpu_seconds()
+            wanted = len(plan) + (sum("/z/" in body for body in orders["bodies"]) if orders else 0)
+            receiver.wait_for(wanted, until=last + patience)
+            machine = meter.read()
+            cpu = {name: seconds - spent.get(name, 0.0) for name, seconds in service.cpu_seconds().items()}
+            created = rig.finish_client(client, patience) if client else []
+            time.sleep(DUPLICATE_SECONDS)
+            self._wait_for_records(begin, last, until=time.time() + patience)
+            return Fired(begin, receiver.take(), machine, cpu, created)
+
+    def _orders(self, receiver: Receiver, begin: float, last: float) -> dict[str, Any]:
+        """What the client creates meanwhile: by turns a timer for now and one for later."""
+        if not self._creating:
+            return {}
+        moments = [begin + number / self._creating for number in range(int((last - begin) * self._creating))]
+        bodies = [
+            json.dumps({"seconds": 0, "web_url": receiver.url(f"/z/{number}", number)})
+            if number % 2
+            else json.dumps({"hours": 2, "web_url": receiver.url(f"/later/{number}", number)})
+            for number in range(len(moments))
+        ]
+        return {"path": "/timer", "connections": 4, "at": moments, "bodies": bodies}
+
+    def _wait_for_records(self, begin: float, last: float, *, until: float) -> None:
+        """Wait until nothing of this run is open any more."""
+        while self.site.query(OPEN, begin - WARM_SECONDS - 1, last + 1)[0][0] and time.time() < until:
+            time.sleep(0.1)
+
+
+OPEN = """
+SELECT count(*) FROM scheduler_delivery
+ WHERE due_at BETWEEN to_timestamp(%s) AND to_timestamp(%s) AND finished_at IS NULL
+"""

@@ -1,0 +1,101 @@
+"""What a benchmark does inside the service's own code; run as a process with the environment of its site.
+
+python -m benchmarks.inside fill COUNT        timers due in two to ten hours
+python -m benchmarks.inside schedule < JSON   [[due in seconds since 1970, URL], ...]
+python -m benchmarks.inside claims REPEATS    the seconds that claiming 500 takes, as a JSON list
+python -m benchmarks.inside settings          the settings that matter here, as JSON
+"""
+
+import json
+import sys
+import time
+from datetime import UTC, datetime
+
+import django
+
+django.setup()
+
+from django.conf import settings  # noqa: E402 - needs the line above
+from django.db import connection  # noqa: E402
+
+from webtask_scheduler.scheduler import dispatch, services  # noqa: E402
+
+BATCH = 1000
+HOUR = 3600.0
+
+
+def fill(count: int) -> None:
+    shown = begun = time.monotonic()
+    for start in range(0, count, BATCH):
+        numbers = range(start, min(start + BATCH, count))
+        services.schedule(
+            [
+                # Spread over hours and hosts, not in the order of creation.
+                services.NewTimer(
+                    web_url=f"http://127.0.0.{number % 250 + 1}/waiting/{number}",
+                    delay_seconds=2 * HOUR + (number * 7919 % 28_800_000) / 1000,
+                )
+                for number in numbers
+            ]
+        )
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            print(f"  {numbers.stop} of {count} timers, {numbers.stop / (shown - begun):.0f} a second", flush=True)
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute("VACUUM ANALYZE")
+
+
+def schedule() -> None:
+    wanted = json.load(sys.stdin)
+    for start in range(0, len(wanted), BATCH):
+        services.schedule(
+            [
+                services.NewTimer(web_url=url, due_at=datetime.fromtimestamp(due, UTC))
+                for due, url in wanted[start : start + BATCH]
+            ]
+        )
+
+
+def claims(repeats: int) -> None:
+    took = []
+    for number in range(repeats + 3):
+        services.schedule(
+            [
+                services.NewTimer(web_url=f"http://127.0.0.1/claim/{index}", delay_seconds=0.0)
+                for index in range(dispatch.CLAIM_LIMIT)
+            ]
+        )
+        begun = time.perf_counter()
+        claim = dispatch.claim_due(limit=dispatch.CLAIM_LIMIT, ahead_seconds=dispatch.AHEAD_SECONDS)
+        if number >= 3:  # the first ones find nothing in memory
+            took.append(time.perf_counter() - begun)
+        if len(claim.held) != dispatch.CLAIM_LIMIT:
+            sys.exit(f"Claimed {len(claim.held)}, not {dispatch.CLAIM_LIMIT}.")
+        with connection.cursor() as cursor:
+            # As if they had been called.
+            cursor.execute(
+                "UPDATE scheduler_delivery SET state = 'succeeded', lease_token = NULL, lease_expires_at = NULL,"
+                " finished_at = now() WHERE state = 'claimed'"
+            )
+    print(json.dumps(took))
+
+
+def tell_settings() -> None:
+    names = [name for name in dir(settings) if name.startswith("WEBTASK_")]
+    names += ["CELERY_WORKER_SEND_TASK_EVENTS", "CELERY_TASK_SEND_SENT_EVENT", "CELERY_WORKER_PREFETCH_MULTIPLIER"]
+    print(json.dumps({name: getattr(settings, name, None) for name in names}, default=str))
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["fill", number]:
+            fill(int(number))
+        case ["schedule"]:
+            schedule()
+        case ["claims", number]:
+            claims(int(number))
+        case ["settings"]:
+            tell_settings()
+        case _:
+            sys.exit(__doc__)
