@@ -48,6 +48,8 @@ PAUSE_SECONDS = 1.0
 CHUNK_MOST = 50
 SINGLE_MOST = 4
 CHUNKS_AT_ONCE = 4
+# What is later than this is not spread: workers have enough to do.
+LATE_SECONDS = 0.5
 # Where the window leaves room for less, wait for more: a claim of what was just started would be chunks of one.
 ROOM_LEAST = 32
 
@@ -184,10 +186,10 @@ def claim_due(
             },
         )
         rows: list[tuple[Any, ...]] = cursor.fetchall()
-    # Measured after the answer came, so a moment in memory is never before the database's.
+    # Measured after the answer came, so a moment in memory is never before the database's; one in the past is overdue.
     now = time.monotonic()
     held = [
-        Held(now + max(0.0, left), now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at, host)
+        Held(now + left, now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at, host)
         for delivery_id, state, _, timer_id, due_at, host, left in rows
         if state == State.CLAIMED
     ]
@@ -394,7 +396,9 @@ class Dispatcher:
             # Past its lease it belongs to whoever reclaims it.
             if item.expires > now:
                 due.append(item)
-        size = 1 if len(due) <= SINGLE_MOST else min(CHUNK_MOST, math.ceil(len(due) / CHUNKS_AT_ONCE))
+        size = CHUNK_MOST
+        if due and now - due[0].at < LATE_SECONDS:
+            size = 1 if len(due) <= SINGLE_MOST else min(CHUNK_MOST, math.ceil(len(due) / CHUNKS_AT_ONCE))
         for start in range(0, len(due), size):
             batch = due[start : start + size]
             try:
