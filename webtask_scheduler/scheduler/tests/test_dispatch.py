@@ -345,8 +345,9 @@ def test_burst_is_carried_by_few_messages_and_a_few_by_one_each(dispatcher, brok
     dispatcher.turn()
     assert len(broker.rung) == 400
     assert len(broker.chunks) <= 10
-    make(3)
+    make(3, delay_seconds=0)
     dispatcher._poll_at = 0.0
+    time.sleep(0.01)
     dispatcher.turn()
     assert [len(chunk.items) for chunk in broker.chunks[-3:]] == [1, 1, 1]
 
