@@ -89,8 +89,7 @@ due AS MATERIALIZED (
      AND (%(timer)s::uuid IS NULL OR timer_id = %(timer)s::uuid)
      AND NOT EXISTS (SELECT FROM scheduler_callstop WHERE host = '')
    ORDER BY next_attempt_at
-   LIMIT (SELECT CASE WHEN %(window)s - count(*) >= %(room)s THEN least(%(limit)s, %(window)s - count(*)) ELSE 0 END
-            FROM scheduler_delivery WHERE state = 'claimed')
+   LIMIT %(limit)s
      FOR UPDATE OF scheduler_delivery SKIP LOCKED
 ),
 wanted AS MATERIALIZED (
@@ -112,6 +111,15 @@ UPDATE scheduler_delivery delivery
 RETURNING delivery.id, delivery.state, task_id, delivery.timer_id, delivery.due_at, host,
           extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8
 """  # noqa: S608 - only constants are put in
+
+_LOOK = """
+SELECT (SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed'),
+       EXISTS (SELECT FROM scheduler_delivery WHERE state = 'scheduled'
+                  AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(ahead)s)
+                  AND next_attempt_at > statement_timestamp() - make_interval(secs => %(fresh)s)),
+       EXISTS (SELECT FROM scheduler_delivery WHERE state = 'scheduled'
+                  AND next_attempt_at <= statement_timestamp() - make_interval(secs => %(fresh)s))
+"""
 
 _RELEASE = """
 WITH free AS MATERIALIZED (
@@ -160,12 +168,11 @@ SELECT count(*) FROM done
 def claim_due(
     *,
     limit: int = CLAIM_LIMIT,
-    window: int = 1_000_000,
     ahead_seconds: float = 0.0,
     overdue_seconds: float | None = None,
     timer_id: uuid.UUID | None = None,
 ) -> Claim:
-    """Take due deliveries, oldest first: at most `limit`, and no more than leave `window` claimed and not started.
+    """Take due deliveries, oldest first, at most `limit`.
 
     They are due up to `ahead_seconds` from now, and, if given, overdue by less than `overdue_seconds`; both may be
     negative. With `timer_id`, only those of that timer. Raises DatabaseError.
@@ -179,8 +186,6 @@ def claim_due(
                 "timer": timer_id,
                 "overdue": overdue_seconds,
                 "limit": limit,
-                "window": window,
-                "room": min(ROOM_LEAST, max(1, window // 2)),
                 "token": token,
                 "lease": CLAIMED_LEASE_SECONDS,
             },
@@ -231,12 +236,22 @@ def release_held(*, limit: int = RELEASE_LIMIT) -> int:
         return int(cursor.rowcount)
 
 
-def count_claimed() -> int:
-    """Return how many deliveries are claimed and not started. Raises DatabaseError."""
+def look() -> tuple[int, bool, bool]:
+    """Return how many deliveries are claimed and not started, and whether any is due soon, and long overdue.
+
+    Planning the claim costs more than this whole statement, and most of the time there is nothing to claim. Raises
+    DatabaseError.
+    """
     with connection.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed'")
-        count: int = cursor.fetchone()[0]
-    return count
+        cursor.execute(_LOOK, {"ahead": AHEAD_SECONDS, "fresh": FRESH_SECONDS})
+        claimed, fresh, backlog = cursor.fetchone()
+    return claimed, fresh, backlog
+
+
+def _room(window: int, claimed: int) -> int:
+    """Return how many more may be claimed: none where there is room for few only and there is much to do."""
+    room = window - claimed
+    return min(room, CLAIM_LIMIT) if room >= min(ROOM_LEAST, max(1, window // 2)) else 0
 
 
 def _label(batch: list[Held]) -> str:
@@ -339,27 +354,25 @@ class Dispatcher:
         if self._unpublished:
             put_back(self._unpublished)
             self._unpublished = []
+        full = False
         if now >= self._reclaim_at:
             full = reclaim_expired() == CLAIM_LIMIT
-            self._window.adjust(count_claimed() - len(self._held))
+            self._window.adjust(look()[0] - len(self._held))
             full = self._release(now) or full
             self._reclaim_at = now if full else now + RECLAIM_SECONDS
-        fresh = claim_due(
-            limit=CLAIM_LIMIT,
-            window=self._window.size,
-            ahead_seconds=AHEAD_SECONDS,
-            overdue_seconds=FRESH_SECONDS,
-        )
-        self._take(fresh)
-        full = fresh.full
-        allowed = self._backlog_allowed(now)
-        if allowed > 0:
-            backlog = claim_due(
-                limit=min(CLAIM_LIMIT, allowed), window=self._window.backlog_size, ahead_seconds=-FRESH_SECONDS
-            )
-            self._take(backlog)
-            self._backlog_allowance -= len(backlog.held)
-            full = full or backlog.full
+        claimed, fresh, backlog = look()
+        room = _room(self._window.size, claimed)
+        if fresh and room:
+            claim = claim_due(limit=room, ahead_seconds=AHEAD_SECONDS, overdue_seconds=FRESH_SECONDS)
+            self._take(claim)
+            claimed += len(claim.held)
+            full = full or claim.full
+        room = min(_room(self._window.backlog_size, claimed), self._backlog_allowed(now))
+        if backlog and room:
+            claim = claim_due(limit=room, ahead_seconds=-FRESH_SECONDS)
+            self._take(claim)
+            self._backlog_allowance -= len(claim.held)
+            full = full or claim.full
         self._poll_at = now if full else now + POLL_SECONDS
 
     def _release(self, now: float) -> bool:

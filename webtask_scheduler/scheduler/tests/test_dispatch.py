@@ -309,13 +309,31 @@ def test_held_delivery_is_paused_and_cancelled_like_a_waiting_one():
     assert Delivery.objects.get(timer=second).state == State.CANCELLED
 
 
-def test_claims_no_more_than_the_window_leaves():
+def test_claims_no_more_than_the_window_leaves(dispatcher, broker):
     make(5)
-    assert len(claim_due(window=3).held) == 3
-    assert claim_due(window=3).held == []
+    # The window would be adjusted with the upkeep of the same turn.
+    dispatcher._reclaim_at = time.monotonic() + 60
+    dispatcher._window.size = 3
+    dispatcher.turn()
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert len(broker.rung) == 3
     # Less than half a window of room is waited out, rather than filled one by one.
-    assert claim_due(window=4).held == []
-    assert len(claim_due(window=5).held) == 2
+    dispatcher._window.size = 4
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert len(broker.rung) == 3
+    dispatcher._window.size = 5
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert len(broker.rung) == 5
+
+
+def test_quiet_turn_is_one_cheap_statement(dispatcher, django_assert_num_queries):
+    dispatcher.turn()
+    dispatcher._poll_at = 0.0
+    with django_assert_num_queries(1):
+        dispatcher.turn()
 
 
 def test_what_is_due_now_is_claimed_before_a_long_backlog(dispatcher, broker, monkeypatch):

@@ -119,8 +119,6 @@ def test_claim_reads_the_due_index_and_no_whole_table(sql):
     arguments = {
         "ahead": 1.0,
         "overdue": 5.0,
-        "window": 2000,
-        "room": 32,
         "timer": None,
         "limit": 20,
         "token": uuid.uuid4(),
@@ -138,8 +136,6 @@ def test_claim_of_one_timer_reads_its_own_rows():
     arguments = {
         "ahead": 1.0,
         "overdue": None,
-        "window": 2000,
-        "room": 32,
         "timer": timer_id,
         "limit": 500,
         "token": uuid.uuid4(),
