@@ -157,8 +157,12 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 
 
 def _without_traceback(record: LogRecord) -> bool:
-    """Leave the traceback of a record away: what it says is enough, and it may come once for each message."""
-    record.exc_info = record.exc_text = None
+    """Leave the traceback of a worker's own troubles away: a broker that is lost or full says enough in one line.
+
+    What a task raises is logged by another part of Celery, and keeps its traceback.
+    """
+    if record.name.startswith("celery.worker"):
+        record.exc_info = record.exc_text = None
     return True
 
 
@@ -173,15 +177,13 @@ LOGGING: dict[str, Any] = {
         }
     },
     "filters": {"one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
     "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
     "loggers": {
         # One line for every message received and done is noise here: the attempt row tells the outcome.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
-        # A message that cannot be acknowledged because the broker went away is said, without its traceback.
-        "celery.worker.request": {"filters": ["one_line"]},
         # What a client got wrong is told to the client.
         "django.request": {"level": "ERROR"},
     },
