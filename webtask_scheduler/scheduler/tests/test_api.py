@@ -874,6 +874,16 @@ def test_over_http_a_connection_serves_on_after_errors(web):
 
 
 @pytest.mark.django_db(transaction=True)
+def test_over_http_a_content_type_that_cannot_be_read_is_refused(web):
+    connection_ = http.client.HTTPConnection("127.0.0.1", web.port, timeout=10)
+    connection_.request("POST", "/timer", BODY, {"Content-Type": "application/json; a*=bogus''%41"})
+    answer = connection_.getresponse()
+    assert (answer.status, json.loads(answer.read())["status"]) == (415, 415)
+    connection_.close()
+    assert stored() == [0, 0, 0, 0]
+
+
+@pytest.mark.django_db(transaction=True)
 def test_over_http_head_and_options(web):
     _, body = web.post(GOOD)
     start = b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
