@@ -36,11 +36,12 @@ task AS (
     FROM item
 ),
 timer AS (
-  INSERT INTO scheduler_timer (id, periodic_task_id, owner_id, web_url, host, created_at)
-  SELECT timer_id, task_id, NULL, web_url, host, now() FROM item
+  INSERT INTO scheduler_timer (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone)
+  SELECT timer_id, task_id, NULL, web_url, host, now(), '', '', '' FROM item
 )
-INSERT INTO scheduler_delivery (id, timer_id, occurrence, extra, due_at, next_attempt_at, state, attempts)
-SELECT delivery_id, timer_id, 1, false, due, due, 'scheduled', 0 FROM item
+INSERT INTO scheduler_delivery
+  (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+SELECT delivery_id, timer_id, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item
 """
 
 

@@ -120,7 +120,9 @@ def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: Path, records: Sequence[Result], command: Sequence[str]) -> None:
-    kept = {"command": shlex.join(["./scripts/bench", *command]), "benchmarks": list(records)}
+    # The page is for others: where the figures were written on this machine is not theirs to repeat.
+    shown = ["FILE" if index and command[index - 1] == "--json" else word for index, word in enumerate(command)]
+    kept = {"command": shlex.join(["./scripts/bench", *shown]), "benchmarks": list(records)}
     path.write_text(json.dumps(finite(kept), indent=1, default=str) + "\n")
 
 

@@ -196,6 +196,8 @@ WEBTASK_CALLERS = env.int("WEBTASK_CALLERS", default=32)
 WEBTASK_BACKLOG_PER_SECOND = env.float("WEBTASK_BACKLOG_PER_SECOND", default=0.0)
 # A whole call, from looking up the name to the last byte read.
 WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0)
+# What a timer may send.
+WEBTASK_BODY_LIMIT_BYTES = env.int("WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024)
 # Days that timers are kept after they ended; 0 keeps them forever.
 WEBTASK_RETENTION_DAYS = env.int("WEBTASK_RETENTION_DAYS", default=30)
 # The furthest moment that a timer may promise: ten years.
@@ -207,6 +209,11 @@ CELERY_BEAT_SCHEDULE = {
         "task": "webtask_scheduler.scheduler.tasks.reconcile",
         "schedule": 30.0,
         "options": {"expire_seconds": 30},
+    },
+    "webtask_scheduler bulk": {
+        "task": "webtask_scheduler.scheduler.tasks.bulk",
+        "schedule": 3.0,
+        "options": {"expire_seconds": 3},
     },
     "webtask_scheduler prune": {
         "task": "webtask_scheduler.scheduler.tasks.prune",

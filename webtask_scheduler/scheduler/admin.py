@@ -4,9 +4,10 @@ It reads through the models and changes through `services`, or through a row's o
 to the timer. Lists are made for a million rows: see `admin_lists`.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from django import forms
 from django.contrib import admin, messages
@@ -23,7 +24,7 @@ from django_celery_beat.admin import ClockedScheduleAdmin as StockClockedSchedul
 from django_celery_beat.admin import PeriodicTaskAdmin as StockPeriodicTaskAdmin
 from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
 from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.admin_lists import (
@@ -46,6 +47,7 @@ from webtask_scheduler.scheduler.admin_lists import (
     with_latest,
 )
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, CallStop, Delivery, ErrorKind, State, Timer
+from webtask_scheduler.scheduler.recurrence import format_duration
 
 admin.site.site_header = "Webtask scheduler"
 admin.site.site_title = "Webtask scheduler"
@@ -74,6 +76,13 @@ def timer_of(task: PeriodicTask | None) -> Timer | None:
     """Return the timer that a PeriodicTask shows; None for every other task."""
     timer: Timer | None = getattr(task, "timer", None)
     return timer
+
+
+def shown_schedule(timer: Timer) -> str:
+    """Return the schedule of a timer that recurs in words, empty for one that is called once."""
+    if timer.cron:
+        return f"{timer.cron} ({timer.timezone})"
+    return f"every {format_duration(timer.every_seconds)}" if timer.every_seconds is not None else ""
 
 
 def shown_status(delivery: Delivery | None) -> SafeString | str:
@@ -107,7 +116,10 @@ def shown_url(web_url: str) -> str:
     return web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
 
 
-def link(to: Timer | Delivery | PeriodicTask, text: str, *, title: str = "") -> SafeString:
+Linked: TypeAlias = Timer | Delivery | PeriodicTask | ClockedSchedule | CrontabSchedule | IntervalSchedule
+
+
+def link(to: Linked, text: str, *, title: str = "") -> SafeString:
     address = reverse(admin_urlname(to._meta, "change"), args=[to.pk])  # type: ignore[arg-type]  # noqa: SLF001 - Django means it so
     return format_html('<a href="{}" title="{}">{}</a>', address, title, text)
 
@@ -390,7 +402,10 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
 
     @admin.display(description="schedule")
     def schedule_shown(self, task: PeriodicTask) -> str:
-        return NOTHING if timer_of(task) is not None else str(task.scheduler)
+        timer = timer_of(task)
+        if timer is None:
+            return str(task.scheduler)
+        return shown_schedule(timer) or NOTHING
 
     # The form
 
@@ -400,18 +415,34 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
         return super().get_form(request, obj, change=change, **kwargs)
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        return super().get_fieldsets(request, obj) if timer_of(obj) is None else self.timer_fieldsets
+        timer = timer_of(obj)
+        if timer is None:
+            return super().get_fieldsets(request, obj)
+        if not timer.recurring:
+            return self.timer_fieldsets
+        # A moment belongs to one that is called once; the schedule of one that recurs is edited through its link.
+        head, (_, schedule), *rest = self.timer_fieldsets
+        fields = ("schedule_link", *(name for name in schedule["fields"] if name != "clocked"))
+        return (head, ("Schedule", {"fields": fields}), *rest)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if timer_of(obj) is None:
             return super().get_readonly_fields(request, obj)
-        shown = [field for _, options in self.timer_fieldsets for field in options["fields"]]
+        shown = [field for _, options in self.get_fieldsets(request, obj) for field in options["fields"]]
         return [field for field in shown if field not in self.timer_editable]
 
     @admin.display(description="timer")
     def url_link(self, task: PeriodicTask) -> SafeString | str:
         timer = timer_of(task)
         return NOTHING if timer is None else link(timer, timer.web_url)
+
+    @admin.display(description="schedule")
+    def schedule_link(self, task: PeriodicTask) -> SafeString | str:
+        timer = timer_of(task)
+        row = task.crontab or task.interval or task.clocked
+        if timer is None or row is None:
+            return NOTHING
+        return link(row, shown_schedule(timer) or str(row))
 
     @admin.display(description="status")
     def status_line(self, task: PeriodicTask) -> SafeString:
@@ -592,7 +623,8 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
     fieldsets = (
-        (None, {"fields": ("id", "web_url", "host", "status", "due", "task", "owner", "created")}),
+        (None, {"fields": ("id", "name", "web_url", "host", "status", "due", "schedule", "task", "owner", "created")}),
+        ("Options", {"fields": ("options_shown",)}),
         ("Deliveries", {"fields": ("deliveries",)}),
         ("Attempts", {"fields": ("attempts_made",)}),
     )
@@ -606,6 +638,16 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
 
     def _timer(self, row: Timer) -> Timer:
         return row
+
+    @admin.display(description="schedule")
+    def schedule(self, timer: Timer) -> str:
+        return shown_schedule(timer) or "once"
+
+    @admin.display(description="as given")
+    def options_shown(self, timer: Timer) -> SafeString | str:
+        if not timer.options:
+            return "a plain POST, with the default retries"
+        return format_html("<pre>{}</pre>", json.dumps(timer.options, indent=2, ensure_ascii=False)[:20_000])
 
     @admin.display(description="created")
     def created(self, timer: Timer) -> SafeString | str:

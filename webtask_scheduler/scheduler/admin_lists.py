@@ -20,8 +20,8 @@ from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils import timezone
 
-from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer
-from webtask_scheduler.scheduler.services import host_of
+from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer, host_of
+from webtask_scheduler.scheduler.retry import MAX_AGE_SECONDS
 
 # The longest list: nobody pages further, and "select all" stays a few seconds of work.
 LISTED = 10_000
@@ -30,7 +30,7 @@ SHOWN = 2_000
 # Timers looked through for a text or beside another filter: a tenth of a second.
 WINDOW = 50_000
 # No retry waits longer than this after its promised moment; see retry.
-RETRIED = timedelta(hours=1)
+RETRIED = timedelta(seconds=MAX_AGE_SECONDS + 3600)
 
 WAITING = (State.SCHEDULED, *LEASED)
 NOT_WAITING = (State.PAUSED, *FINAL)

@@ -12,12 +12,25 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
 from webtask_scheduler.scheduler import retry
-from webtask_scheduler.scheduler.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, CLOSE_TASKS, Held, put_back
+from webtask_scheduler.scheduler.endings import (
+    CLOSE,
+    HANDED_OVER,
+    ITEM_COLUMNS,
+    ITEM_TYPES,
+    TERMS,
+    Ending,
+    Told,
+    ending_of,
+    read,
+)
+from webtask_scheduler.scheduler.endings import arguments as endings_arguments
+from webtask_scheduler.scheduler.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, MEANT_FOR, Held, put_back
 from webtask_scheduler.scheduler.models import State
 
 logger = logging.getLogger(__name__)
@@ -95,8 +108,8 @@ due AS MATERIALIZED (
 wanted AS MATERIALIZED (
   SELECT due.id, task.id AS task_id, timer.host,
          EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host = timer.host) AS stopped,
-         due.extra OR (task.enabled OR task.one_off AND task.last_run_at IS NOT NULL)
-                      AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
+         due.extra OR timer.outcome_of IS NOT NULL
+           OR (task.enabled OR {HANDED_OVER}) AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
     FROM due
     LEFT JOIN scheduler_timer timer ON timer.id = due.timer_id
     LEFT JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
@@ -131,23 +144,25 @@ WITH free AS MATERIALIZED (
 UPDATE scheduler_delivery delivery SET state = 'scheduled' FROM free WHERE delivery.id = free.id
 """
 
-_EXPIRED = """
-SELECT id, state, attempts, cancel_requested_at IS NOT NULL FROM scheduler_delivery
- WHERE state IN ('claimed', 'running') AND lease_expires_at < statement_timestamp()
- ORDER BY lease_expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-"""
+_EXPIRED = f"""
+SELECT delivery.id, delivery.state, delivery.attempts, delivery.attempts_before, delivery.cancel_requested_at,
+       delivery.timer_id, delivery.due_at, delivery.moment, delivery.started_at,
+       coalesce(delivery.replayed_at, delivery.due_at) AS since, clock_timestamp() AS now,
+       CASE WHEN NOT delivery.extra THEN {TERMS} END AS terms, timer.options::text
+  FROM scheduler_delivery delivery JOIN scheduler_timer timer ON timer.id = delivery.timer_id
+ WHERE delivery.state IN ('claimed', 'running') AND delivery.lease_expires_at < statement_timestamp()
+ ORDER BY delivery.lease_expires_at LIMIT %(limit)s FOR UPDATE OF delivery SKIP LOCKED
+"""  # noqa: S608 - only constants are put in
 
 # An expired claim goes back free of charge: no call was made. An expired call is written down as lost.
 _TAKE_BACK = f"""
 WITH item AS MATERIALIZED (
-  SELECT * FROM unnest(%(ids)s::uuid[], %(states)s::text[], %(waits)s::float8[]) AS i (id, state, wait)
+  SELECT * FROM unnest(%(ids)s::uuid[], %(states)s::text[], %(waits)s::float8[], {ITEM_TYPES})
+    AS i (id, state, wait, {ITEM_COLUMNS})
 ),
 lost AS (
   INSERT INTO scheduler_attempt (delivery_id, number, meant_for, started_at, error, message, excerpt)
-  SELECT delivery.id, delivery.attempts,
-         CASE delivery.attempts WHEN 1 THEN delivery.due_at ELSE delivery.next_attempt_at END,
-         delivery.started_at, 'lost',
-         'The process that made this call vanished; its outcome is unknown.', ''
+  SELECT delivery.id, delivery.attempts, {MEANT_FOR}, delivery.started_at, 'lost', %(message)s, ''
     FROM scheduler_delivery delivery JOIN item USING (id) WHERE delivery.state = 'running'
 ),
 done AS (
@@ -158,11 +173,13 @@ done AS (
                                 ELSE delivery.next_attempt_at END,
          finished_at = CASE WHEN item.state <> 'scheduled' THEN clock_timestamp() END
     FROM item WHERE delivery.id = item.id
-  RETURNING delivery.timer_id, delivery.extra, delivery.state
+  RETURNING delivery.id, delivery.timer_id, delivery.extra, delivery.state, delivery.moment, {ITEM_COLUMNS}
 ),
-{CLOSE_TASKS}
+{CLOSE}
 SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
+
+_LOST = "The process that made this call vanished; its outcome is unknown."
 
 
 def claim_due(
@@ -206,20 +223,46 @@ def reclaim_expired(*, limit: int = CLAIM_LIMIT) -> int:
     """Take back deliveries whose lease has run out, and return how many. Raises DatabaseError."""
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_EXPIRED, {"limit": limit})
-        expired = cursor.fetchall()
+        names = [column.name for column in cursor.description]
+        expired = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
         if not expired:
             return 0
-        states, waits = [], []
-        for _, state, attempts, cancelled in expired:
-            decision = retry.decide(error="lost", attempt=attempts)
-            after = State.SCHEDULED if state == State.CLAIMED else State(decision.verdict.value)
-            states.append(State.CANCELLED if cancelled else after)
-            waits.append(decision.wait_seconds)
-        ids = [row[0] for row in expired]
-        cursor.execute(_TAKE_BACK, {"ids": ids, "states": states, "waits": waits})
-    running = sum(row[1] == State.RUNNING for row in expired)
+        endings = [_taken_back(row) for row in expired]
+        arguments: dict[str, Any] = {
+            "ids": [row.id for row in expired],
+            "states": [ending.state.value for ending in endings],
+            "waits": [ending.wait_seconds for ending in endings],
+            "message": _LOST,
+        }
+        cursor.execute(_TAKE_BACK, arguments | endings_arguments(endings))
+    running = sum(row.state == State.RUNNING for row in expired)
     logger.warning("leases_reclaimed claimed=%d running=%d", len(expired) - running, running)
     return len(expired)
+
+
+def _taken_back(row: Any) -> Ending:
+    if row.state == State.CLAIMED:
+        return Ending(state=State.SCHEDULED)
+    if row.cancel_requested_at is not None:
+        return Ending(state=State.CANCELLED)
+    options = read(row.options)
+    decision = retry.decide(
+        error="lost",
+        attempt=row.attempts - row.attempts_before,
+        policy=retry.Policy.read((options or {}).get("retry")),
+        age_seconds=(row.now - row.since).total_seconds(),
+    )
+    told = Told(
+        delivery_id=row.id,
+        timer_id=row.timer_id,
+        due_at=row.due_at,
+        moment=row.moment,
+        attempts=row.attempts,
+        terms=read(row.terms),
+        options=options,
+    )
+    result = {"status_code": None, "error": "lost", "message": _LOST}
+    return ending_of(decision, told, begun_at=row.started_at, now=row.now, result=result)
 
 
 def call_stops() -> set[str]:

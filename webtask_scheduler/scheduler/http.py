@@ -1,13 +1,15 @@
 """The only door to the outside: one bounded HTTP call, and one family of errors.
 
-`Client.call` never follows a redirect, keeps no cookie, reads no proxy variable or netrc file, reads a bounded part of
-the answer, and ends at its deadline whatever the other side does. Timeouts of single reads do not bound a body that
-drips, a handshake that dawdles or a resolver that hangs: a watchdog shuts the socket down, and names are resolved in
-threads of their own that a call waits for no longer than it may.
+`Client.call` follows no redirect unless it is told to, keeps no cookie, reads no proxy variable or netrc file, reads a
+bounded part of the answer, and ends at its deadline whatever the other side does. Timeouts of single reads do not bound
+a body that drips, a handshake that dawdles or a resolver that hangs: a watchdog shuts the socket down, and names are
+resolved in threads of their own that a call waits for no longer than it may.
 """
 
+import base64
 import functools
 import ipaddress
+import re
 import socket
 import threading
 import time
@@ -15,9 +17,10 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_to_bytes, urljoin, urlsplit
 
 import requests
 import urllib3
@@ -34,6 +37,46 @@ BODY_LIMIT_BYTES = 64 * 1024
 IDLE_LIMIT_SECONDS = 1.5
 WATCH_INTERVAL_SECONDS = 0.1
 RESOLVER_THREADS = 16
+# Of a Retry-After: a date has 29 characters.
+RETRY_AFTER_LENGTH = 100
+# Of the URL that a redirect leads to. Longer ones than a timer's are usual: they carry signatures.
+LOCATION_MAX_LENGTH = 8192
+
+# Of headers that a timer is given. Receivers commonly refuse more than 8 KiB in one line or 16 KiB in all.
+HEADERS_MOST = 50
+HEADER_NAME_MAX_LENGTH = 100
+HEADER_VALUE_MAX_LENGTH = 4096
+HEADERS_MAX_BYTES = 16 * 1024
+# They frame the message, belong to one connection, or promise what is not done here.
+OWN_HEADERS = frozenset(
+    {
+        "host",
+        "content-length",
+        "connection",
+        "keep-alive",
+        "proxy-connection",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "expect",
+        "accept-encoding",
+    }
+)
+OWN_PREFIXES = ("webhook-", "webtask-")
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+# Visible characters of Latin-1, spaces and tabs between them.
+_VALUE = re.compile(r"(?:[!-~\xa1-\xff](?:[\t -~\xa0-\xff]*[!-~\xa1-\xff])?)?")
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_PORTS = {"http": 80, "https": 443}
+# Not told to another host.
+_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
+# They describe a body, and go with it.
+_OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
 
 
 def check_url(url: str, *, max_length: int) -> None:
@@ -78,6 +121,38 @@ def _check_host(scheme: str, netloc: str) -> None:
         raise ValueError("The URL's host is too long, or has an empty part.")
 
 
+def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """Make sure that headers can be sent as they stand, and return them. Raises ValueError with a sentence."""
+    if len(headers) > HEADERS_MOST:
+        raise ValueError(f"There are more than {HEADERS_MOST} headers.")
+    seen: set[str] = set()
+    size = 0
+    for name, value in headers.items():
+        # Shown as a literal: what is wrong with it may not be visible otherwise.
+        shown = f"The header {name[:HEADER_NAME_MAX_LENGTH]!r}"
+        lowered = name.lower()
+        if len(name) > HEADER_NAME_MAX_LENGTH:
+            raise ValueError(f"{shown} has a name of more than {HEADER_NAME_MAX_LENGTH} characters.")
+        if not _TOKEN.fullmatch(name):
+            raise ValueError(f"{shown} has a name that is not valid; letters, digits and hyphens are.")
+        if lowered in OWN_HEADERS or lowered.startswith(OWN_PREFIXES):
+            raise ValueError(f"{shown} is not for timers to give: this service sets it itself, or never sends it.")
+        if lowered in seen:
+            raise ValueError(f"{shown} is given twice; upper and lower case do not matter.")
+        if len(value) > HEADER_VALUE_MAX_LENGTH:
+            raise ValueError(f"{shown} is longer than {HEADER_VALUE_MAX_LENGTH} characters.")
+        if not _VALUE.fullmatch(value):
+            raise ValueError(
+                f"{shown} has a value that cannot be sent: a space at an end, a line break or another control"
+                " character, or a character beyond Latin-1."
+            )
+        seen.add(lowered)
+        size += len(name) + len(value)
+        if size > HEADERS_MAX_BYTES:
+            raise ValueError(f"{shown} makes the headers longer than {HEADERS_MAX_BYTES} bytes together.")
+    return dict(headers)
+
+
 class CallError(Exception):
     """A call that brought no complete answer. `kind` is one of models.ErrorKind, the text is for a person."""
 
@@ -86,12 +161,29 @@ class CallError(Exception):
         self.kind = kind
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One call, all of it: what is sent and what bounds it."""
+
+    url: str
+    method: str = "POST"
+    # Where names repeat in another case, the last one counts.
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+    # For all hops together.
+    timeout_seconds: float
+    # Hops that are followed. Where there are none, a redirect is an answer like any other.
+    redirects: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status code and the beginning of the body."""
+    """Status code, the beginning of the body, and when to come again."""
 
     status_code: int
     body: bytes
+    # Retry-After as received, or its beginning; empty without one.
+    retry_after: str = ""
 
 
 class _Call:
@@ -213,33 +305,35 @@ class Client:
         # looks for cookies and prepares to follow redirects, even by reading their whole bodies: all that is not wanted
         # here, and it takes as long as the call itself.
         self._adapter = _Adapter(pool_connections=256, pool_maxsize=callers, max_retries=0)
-        self._headers = {
-            "User-Agent": user_agent,
-            "Accept": "*/*",
-            "Accept-Encoding": "identity",
-            "Connection": "keep-alive",
+        # By their names in lower case: those that a call may replace, and those that it may not.
+        self._defaults = {"user-agent": ("User-Agent", user_agent), "accept": ("Accept", "*/*")}
+        self._fixed = {
+            "accept-encoding": ("Accept-Encoding", "identity"),
+            "connection": ("Connection", "keep-alive"),
         }
         self._calls: set[_Call] = set()
         self._changed = threading.Condition()
         threading.Thread(target=self._watch, name="call-watchdog", daemon=True).start()
 
-    def call(self, url: str, *, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Answer:
-        """POST to a URL and return its answer, of whatever status. Raises CallError."""
-        call = _Call(time.monotonic() + timeout_seconds)
+    def call(self, request: Request) -> Answer:
+        """Make a call and return its answer, of whatever status. Raises CallError."""
+        call = _Call(time.monotonic() + request.timeout_seconds)
         _current.call = call
         with self._changed:
             self._calls.add(call)
             if len(self._calls) == 1:
                 self._changed.notify()
         try:
-            answer = self._exchange(url, body, headers, timeout_seconds)
+            answer = self._exchange(request, call)
             # A head or body that was cut off may read like a whole one.
             call.remaining()
+        except CallError:
+            raise
         except Exception as error:
             if call.ended_by == "interrupted":
                 raise CallError("interrupted", "This service was shut down during the call.") from error
             if call.ended_by or _is(error, TimeoutError, exceptions.Timeout):
-                raise CallError("timeout", f"No complete answer within {timeout_seconds:g} s.") from error
+                raise CallError("timeout", f"No complete answer within {request.timeout_seconds:g} s.") from error
             raise _explained(error) from error
         else:
             return answer
@@ -255,16 +349,51 @@ class Client:
         for call in calls:
             call.end("interrupted")
 
-    def _exchange(self, url: str, body: bytes, headers: Mapping[str, str], timeout_seconds: float) -> Answer:
-        request = requests.models.PreparedRequest()
-        request.prepare_method("POST")
-        request.prepare_url(url, None)
-        request.prepare_headers(self._headers | dict(headers) | {"Content-Length": str(len(body))})
-        request.body = body
-        # A user and password in the URL.
-        request.prepare_auth(None, url)
+    def _exchange(self, request: Request, call: _Call) -> Answer:
+        answer, headers = self._send(self._prepared(request), request.timeout_seconds)
+        followed = 0
+        while request.redirects and answer.status_code in _REDIRECTS and headers.get("Location"):
+            # The connection of this hop may serve another call by now: it must not be ended with this one.
+            call.attach(None)
+            followed += 1
+            if followed > request.redirects:
+                allowed = "1 redirect" if request.redirects == 1 else f"{request.redirects} redirects"
+                raise CallError("redirect", f"More than {allowed}.")
+            try:
+                request = _redirected(request, answer.status_code, headers["Location"])
+                prepared = self._prepared(request)
+            except ValueError as error:
+                reason = str(error) if str(error).startswith("The URL") else _BAD_HOST
+                raise CallError("redirect", f"The redirect cannot be followed. {reason}") from error
+            answer, headers = self._send(prepared, call.remaining())
+        return answer
+
+    def _prepared(self, request: Request) -> requests.models.PreparedRequest:
+        prepared = requests.models.PreparedRequest()
+        prepared.prepare_method(request.method)
+        prepared.prepare_url(request.url, None)
+        prepared.body = request.body
+        named = self._defaults | {name.lower(): (name, value) for name, value in request.headers.items()} | self._fixed
+        # Whatever a call says: the host is that of the URL, and where the body ends is not for it to tell.
+        for name in ("host", "content-length", "transfer-encoding"):
+            named.pop(name, None)
+        if request.body is not None:
+            named["content-length"] = ("Content-Length", str(len(request.body)))
+        if "@" in request.url and "authorization" not in named:
+            user, _, password = urlsplit(request.url).netloc.rpartition("@")[0].partition(":")
+            if user or password:
+                pair = unquote_to_bytes(user) + b":" + unquote_to_bytes(password)
+                named["authorization"] = ("Authorization", "Basic " + base64.b64encode(pair).decode())
+        # Not the dict of `requests` that ignores case: names are unique already, and it takes three times as long.
+        headers: Any = dict(named.values())
+        prepared.headers = headers
+        return prepared
+
+    def _send(
+        self, prepared: requests.models.PreparedRequest, timeout_seconds: float
+    ) -> tuple[Answer, Mapping[str, str]]:
         response = self._adapter.send(
-            request,
+            prepared,
             stream=True,
             timeout=(min(CONNECT_TIMEOUT_SECONDS, timeout_seconds), timeout_seconds),
             verify=True,
@@ -279,7 +408,9 @@ class Client:
             else:
                 # Read to its end: the connection may serve another call. Closing it instead is what close() does.
                 response.raw.release_conn()
-            return Answer(response.status_code, read[:BODY_LIMIT_BYTES])
+            headers = response.headers
+            retry_after = headers.get("Retry-After", "")[:RETRY_AFTER_LENGTH]
+            return Answer(response.status_code, read[:BODY_LIMIT_BYTES], retry_after), headers
         finally:
             response.close()
 
@@ -293,6 +424,36 @@ class Client:
             for call in late:
                 call.end("timeout")
             time.sleep(WATCH_INTERVAL_SECONDS)
+
+
+def _redirected(request: Request, status_code: int, location: str) -> Request:
+    """Return the call that a redirect leads to. Raises ValueError where it cannot be made."""
+    # Headers are read as Latin-1; a Location that is not ASCII was meant as UTF-8.
+    with suppress(UnicodeError):
+        location = location.encode("latin-1").decode()
+    url = urljoin(request.url, location)
+    check_url(url, max_length=LOCATION_MAX_LENGTH)
+    method, body, dropped = request.method, request.body, frozenset[str]()
+    # As browsers do it: a form that was posted leads to a page that is read.
+    if (status_code == HTTPStatus.SEE_OTHER and method != "HEAD") or (
+        status_code in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND) and method == "POST"
+    ):
+        method, body, dropped = "GET", None, _OF_A_BODY
+    if _origin(url) != _origin(request.url):
+        dropped |= _CREDENTIALS
+    else:
+        # A user and password are meant for the host, and a Location rarely repeats them.
+        user, at, _ = urlsplit(request.url).netloc.rpartition("@")
+        parts = urlsplit(url)
+        if at and "@" not in parts.netloc:
+            url = parts._replace(netloc=user + at + parts.netloc).geturl()
+    headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+    return replace(request, url=url, method=method, body=body, headers=headers)
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or _PORTS.get(parts.scheme)
 
 
 @functools.cache

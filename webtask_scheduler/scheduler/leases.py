@@ -36,16 +36,10 @@ class Held:
 # costs one repeated call. Part of the statement itself, so that it costs no round trip.
 ASYNC_COMMIT = "quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
 
-# Used after a CTE `done (timer_id, extra, state)` of deliveries that were just written: a PeriodicTask shows that its
-# timer has ended, having run, and is disabled if it is a one-off. A cancel is not an end of the row's own: the timer
-# may have been moved to another moment, and whoever cancels it for good disables the row.
-CLOSE_TASKS = """closed AS (
-  UPDATE django_celery_beat_periodictask task
-     SET enabled = task.enabled AND NOT task.one_off, last_run_at = clock_timestamp(),
-         total_run_count = CASE WHEN task.one_off THEN 1 ELSE task.total_run_count + 1 END
-    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
-   WHERE task.id = timer.periodic_task_id AND NOT done.extra AND done.state IN ('succeeded', 'failed')
-)"""
+# The moment for which the attempt under way was meant: the promised one for a first attempt, however often it was put
+# off, and the one that a retry or a replay was given.
+MEANT_FOR = """CASE WHEN delivery.attempts = 1 AND delivery.replayed_at IS NULL
+                        THEN delivery.due_at ELSE delivery.next_attempt_at END"""
 
 _PUT_BACK = f"""
 WITH {ASYNC_COMMIT},

@@ -1,17 +1,21 @@
-"""The tables: a timer, its deliveries (the queue), their attempts, and the beats that were seen.
+"""The tables: a timer, its deliveries (the queue), their attempts, and what goes with them.
 
 A timer's own row is wide and cold. A delivery's row is narrow and hot: it is the queue, and PostgreSQL is the truth
 about it. The rules stand in the database as constraints, so that no code path can write an impossible row.
 """
 
+import json
 import math
 import uuid
 from datetime import datetime, timedelta
+from typing import Any
+from urllib.parse import urlsplit
 
 import uuid_utils.compat
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
+from django.db.models.functions import Coalesce
 from django_celery_beat.models import PeriodicTask
 
 # The name that every PeriodicTask of a timer carries. It lives in queues and dashboards and never changes.
@@ -19,6 +23,11 @@ TASK_NAME = "webtask_scheduler.scheduler.tasks.call_timer"
 
 URL_MAX_LENGTH = 2048
 EXCERPT_MAX_LENGTH = 2048
+NAME_MAX_LENGTH = 200
+CRON_MAX_LENGTH = 200
+# A key of at most 63 characters, "=", and a value of as many.
+LABEL_MAX_LENGTH = 127
+KEY_MAX_LENGTH = 255
 # The database's own bound. The retry policy stops long before it.
 ATTEMPTS_BOUND = 1000
 
@@ -26,6 +35,12 @@ ATTEMPTS_BOUND = 1000
 def new_id() -> uuid.UUID:
     """Return a UUIDv7: rows made one after the other stay neighbours in the index."""
     return uuid_utils.compat.uuid7()
+
+
+def host_of(web_url: str) -> str:
+    """Return the host of a checked URL in lower case, with its port where one is given."""
+    parts = urlsplit(web_url)
+    return parts.netloc.rpartition("@")[2].lower()
 
 
 class State(models.TextChoices):
@@ -44,6 +59,23 @@ class State(models.TextChoices):
 
 LEASED = (State.CLAIMED, State.RUNNING)
 FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED)
+
+
+class GivenField(models.JSONField):
+    """JSON kept as it was given, the order of its members included: the type json, where Django's own is jsonb."""
+
+    def db_type(self, connection: Any) -> str:  # noqa: ARG002 - Django's signature
+        return "json"
+
+    def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
+        # psycopg2 reads this type itself.
+        return super().from_db_value(value, expression, connection) if isinstance(value, str) else value
+
+    def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
+        # Django adapts to jsonb, which would sort the members.
+        if value is None or hasattr(value, "as_sql"):
+            return super().get_db_prep_value(value, connection, prepared)
+        return json.dumps(value)
 
 
 class ClockTimestamp(models.Func):
@@ -65,15 +97,86 @@ class Timer(models.Model):
     # Lower-case host of web_url, with its port where one is given.
     host = models.CharField(max_length=261)
     created_at = models.DateTimeField()
+    name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
+    # What was given beyond a URL and a time, under the API's own names and only where it differs from the default: how
+    # it is called, its retry policy, labels, metadata, callbacks. Null for a plain timer, which is most of them.
+    options = GivenField(null=True)
+    # The schedule of a recurring timer, of which this is the truth: five fields in a time zone, or an interval whose
+    # first moment is starts_at. Both empty for one that is called once.
+    cron = models.CharField(max_length=CRON_MAX_LENGTH, blank=True, default="")
+    timezone = models.CharField(max_length=64, blank=True, default="")
+    every_seconds = models.FloatField(null=True)
+    starts_at = models.DateTimeField(null=True)
+    ends_at = models.DateTimeField(null=True)
+    max_occurrences = models.PositiveIntegerField(null=True)
+    # A first attempt later than this is not made: the delivery is missed. Null: however late.
+    max_lateness_seconds = models.FloatField(null=True)
+    # The delivery whose outcome this one calls back with; null for what people made. No constraint: that delivery may
+    # be pruned first.
+    outcome_of = models.UUIDField(null=True)
 
     class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(cron="") | Q(every_seconds__isnull=True), name="timer_one_kind_of_schedule"
+            ),
+            models.CheckConstraint(
+                condition=Q(every_seconds__isnull=True) | Q(every_seconds__gte=1, starts_at__isnull=False),
+                name="timer_every_has_an_anchor",
+            ),
+            models.CheckConstraint(
+                condition=Q(cron="") & Q(timezone="") | ~Q(cron="") & ~Q(timezone=""),
+                name="timer_zone_iff_cron",
+            ),
+            models.CheckConstraint(
+                condition=~Q(cron="")
+                | Q(every_seconds__isnull=False)
+                | Q(starts_at__isnull=True, ends_at__isnull=True, max_occurrences__isnull=True),
+                name="timer_bounds_only_if_recurring",
+            ),
+            models.CheckConstraint(
+                condition=Q(max_occurrences__isnull=True) | Q(max_occurrences__gte=1), name="timer_occurs_once_at_least"
+            ),
+            models.CheckConstraint(
+                condition=Q(max_lateness_seconds__isnull=True) | Q(max_lateness_seconds__gte=0),
+                name="timer_lateness_not_negative",
+            ),
+        ]
         indexes = [
             # Serves the admin's and the list's filter by host, newest first.
             models.Index(F("host"), F("id").desc(), name="timer_host_idx"),
+            # Serves the list's filter "recurring", newest first.
+            models.Index(
+                F("id").desc(), name="timer_recurring_idx", condition=~Q(cron="") | Q(every_seconds__isnull=False)
+            ),
+            # Serves the list of callbacks of a delivery.
+            models.Index(F("outcome_of"), name="timer_outcome_idx", condition=Q(outcome_of__isnull=False)),
         ]
 
     def __str__(self) -> str:
         return f"timer {self.pk}"
+
+    @property
+    def recurring(self) -> bool:
+        return bool(self.cron) or self.every_seconds is not None
+
+
+class TimerLabel(models.Model):
+    """One label of a timer, for finding it; what is shown stands in the timer's options."""
+
+    timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="label_rows", db_index=False)
+    # "key=value"; a key has no "=".
+    label = models.CharField(max_length=LABEL_MAX_LENGTH)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["timer", "label"], name="label_once_per_timer")]
+        indexes = [
+            # Serves the list's filter by label, newest first.
+            models.Index(F("label"), F("timer").desc(), name="label_timer_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return self.label
 
 
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
@@ -93,8 +196,11 @@ class Delivery(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     # No index of its own: delivery_timer_occurrence_unique begins with it.
     timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
+    # Counts a timer's deliveries in the order in which they were made.
     occurrence = models.PositiveIntegerField()
-    # Made by "run now", beside the promised one.
+    # Counts the promised moments of a schedule from 1, however often one was moved; what max_occurrences bounds.
+    moment = models.PositiveIntegerField(default=1)
+    # Made by "run now", or replayed, beside the promised one.
     extra = models.BooleanField(default=False)
     # The promise. Never changed: a reschedule cancels this delivery and makes another.
     due_at = models.DateTimeField()
@@ -102,6 +208,9 @@ class Delivery(models.Model):
     next_attempt_at = models.DateTimeField()
     state = models.CharField(max_length=9, choices=State.choices, default=State.SCHEDULED)
     attempts = models.PositiveSmallIntegerField(default=0)
+    # A replay begins its attempts afresh: when, and how many had been made before.
+    replayed_at = models.DateTimeField(null=True)
+    attempts_before = models.PositiveSmallIntegerField(default=0)
     # When the latest attempt was started; null before the first.
     started_at = models.DateTimeField(null=True)
     lease_token = models.UUIDField(null=True)
@@ -181,6 +290,7 @@ class ErrorKind(models.TextChoices):
     TLS = "tls"  # the certificate or the handshake
     CONNECTION = "connection"  # broken off after connecting
     PROTOCOL = "protocol"  # an answer that is not HTTP
+    REDIRECT = "redirect"  # a redirect that may not be followed, or one too many
     URL = "url"  # a URL that cannot be called
     INTERRUPTED = "interrupted"  # this service was shut down in the middle
     LOST = "lost"  # the process that called vanished; the outcome is unknown
@@ -217,6 +327,87 @@ class Attempt(models.Model):
     def lateness_ms(self) -> float:
         """How long after its moment the attempt was started."""
         return round((self.started_at - self.meant_for) / timedelta(milliseconds=1), 1)
+
+
+class SigningSecret(models.Model):
+    """A Standard Webhooks secret of an owner: every call of the owner's timers is signed with each of them."""
+
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, related_name="signing_secrets", db_index=False
+    )
+    secret = models.CharField(max_length=100)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        indexes = [
+            # Serves delivery.start_attempts, for owners and for those without one.
+            models.Index(Coalesce("owner", 0), name="signing_secret_owner_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return f"signing secret {self.pk}"
+
+
+class IdempotencyKey(models.Model):
+    """A client's key against doing a thing twice, with the answer that was given."""
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
+    key = models.CharField(max_length=KEY_MAX_LENGTH)
+    # SHA-256 of what was asked.
+    fingerprint = models.BinaryField()
+    status_code = models.PositiveSmallIntegerField()
+    headers = models.JSONField()
+    body = models.TextField()
+    created_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["owner", "key"], name="idempotency_key_once_per_owner", nulls_distinct=False
+            )
+        ]
+        indexes = [
+            # Serves services.prune_keys.
+            models.Index(F("created_at"), name="idempotency_key_age_idx"),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class BulkOperation(models.Model):
+    """Something done to all timers that fit a filter, page by page, with its progress."""
+
+    class Action(models.TextChoices):
+        CANCEL = "cancel"
+        PAUSE = "pause"
+        RESUME = "resume"
+        REPLAY = "replay"
+
+    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
+    action = models.CharField(max_length=6, choices=Action.choices)
+    # As the list takes it.
+    filter = models.JSONField()
+    dry_run = models.BooleanField(default=False)
+    # Where the next page begins; empty at the beginning.
+    cursor = models.TextField(blank=True, default="")
+    # Timers that fitted so far, and those among them that were changed.
+    matched = models.PositiveIntegerField(default=0)
+    changed = models.PositiveIntegerField(default=0)
+    created_at = models.DateTimeField(auto_now_add=True)
+    finished_at = models.DateTimeField(null=True)
+    # Why it ended before its end; empty otherwise.
+    error = models.CharField(max_length=300, blank=True, default="")
+
+    class Meta:
+        indexes = [
+            # Serves tasks.bulk: what was begun and not ended.
+            models.Index(F("id"), name="bulk_unfinished_idx", condition=Q(finished_at__isnull=True)),
+        ]
+
+    def __str__(self) -> str:
+        return f"bulk {self.action} {self.pk}"
 
 
 class CallStop(models.Model):

@@ -24,7 +24,14 @@ from typing import TypeVar
 
 from django.db import DatabaseError, InterfaceError, connection
 
-from webtask_scheduler.scheduler.delivery import Outcome, Started, call_url, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.delivery import (
+    Outcome,
+    Started,
+    call_url,
+    record_missed,
+    record_outcomes,
+    start_attempts,
+)
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.leases import (
     CLAIMED_LEASE_SECONDS,
@@ -262,7 +269,8 @@ class CallPool:
             result = self._persist(partial(start_attempts, pairs), until=max(h.expires for h in waiting.values()))
             if result is None:
                 break
-            started, early = result
+            started, early, missed = result
+            self._miss(missed, waiting)
             with self._changed:
                 for call in started:
                     held = waiting.pop(call.delivery_id)
@@ -285,6 +293,14 @@ class CallPool:
                 time.sleep(min(early.values()) + 0.0002)
         if waiting:
             self._give_back(list(waiting.values()), [0.0] * len(waiting))
+
+    def _miss(self, missed: list[Started], waiting: dict[uuid.UUID, Held]) -> None:
+        """End what is later than its timer allows, and wait for it no longer."""
+        if missed:
+            self._persist(partial(record_missed, missed), until=max(held.expires for held in waiting.values()))
+        for call in missed:
+            del waiting[call.delivery_id]
+            self._end(call.delivery_id)
 
     def _give_back(self, batch: list[Held], waits: list[float]) -> None:
         self._persist(lambda: put_back(batch, wait_seconds=waits), until=time.monotonic() + 1.0)

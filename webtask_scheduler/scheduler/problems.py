@@ -32,6 +32,27 @@ class NotUTF8(exceptions.APIException):
     default_code = "not_utf8"
 
 
+class Conflict(exceptions.APIException):
+    status_code = HTTPStatus.CONFLICT
+    default_detail = "This cannot be done to the timer as it is now."
+    default_code = "conflict"
+
+
+class PastDue(exceptions.APIException):
+    """A moment that has passed, where the client asked for that to be refused; its detail is of fields.
+
+    Not a ValidationError, of which a serializer would make one of its own, with status 400.
+    """
+
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+
+
+class KeyReused(exceptions.APIException):
+    status_code = HTTPStatus.UNPROCESSABLE_ENTITY
+    default_detail = "This Idempotency-Key was used for another request. Use a new key for a new request."
+    default_code = "key_reused"
+
+
 class Unavailable(exceptions.APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     # It may have gone away after the commit and before it said so.
@@ -58,8 +79,8 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
     response = exception_handler(error, context)
     if response is None or not isinstance(error, exceptions.APIException):
         return response
-    if isinstance(error, exceptions.ValidationError):
-        body = invalid(error.detail)
+    if isinstance(error, exceptions.ValidationError | PastDue):
+        body = invalid(error.detail, status=error.status_code)
     else:
         body = problem(response.status_code, str(error.detail))
     answer = JsonResponse(body, status=response.status_code, content_type=MEDIA_TYPE)
@@ -69,11 +90,11 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
     return answer
 
 
-def invalid(detail: Any) -> dict[str, Any]:
+def invalid(detail: Any, *, status: int = HTTPStatus.BAD_REQUEST) -> dict[str, Any]:
     """Return the problem of a request, or of one item of a batch, from the details of a validation error."""
     errors = list(_fields(detail))
     said = "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors)
-    return problem(HTTPStatus.BAD_REQUEST, f"The request is not valid: {said}", errors=errors)
+    return problem(status, f"The request is not valid: {said}", errors=errors)
 
 
 def problem(status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:

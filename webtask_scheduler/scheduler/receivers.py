@@ -4,14 +4,16 @@ The one exception to "no signals": `save()` and `delete()` of stock rows are not
 sends no signal; the claim and `services.reconcile` see to that.
 """
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from celery import signals
 from django.db.models.signals import post_save, pre_delete, pre_save
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import TASK_NAME
+
+Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 # In a beat process only the scheduler writes to these rows, and what it writes is book-keeping, not a wish.
 _in_beat = False
@@ -22,8 +24,9 @@ def connect() -> None:
     pre_save.connect(_before_task, sender=PeriodicTask)
     post_save.connect(_after_task, sender=PeriodicTask)
     pre_delete.connect(_deleting_task, sender=PeriodicTask)
-    pre_save.connect(_before_clocked, sender=ClockedSchedule)
-    post_save.connect(_after_clocked, sender=ClockedSchedule)
+    for schedule in (ClockedSchedule, CrontabSchedule, IntervalSchedule):
+        pre_save.connect(_before_schedule, sender=schedule)
+        post_save.connect(_after_schedule, sender=schedule)
     signals.beat_init.connect(_beat_begins)
     signals.beat_embedded_init.connect(_beat_begins)
 
@@ -53,16 +56,18 @@ def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
         services.obey_deleted([instance.pk])
 
 
-def _tasks_of(clocked: ClockedSchedule) -> list[int]:
-    return list(PeriodicTask.objects.filter(clocked=clocked.pk, task=TASK_NAME).values_list("pk", flat=True))
+def _tasks_of(schedule: Schedule) -> list[int]:
+    column = {ClockedSchedule: "clocked", CrontabSchedule: "crontab", IntervalSchedule: "interval"}[type(schedule)]
+    return list(PeriodicTask.objects.filter(**{column: schedule.pk}, task=TASK_NAME).values_list("pk", flat=True))
 
 
-def _before_clocked(instance: ClockedSchedule, **_: Any) -> None:
+def _before_schedule(instance: Schedule, **_: Any) -> None:
     if instance.pk is not None:
         services.lock_for_edit(_tasks_of(instance))
-        services.check_clocked_edit(instance)
+        if isinstance(instance, ClockedSchedule):
+            services.check_clocked_edit(instance)
 
 
-def _after_clocked(instance: ClockedSchedule, created: bool, **_: Any) -> None:
+def _after_schedule(instance: Schedule, created: bool, **_: Any) -> None:
     if not created:
         services.obey(_tasks_of(instance))

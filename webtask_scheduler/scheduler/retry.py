@@ -1,20 +1,71 @@
 """The retry policy: how an attempt ended and its number in, what follows out. Pure: no clock, no database."""
 
 import random
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from enum import Enum
+from typing import Any
 
 MAX_ATTEMPTS = 5
-# 5, 15, 45 and 135 seconds, a fifth more or less: a receiver that restarts is called again soon, one that is down is
-# not hammered, and many timers that failed together do not come back together.
-FIRST_WAIT_SECONDS = 5.0
-MULTIPLIER = 3.0
-JITTER = 0.2
+# No retry begins later than this after the promised moment: a receiver that is down for longer is a person's affair.
+MAX_AGE_SECONDS = 7 * 24 * 3600
+# A receiver may ask to be left alone for so long; asking for more is a mistake more often than a wish.
+RETRY_AFTER_MOST_SECONDS = 24 * 3600
 
 # Kinds of errors, as in models.ErrorKind, that are treated in their own way.
 PERMANENT = frozenset({"url"})  # no later attempt can do better
 AT_ONCE = frozenset({"lost"})  # our process vanished: nothing is won by waiting
 GIVEN_BACK = frozenset({"interrupted"})  # our shutdown cut it off: even the last attempt does not count
+# The receiver is gone for good, and says so.
+GONE = 410
+
+_DELTA_SECONDS = re.compile(r"[0-9]+(?:\.[0-9]*)?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """When a failed attempt is made again. Times in seconds.
+
+    The default is 5, 15, 45 and 135 seconds, a fifth more or less: a receiver that restarts is called again soon, one
+    that is down is not hammered, and many timers that failed together do not come back together.
+    """
+
+    max_attempts: int = MAX_ATTEMPTS
+    # "exponential": from `min_seconds` on, each time multiplied, to `max_seconds` at the most; "fixed": `min_seconds`
+    # each time; "list": `delays_seconds` in turn, the last one again and again.
+    backoff: str = "exponential"
+    min_seconds: float = 5.0
+    max_seconds: float = 3600.0
+    multiplier: float = 3.0
+    # The share of a wait, also of the longest, that it may be longer or shorter by.
+    jitter: float = 0.2
+    delays_seconds: tuple[float, ...] = ()
+    # No attempt begins later than this after the promised moment; None: MAX_AGE_SECONDS, for retries.
+    max_age_seconds: float | None = None
+
+    @classmethod
+    def read(cls, stored: Mapping[str, Any] | None) -> "Policy":
+        """Return what the database keeps as a policy. What a newer release may have added there is passed over."""
+        if not stored:
+            return DEFAULT
+        known = {name: stored[name] for name in _NAMES if name in stored}
+        if "delays_seconds" in known:
+            known["delays_seconds"] = tuple(known["delays_seconds"])
+        return cls(**known)
+
+    def stored(self) -> dict[str, Any] | None:
+        """Return what the database keeps: only what differs from the default, None where nothing does."""
+        differing = {name: value for name in _NAMES if (value := getattr(self, name)) != getattr(DEFAULT, name)}
+        if "delays_seconds" in differing:
+            differing["delays_seconds"] = list(differing["delays_seconds"])
+        return differing or None
+
+
+_NAMES = tuple(item.name for item in fields(Policy))
+DEFAULT = Policy()
 
 
 class Verdict(Enum):
@@ -29,17 +80,61 @@ class Decision:
 
     verdict: Verdict
     wait_seconds: float = 0.0
+    # The receiver is gone for good: a timer that recurs is paused.
+    pause: bool = False
 
 
-def decide(*, error: str, attempt: int, max_attempts: int = MAX_ATTEMPTS) -> Decision:
-    """Decide after attempt number `attempt`, from 1, ended with `error`, empty for a success."""
+def decide(
+    *,
+    error: str,
+    attempt: int,
+    policy: Policy = DEFAULT,
+    status_code: int | None = None,
+    retry_after_seconds: float | None = None,
+    age_seconds: float = 0.0,
+) -> Decision:
+    """Decide after attempt number `attempt`, from 1, ended with `error`, empty for a success.
+
+    `age_seconds` have passed since the promised moment, and the answer asked to wait for `retry_after_seconds`.
+    """
     if not error:
         return Decision(Verdict.SUCCEEDED)
     if error in GIVEN_BACK:
-        return Decision(Verdict.RETRY)
-    if error in PERMANENT or attempt >= max_attempts:
+        # The receiver has no part in it, so the bound of its retries is not asked; the timer's own one is.
+        too_old = policy.max_age_seconds is not None and age_seconds > policy.max_age_seconds
+        return Decision(Verdict.GIVE_UP if too_old else Verdict.RETRY)
+    if status_code == GONE:
+        return Decision(Verdict.GIVE_UP, pause=True)
+    if error in PERMANENT or attempt >= policy.max_attempts:
         return Decision(Verdict.GIVE_UP)
-    if error in AT_ONCE:
-        return Decision(Verdict.RETRY)
-    wait = FIRST_WAIT_SECONDS * MULTIPLIER ** (attempt - 1)
-    return Decision(Verdict.RETRY, wait * random.uniform(1 - JITTER, 1 + JITTER))
+    # Never sooner than was asked for; with another status than 429 or 503 the header is unusual, but as plain.
+    wait = 0.0 if error in AT_ONCE else max(_wait(policy, attempt), retry_after_seconds or 0.0)
+    most = MAX_AGE_SECONDS if policy.max_age_seconds is None else min(MAX_AGE_SECONDS, policy.max_age_seconds)
+    if age_seconds + wait > most:
+        return Decision(Verdict.GIVE_UP)
+    return Decision(Verdict.RETRY, wait)
+
+
+def _wait(policy: Policy, attempt: int) -> float:
+    if policy.backoff == "list" and policy.delays_seconds:
+        wait = policy.delays_seconds[min(attempt, len(policy.delays_seconds)) - 1]
+    elif policy.backoff == "exponential":
+        wait = min(policy.max_seconds, policy.min_seconds * policy.multiplier ** (attempt - 1))
+    else:
+        wait = policy.min_seconds
+    return wait * random.uniform(1 - policy.jitter, 1 + policy.jitter)
+
+
+def retry_after_seconds(header: str, *, now: datetime) -> float | None:
+    """Return how long a Retry-After asks to wait, in seconds or until a date; None where it says nothing sensible."""
+    text = header.strip()
+    try:
+        if _DELTA_SECONDS.fullmatch(text):
+            wait = float(text)
+        else:
+            moment = parsedate_to_datetime(text)
+            # A date of HTTP is in GMT, also where it does not say so.
+            wait = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now).total_seconds()
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return min(max(wait, 0.0), float(RETRY_AFTER_MOST_SECONDS))

@@ -1,24 +1,39 @@
-"""What a person may ask of timers: schedule, cancel, pause, resume, reschedule, run now.
+"""What a person may ask of timers: schedule, edit, cancel, pause, resume, run now, replay.
 
 Each function is one short transaction, checks the rules, and writes both halves: our rows and the PeriodicTask that
 shows them. Locks are taken in one order: Delivery, Timer, PeriodicTask.
 """
 
+import json
 import logging
 import uuid
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.db.models import F, Max
 from django.db.models.functions import Now
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler.models import TASK_NAME, CallStop, Delivery, State, Timer, new_id
+from webtask_scheduler.scheduler import search, signing
+from webtask_scheduler.scheduler.endings import HANDED_OVER
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    BulkOperation,
+    CallStop,
+    Delivery,
+    IdempotencyKey,
+    SigningSecret,
+    State,
+    Timer,
+    TimerLabel,
+    host_of,
+    new_id,
+)
+from webtask_scheduler.scheduler.recurrence import Recurrence, ScheduleError, celery_fields, cron_of
 
 logger = logging.getLogger(__name__)
 
@@ -34,13 +49,36 @@ class TimerEndedError(ValidationError):
         super().__init__(f"Timer {timer_id} has ended and stays as it is. Make a new timer instead.", code="final")
 
 
+class NothingPromisedError(ValidationError):
+    """The schedule has no moment left."""
+
+    def __init__(self) -> None:
+        super().__init__("This schedule has no moment that is still to come.", code="no_moment")
+
+
+class NothingToReplayError(ValidationError):
+    """There is no failed or missed delivery."""
+
+    def __init__(self, timer_id: uuid.UUID) -> None:
+        super().__init__(f"Timer {timer_id} has no delivery that failed or was missed.", code="nothing_to_replay")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTimer:
-    """What to schedule: a checked URL, and either a delay from the database's present moment or an instant."""
+    """What to schedule: a checked URL, and a delay from the database's present moment, an instant, or a recurrence.
+
+    `options` are as models.Timer has them. A delivery whose first attempt would be later than `max_lateness_seconds` is
+    missed; without it, it is called however late.
+    """
 
     web_url: str
     delay_seconds: float | None = None
     due_at: datetime | None = None
+    recurrence: Recurrence | None = None
+    max_occurrences: int | None = None
+    max_lateness_seconds: float | None = None
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
     owner_id: int | None = None
 
 
@@ -53,64 +91,267 @@ class Scheduled:
     created_at: datetime
 
 
-# The one place that creates timers: four rows each, one statement for any number of them. Ids of the stock tables are
-# drawn first, so that the rows of one timer find each other. It does not touch the shared marker row that makes stock
-# beat reload, and fires no signal.
-_INSERT = f"""
+def _insert(*, full: bool) -> str:
+    """Return the statement that creates timers: the one place that does.
+
+    Four rows each, one statement for any number of them. Ids of the stock tables are drawn first, so that the rows of
+    one timer find each other. It does not touch the shared marker row that makes stock beat reload; it fires no signal.
+    The full form is for batches in which a timer has more than a URL and a time: planning it takes longer.
+    """
+    types = ", %s::json[]" if full else ""
+    more = ", more" if full else ""
+    rows = """
+         CASE WHEN more->'crontab' IS NOT NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_crontabschedule', 'id')) END AS crontab_id,
+         CASE WHEN more->'interval' IS NOT NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_intervalschedule', 'id')) END AS interval_id,
+         CASE WHEN more->'crontab' IS NULL AND more->'interval' IS NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) END AS clocked_id,"""
+    only_clocked = "nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) AS clocked_id,"
+    schedules = """
+crontab AS (
+  INSERT INTO django_celery_beat_crontabschedule
+    (id, minute, hour, day_of_month, month_of_year, day_of_week, timezone)
+  SELECT crontab_id, more->'crontab'->>0, more->'crontab'->>1, more->'crontab'->>2, more->'crontab'->>3,
+         more->'crontab'->>4, more->>'timezone'
+    FROM item WHERE crontab_id IS NOT NULL
+),
+every AS (
+  INSERT INTO django_celery_beat_intervalschedule (id, every, period)
+  SELECT interval_id, (more->'interval'->>0)::int, more->'interval'->>1 FROM item WHERE interval_id IS NOT NULL
+),
+label AS (
+  INSERT INTO scheduler_timerlabel (timer_id, label)
+  SELECT timer_id, json_array_elements_text(more->'labels') FROM item WHERE more->'labels' IS NOT NULL
+),"""
+    columns = """, options, every_seconds, starts_at, ends_at, max_occurrences, max_lateness_seconds"""
+    values = """coalesce(more->>'name', ''), coalesce(more->>'cron', ''), coalesce(more->>'timezone', ''),
+         more->'options', (more->>'every_seconds')::float8, (more->>'starts_at')::timestamptz,
+         (more->>'ends_at')::timestamptz, (more->>'max_occurrences')::int, (more->>'max_lateness_seconds')::float8"""
+    return f"""
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 item AS MATERIALIZED (
   SELECT i.*, clock.now, coalesce(i.due_at, clock.now + make_interval(secs => i.delay_seconds)) AS due,
-         nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) AS clocked_id,
+         {rows if full else only_clocked}
          nextval(pg_get_serial_sequence('django_celery_beat_periodictask', 'id')) AS task_id
-    FROM clock, unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[])
-      WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id, position)
+    FROM clock,
+         unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[]{types})
+      WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id{more}, position)
 ),
 clocked AS (
-  INSERT INTO django_celery_beat_clockedschedule (id, clocked_time) SELECT clocked_id, due FROM item
-),
+  INSERT INTO django_celery_beat_clockedschedule (id, clocked_time)
+  SELECT clocked_id, due FROM item {"WHERE clocked_id IS NOT NULL" if full else ""}
+),{schedules if full else ""}
 task AS (
   INSERT INTO django_celery_beat_periodictask
-    (id, name, task, clocked_id, args, kwargs, headers, description, one_off, enabled, total_run_count, date_changed)
-  SELECT task_id, 'timer ' || timer_id, '{TASK_NAME}', clocked_id, '[]', '{{"timer_id": "' || timer_id || '"}}', '{{}}',
-         '', true, true, 0, now
+    (id, name, task, clocked_id, {"crontab_id, interval_id," if full else ""} args, kwargs, headers, description,
+     one_off, enabled, total_run_count, date_changed)
+  SELECT task_id, 'timer ' || timer_id, '{TASK_NAME}', clocked_id, {"crontab_id, interval_id," if full else ""}
+         '[]', '{{"timer_id": "' || timer_id || '"}}', '{{}}', '', {"clocked_id IS NOT NULL" if full else "true"},
+         true, 0, now
     FROM item
 ),
 timer AS (
-  INSERT INTO scheduler_timer (id, periodic_task_id, owner_id, web_url, host, created_at)
-  SELECT timer_id, task_id, owner_id, web_url, host, now FROM item
+  INSERT INTO scheduler_timer
+    (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone{columns if full else ""})
+  SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', ''"} FROM item
 ),
 delivery AS (
-  INSERT INTO scheduler_delivery (id, timer_id, occurrence, extra, due_at, next_attempt_at, state, attempts)
-  SELECT delivery_id, timer_id, 1, false, due, due, 'scheduled', 0 FROM item
+  INSERT INTO scheduler_delivery
+    (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT delivery_id, timer_id, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item
 )
 SELECT timer_id, due, now FROM item ORDER BY position
-"""  # noqa: S608 - the only thing put in is a constant
+"""  # noqa: S608 - only constants are put in
+
+
+_INSERT_PLAIN, _INSERT = _insert(full=False), _insert(full=True)
 
 
 def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     """Store timers, all or none, and return them in the same order.
 
     Called inside `transaction.atomic()` they exist if and only if the caller's transaction commits. A due moment in
-    the past is due at once.
+    the past is due at once. Raises NothingPromisedError.
     """
+    due_ats = [_first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
+    more = [_more(timer) for timer in timers]
     arguments: list[Any] = [
         [new_id() for _ in timers],
         [new_id() for _ in timers],
         [timer.web_url for timer in timers],
         [host_of(timer.web_url) for timer in timers],
         [timer.delay_seconds for timer in timers],
-        [timer.due_at for timer in timers],
+        due_ats,
         [timer.owner_id for timer in timers],
     ]
+    plain = not any(more)
     with connection.cursor() as cursor:
-        cursor.execute(_INSERT, arguments)
+        if plain:
+            cursor.execute(_INSERT_PLAIN, arguments)
+        else:
+            cursor.execute(_INSERT, [*arguments, [json.dumps(one) if one else None for one in more]])
         return [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in cursor.fetchall()]
 
 
-def host_of(web_url: str) -> str:
-    """Return the host of a checked URL in lower case, with its port where one is given."""
-    parts = urlsplit(web_url)
-    return parts.netloc.rpartition("@")[2].lower()
+def _first_due(recurrence: Recurrence) -> datetime:
+    # This process's clock only chooses among moments; whether one has come, the database's clock decides.
+    first = recurrence.next_after(datetime.now(UTC))
+    if first is None:
+        raise NothingPromisedError
+    return first
+
+
+def _more(timer: NewTimer) -> dict[str, Any]:
+    """Return what a timer has beyond a URL and a time, for `_INSERT`; empty for a plain one."""
+    more: dict[str, Any] = {}
+    if timer.name:
+        more["name"] = timer.name
+    if timer.options:
+        more["options"] = timer.options
+        if timer.options.get("labels"):
+            more["labels"] = label_rows(timer.options)
+    if timer.max_lateness_seconds is not None:
+        more["max_lateness_seconds"] = timer.max_lateness_seconds
+    if timer.recurrence is not None:
+        columns = {name: value for name, value in _columns(timer).items() if value is not None}
+        more |= {name: v.isoformat() if isinstance(v, datetime) else v for name, v in columns.items()}
+        shape = _shape(timer.recurrence.cron, timer.recurrence.every_seconds)
+        if shape is not None:
+            more |= shape
+    return more
+
+
+def label_rows(options: Mapping[str, Any]) -> list[str]:
+    """Return the labels of a timer as TimerLabel has them."""
+    return [f"{key}={value}" for key, value in options.get("labels", {}).items()]
+
+
+def _columns(timer: NewTimer) -> dict[str, Any]:
+    """Return the columns of a timer's schedule; those of one that is called once are empty."""
+    recurrence = timer.recurrence
+    if recurrence is None:
+        return dict.fromkeys(("every_seconds", "starts_at", "ends_at", "max_occurrences")) | {
+            "cron": "",
+            "timezone": "",
+        }
+    return {
+        "cron": recurrence.cron,
+        "timezone": recurrence.timezone if recurrence.cron else "",
+        "every_seconds": recurrence.every_seconds,
+        "starts_at": recurrence.starts_at,
+        "ends_at": recurrence.ends_at,
+        "max_occurrences": timer.max_occurrences,
+    }
+
+
+PERIODS = {
+    IntervalSchedule.DAYS: 86_400.0,
+    IntervalSchedule.HOURS: 3600.0,
+    IntervalSchedule.MINUTES: 60.0,
+    IntervalSchedule.SECONDS: 1.0,
+    IntervalSchedule.MICROSECONDS: 0.000_001,
+}
+# What the column of an IntervalSchedule holds.
+EVERY_MOST = 2_147_483_647
+
+
+def _shape(cron: str, every_seconds: float | None) -> dict[str, Any] | None:
+    """Return the fields of the CrontabSchedule or IntervalSchedule that a PeriodicTask shows for a schedule.
+
+    None where Celery cannot express it: then the row shows the next moment as clocked.
+    """
+    if cron:
+        fields = celery_fields(cron)
+        return None if fields is None else {"crontab": list(fields)}
+    if every_seconds is None:
+        return None
+    microseconds = round(every_seconds * 1_000_000)
+    for period, seconds in PERIODS.items():
+        every, rest = divmod(microseconds, round(seconds * 1_000_000))
+        if not rest and every <= EVERY_MOST:
+            return {"interval": [every, period]}
+    return None
+
+
+def edit(timer_id: uuid.UUID, new: NewTimer, *, reschedule: bool, harmless: bool = False) -> None:
+    """Make a timer what `new` says; later attempts see it. With `reschedule`, another moment is promised.
+
+    An edit that is `harmless`, of name, labels and metadata alone, is taken of a timer that has ended too. Raises
+    TimerEndedError, NothingPromisedError.
+    """
+    with transaction.atomic():
+        if harmless:
+            _lock_open([timer_id])
+            delivery = None
+        else:
+            delivery = _promised(timer_id)
+        timer = Timer.objects.select_for_update().get(pk=timer_id)
+        timer.web_url, timer.host = new.web_url, host_of(new.web_url)
+        timer.name, timer.options = new.name, dict(new.options) or None
+        timer.max_lateness_seconds = new.max_lateness_seconds
+        if reschedule:
+            _set_schedule(timer, new)
+        timer.save()
+        TimerLabel.objects.filter(timer=timer_id).delete()
+        TimerLabel.objects.bulk_create(TimerLabel(timer_id=timer_id, label=label) for label in label_rows(new.options))
+        if reschedule and delivery is not None:
+            if new.recurrence is not None:
+                due_at = _first_due(new.recurrence)
+            else:
+                due_at = new.due_at or _now() + timedelta(seconds=new.delay_seconds or 0.0)
+            _promise(timer, delivery, due_at=due_at)
+    logger.info("timer_edited timer=%s rescheduled=%s", timer_id, reschedule)
+
+
+def _set_schedule(timer: Timer, new: NewTimer) -> None:
+    for name, value in _columns(new).items():
+        setattr(timer, name, value)
+
+
+def _promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
+    """Promise another moment in place of a locked delivery, and show it in the PeriodicTask."""
+    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
+    moved = _move(delivery, due_at=due_at, enabled=task is None or task.enabled)
+    if task is not None:
+        _show(timer, task, due_at=due_at)
+    return moved
+
+
+def _show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
+    """Have a PeriodicTask show a timer's schedule; its schedule's row is the timer's own and is no other task's."""
+    shape = _shape(timer.cron, timer.every_seconds)
+    rows: dict[str, Any] = {"crontab_id": None, "interval_id": None, "clocked_id": None}
+    # Written in bulk: a save() would make stock beat reload everything.
+    if shape is None:
+        rows["clocked_id"] = _own(ClockedSchedule, task.clocked_id, clocked_time=due_at)
+    elif "crontab" in shape:
+        names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+        fields = dict(zip(names, shape["crontab"], strict=True))
+        rows["crontab_id"] = _own(CrontabSchedule, task.crontab_id, **fields, timezone=timer.timezone)
+    else:
+        every, period = shape["interval"]
+        rows["interval_id"] = _own(IntervalSchedule, task.interval_id, every=every, period=period)
+    PeriodicTask.objects.filter(pk=task.pk).update(**rows, one_off=shape is None)
+
+
+def _own(model: Any, pk: int | None, **values: Any) -> int:
+    """Write a schedule's row, making one where there is none or other tasks use it too, and return its id."""
+    if pk is not None and model.objects.get(pk=pk).periodictask_set.count() == 1:
+        model.objects.filter(pk=pk).update(**values)
+        return pk
+    (row,) = model.objects.bulk_create([model(**values)])
+    return int(row.pk)
+
+
+def _recurrence(timer: Timer) -> Recurrence:
+    return Recurrence(
+        cron=timer.cron,
+        timezone=timer.timezone or "UTC",
+        every_seconds=timer.every_seconds,
+        starts_at=timer.starts_at,
+        ends_at=timer.ends_at,
+    )
 
 
 def cancel(timer_id: uuid.UUID) -> None:
@@ -142,14 +383,64 @@ def resume(timer_id: uuid.UUID) -> None:
 
 
 def reschedule(timer_id: uuid.UUID, *, due_at: datetime) -> None:
-    """Promise another moment instead: the waiting delivery is cancelled and a new one made. Raises TimerEndedError."""
+    """Promise another moment instead: the waiting delivery is cancelled and a new one made. Raises TimerEndedError.
+
+    A timer that recurs goes on by its schedule after it.
+    """
     with transaction.atomic():
         delivery = _promised(timer_id)
-        task = PeriodicTask.objects.select_for_update().filter(timer=timer_id).first()
-        _move(delivery, due_at=due_at, enabled=task is None or task.enabled)
-        if task is not None and task.clocked_id is not None:
-            ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=due_at)
+        _promise(Timer.objects.select_for_update().get(pk=timer_id), delivery, due_at=due_at)
     logger.info("timer_rescheduled timer=%s due_at=%s", timer_id, due_at.isoformat())
+
+
+def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
+    """Send a delivery that failed or was missed again, now, with fresh attempts; its history stays.
+
+    Without `delivery_id`, the latest such one of the timer. Returns its id. Raises NothingToReplayError.
+    """
+    with transaction.atomic():
+        _lock_open([timer_id])
+        lost = Delivery.objects.select_for_update().filter(timer=timer_id, state__in=REPLAYABLE)
+        if delivery_id is not None:
+            lost = lost.filter(pk=delivery_id)
+        delivery = lost.order_by("-occurrence").first()
+        if delivery is None:
+            raise NothingToReplayError(timer_id)
+        Timer.objects.select_for_update().get(pk=timer_id)
+        _replay(delivery)
+    logger.info("timer_replayed timer=%s delivery=%s", timer_id, delivery.pk)
+    return delivery.pk
+
+
+# The dead letters.
+REPLAYABLE = (State.FAILED, State.MISSED)
+
+
+def _replay(delivery: Delivery) -> None:
+    now = _now()
+    latest = Delivery.objects.promised().filter(timer=delivery.timer_id).order_by("-occurrence").first()
+    task = PeriodicTask.objects.select_for_update().filter(timer=delivery.timer_id).first()
+    # The timer's own promise again if it is still its latest; else it runs beside the promised one.
+    delivery.extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
+    delivery.state, delivery.finished_at = State.SCHEDULED, None
+    delivery.replayed_at, delivery.attempts_before = now, delivery.attempts
+    delivery.next_attempt_at = max(now, delivery.due_at)
+    delivery.cancel_requested_at = None
+    delivery.save(
+        update_fields=[
+            "extra",
+            "state",
+            "finished_at",
+            "replayed_at",
+            "attempts_before",
+            "next_attempt_at",
+            "cancel_requested_at",
+        ]
+    )
+    if not delivery.extra and task is not None:
+        PeriodicTask.objects.filter(pk=task.pk).update(enabled=True, last_run_at=None)
+        if task.clocked_id is not None:
+            ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
 
 
 def run_now(timer_id: uuid.UUID) -> uuid.UUID:
@@ -209,6 +500,171 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
     return len(timer_ids)
 
 
+def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
+    """Cancel timers for good, in one transaction; return how many were not ended yet. See `cancel`."""
+    with transaction.atomic():
+        open_ = _lock_open(timer_ids)
+        deliveries = Delivery.objects.filter(pk__in=[delivery.pk for delivery in open_])
+        now = _now()
+        deliveries.filter(state=State.RUNNING, cancel_requested_at=None).update(cancel_requested_at=now)
+        waiting = deliveries.exclude(state=State.RUNNING)
+        waiting.update(state=State.CANCELLED, finished_at=now, lease_token=None, lease_expires_at=None)
+        PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
+    return len({delivery.timer_id for delivery in open_ if delivery.cancel_requested_at is None})
+
+
+def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
+    """Replay the latest failed or missed promised delivery of each timer whose status that is; return how many."""
+    with transaction.atomic():
+        _lock_open(timer_ids)
+        promised = Delivery.objects.promised().filter(timer__in=list(timer_ids))
+        latest = [one.pk for one in promised.order_by("timer", "-occurrence").distinct("timer")]
+        lost = list(Delivery.objects.select_for_update().filter(pk__in=latest, state__in=REPLAYABLE).order_by("pk"))
+        list(Timer.objects.select_for_update().filter(pk__in=[one.timer_id for one in lost]).order_by("pk"))
+        for delivery in lost:
+            _replay(delivery)
+    return len(lost)
+
+
+def begin_bulk(operation: BulkOperation) -> None:
+    """Store a bulk operation; a worker takes it up within seconds."""
+    operation.save(force_insert=True)
+    logger.info("bulk_begun bulk=%s action=%s dry_run=%s", operation.pk, operation.action, operation.dry_run)
+
+
+# Timers of one step of a bulk operation: its transaction holds their locks for some tens of milliseconds.
+BULK_ROWS = 200
+
+
+def step_bulk(operation: BulkOperation, wanted: search.Filter) -> bool:
+    """Do the next page of a bulk operation, as one transaction; return whether there is more to do.
+
+    Whoever is killed in the middle leaves the page undone, and the next step does it.
+    """
+    try:
+        page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
+    except search.CursorError as error:
+        BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=str(error))
+        return False
+    with transaction.atomic():
+        if page.timer_ids and not operation.dry_run:
+            operation.changed += _bulk_page(operation.action, page.timer_ids)
+        operation.matched += len(page.timer_ids)
+        operation.cursor = page.next or ""
+        if page.next is None:
+            operation.finished_at = _now()
+        operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
+    if page.next is None:
+        logger.info("bulk_ended bulk=%s matched=%d changed=%d", operation.pk, operation.matched, operation.changed)
+    return page.next is not None
+
+
+def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
+    match action:
+        case BulkOperation.Action.CANCEL:
+            return cancel_many(timer_ids)
+        case BulkOperation.Action.REPLAY:
+            return replay_many(timer_ids)
+    tasks = (
+        Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
+    )
+    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME).done
+
+
+# How long a creating call may be repeated under its key.
+KEY_HOURS = 24
+
+
+class KeyInFlightError(Exception):
+    """Another request with this key is being worked on."""
+
+
+class KeyReusedError(Exception):
+    """The key was used for another request."""
+
+
+class KeyTakenError(Exception):
+    """Another request with this key has just ended: ask again, and its answer is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a request with an idempotency key."""
+
+    status_code: int
+    headers: dict[str, str]
+    body: str
+
+
+# The lock tells at once that another request is in flight. What decides is the unique constraint: the lock may be got
+# after the statement's view of the table was taken.
+_RECALL = """
+SELECT pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0)), found.*
+  FROM (VALUES (1)) one (row) LEFT JOIN LATERAL (
+    SELECT fingerprint, status_code, headers::text, body FROM scheduler_idempotencykey
+     WHERE key = %(key)s AND owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+       AND created_at > clock_timestamp() - make_interval(hours => %(hours)s)
+  ) found ON true
+"""
+_REMEMBER = """
+INSERT INTO scheduler_idempotencykey AS known (owner_id, key, fingerprint, status_code, headers, body, created_at)
+VALUES (%(owner)s, %(key)s, %(fingerprint)s, %(status)s, %(headers)s, %(body)s, clock_timestamp())
+ON CONFLICT (owner_id, key) DO UPDATE
+   SET fingerprint = excluded.fingerprint, status_code = excluded.status_code, headers = excluded.headers,
+       body = excluded.body, created_at = excluded.created_at
+ WHERE known.created_at <= clock_timestamp() - make_interval(hours => %(hours)s)
+RETURNING true
+"""
+
+
+def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | None:
+    """Return the answer that was given under a key, None for a key that is new; it is taken until the transaction ends.
+
+    To be called inside a transaction. Raises KeyInFlightError, KeyReusedError.
+    """
+    with connection.cursor() as cursor:
+        lock = f"idempotency key {owner_id} {key}"
+        cursor.execute(_RECALL, {"lock": lock, "key": key, "owner": owner_id, "hours": KEY_HOURS})
+        free, known, status_code, headers, body = cursor.fetchone()
+    if known is not None:
+        if bytes(known) != fingerprint:
+            raise KeyReusedError
+        return Answer(status_code, json.loads(headers), body)
+    if not free:
+        raise KeyInFlightError
+    return None
+
+
+def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: bytes) -> None:
+    """Keep the answer given under a key, in the transaction that did what was asked. Raises KeyTakenError."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _REMEMBER,
+            {
+                "owner": owner_id,
+                "key": key,
+                "fingerprint": fingerprint,
+                "status": answer.status_code,
+                "headers": json.dumps(answer.headers),
+                "body": answer.body,
+                "hours": KEY_HOURS,
+            },
+        )
+        if cursor.fetchone() is None:
+            raise KeyTakenError
+
+
+# Each call is signed with all of them.
+SECRETS_MOST = 5
+
+
+def add_secret(secret: str | None, *, owner_id: int | None) -> SigningSecret | None:
+    """Sign the calls of an owner's timers with one more secret, a new one if None; None where there are too many."""
+    if SigningSecret.objects.filter(owner=owner_id).count() >= SECRETS_MOST:
+        return None
+    return SigningSecret.objects.create(owner_id=owner_id, secret=secret or signing.new_secret())
+
+
 def stop_calls(*, host: str = "", reason: str = "") -> CallStop:
     """Start no more calls to a host, or to any; those in flight may land. What comes due is held meanwhile."""
     stop, _ = CallStop.objects.update_or_create(host=host.lower(), defaults={"reason": reason})
@@ -253,6 +709,7 @@ locked AS MATERIALIZED (
   SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)
    ORDER BY delivery.id FOR UPDATE OF delivery
 ),
+labels AS (DELETE FROM scheduler_timerlabel label USING ended WHERE label.timer_id = ended.timer_id),
 attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
 deliveries AS (DELETE FROM scheduler_delivery USING locked WHERE scheduler_delivery.id = locked.id),
 timers AS (
@@ -260,16 +717,58 @@ timers AS (
 ),
 tasks AS (
   DELETE FROM django_celery_beat_periodictask task USING timers WHERE task.id = timers.periodic_task_id
-  RETURNING task.id, task.clocked_id
+  RETURNING task.id, task.clocked_id, task.crontab_id, task.interval_id
 ),
 clocked AS (
   DELETE FROM django_celery_beat_clockedschedule clocked USING tasks
    WHERE clocked.id = tasks.clocked_id
      AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
                       WHERE other.clocked_id = clocked.id AND other.id <> tasks.id)
+),
+crontabs AS (
+  DELETE FROM django_celery_beat_crontabschedule crontab USING tasks
+   WHERE crontab.id = tasks.crontab_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.crontab_id = crontab.id AND other.id <> tasks.id)
+),
+intervals AS (
+  DELETE FROM django_celery_beat_intervalschedule every USING tasks
+   WHERE every.id = tasks.interval_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.interval_id = every.id AND other.id <> tasks.id)
 )
 SELECT count(*) FROM timers
 """  # noqa: S608
+
+
+def prune_past(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
+    """Delete deliveries that ended longer ago than that, of timers that go on; return how many. As `prune`."""
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT_PAST if dry_run else _PRUNE_PAST, {"seconds": older_than.total_seconds(), "limit": limit})
+        return int(cursor.fetchone()[0])
+
+
+# A later delivery is there: this one is neither what the timer shows nor what it waits for.
+_PAST = """
+  SELECT id FROM scheduler_delivery old
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+     AND EXISTS (SELECT FROM scheduler_delivery later
+                  WHERE later.timer_id = old.timer_id AND later.occurrence > old.occurrence AND NOT later.extra)
+   ORDER BY finished_at {limit}
+"""
+_COUNT_PAST = f"SELECT count(*) FROM ({_PAST.format(limit='')}) past"  # noqa: S608 - only constants are put in
+_PRUNE_PAST = f"""
+WITH past AS MATERIALIZED ({_PAST.format(limit="LIMIT %(limit)s FOR UPDATE SKIP LOCKED")}),
+attempts AS (DELETE FROM scheduler_attempt USING past WHERE delivery_id = past.id),
+deliveries AS (DELETE FROM scheduler_delivery USING past WHERE scheduler_delivery.id = past.id RETURNING true)
+SELECT count(*) FROM deliveries
+"""  # noqa: S608
+
+
+def prune_keys() -> int:
+    """Forget idempotency keys older than KEY_HOURS; return how many."""
+    gone, _ = IdempotencyKey.objects.filter(created_at__lt=Now() - timedelta(hours=KEY_HOURS)).delete()
+    return gone
 
 
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
@@ -316,15 +815,16 @@ def obey(periodic_task_ids: Iterable[int]) -> int:
     for timer in Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk"):
         with transaction.atomic():
             _lock_open([timer.pk])
+            Timer.objects.select_for_update().get(pk=timer.pk)
             delivery = _latest(timer.pk)
             task = (
                 PeriodicTask.objects.select_for_update(of=("self",))
-                .select_related("clocked")
+                .select_related("clocked", "crontab", "interval")
                 .filter(timer=timer.pk)
                 .first()
             )
             if delivery is not None and task is not None:
-                changed += _obey(delivery, task)
+                changed += _obey(timer, delivery, task)
     return changed
 
 
@@ -338,15 +838,16 @@ def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
 def handed_over(periodic_task_id: int) -> None:
     """Note that a stock scheduler has run a timer's row and disabled it, as it does with one-off rows.
 
-    That is book-keeping, not a person's wish: the delivery goes on. The mark is a last run on a disabled row.
+    That is book-keeping, not a person's wish: the delivery goes on. The mark is a last run, of this moment, on a
+    disabled row; see endings.HANDED_OVER.
     """
     task = PeriodicTask.objects.filter(pk=periodic_task_id, timer__isnull=False).first()
     if task is None or task.enabled:
         return
-    final = Delivery.objects.promised().filter(timer__periodic_task=periodic_task_id).exclude(finished_at=None)
-    last = final.order_by("-occurrence").values_list("finished_at", flat=True).first()
+    latest = Delivery.objects.promised().filter(timer__periodic_task=periodic_task_id).order_by("-occurrence").first()
+    ended_at = latest.finished_at if latest else None
     PeriodicTask.objects.filter(pk=periodic_task_id).update(
-        last_run_at=last or Now(), total_run_count=1 if last else F("total_run_count")
+        last_run_at=ended_at or Now(), total_run_count=1 if ended_at else F("total_run_count")
     )
 
 
@@ -358,47 +859,141 @@ def reconcile(*, after: int, limit: int) -> int | None:
     with connection.cursor() as cursor:
         cursor.execute(_DISPUTED, [TASK_NAME, after, limit])
         rows, last, disputed = cursor.fetchone()
+        cursor.execute(_RECURRING, [TASK_NAME, after, limit])
+        recurring = cursor.fetchall()
+    disputed = (disputed or []) + [task_id for task_id, *row in recurring if _differs(*row)]
     if disputed:
         logger.info("foreign_edits_obeyed timers=%d", obey(disputed))
     return last if rows == limit else None
 
 
 # A row and the latest promised delivery of its timer disagree: enabled or not, the moment, or a timer that has ended.
-_DISPUTED = """
+_DISPUTED = f"""
 WITH page AS MATERIALIZED (
-  SELECT id, enabled, last_run_at, clocked_id FROM django_celery_beat_periodictask
+  SELECT id, enabled, one_off, last_run_at, clocked_id FROM django_celery_beat_periodictask
    WHERE task = %s AND id > %s ORDER BY id LIMIT %s
 )
-SELECT count(*), max(page.id), array_agg(page.id) FILTER (
-         WHERE page.enabled AND latest.finished_at IS NOT NULL
-            OR page.enabled AND latest.state = 'paused'
-            OR NOT page.enabled AND page.last_run_at IS NULL AND latest.state IN ('scheduled', 'claimed', 'held')
+SELECT count(*), max(task.id), array_agg(task.id) FILTER (
+         WHERE task.enabled AND latest.finished_at IS NOT NULL
+            OR task.enabled AND latest.state = 'paused'
+            OR NOT task.enabled AND NOT {HANDED_OVER} AND latest.state IN ('scheduled', 'claimed', 'held')
             OR clocked.clocked_time <> latest.due_at AND latest.finished_at IS NULL)
-  FROM page
-  LEFT JOIN scheduler_timer timer ON timer.periodic_task_id = page.id
-  LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = page.clocked_id
+  FROM page task
+  LEFT JOIN scheduler_timer timer ON timer.periodic_task_id = task.id
+  LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
   LEFT JOIN LATERAL (SELECT state, due_at, finished_at FROM scheduler_delivery
                       WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1) latest ON true
+"""  # noqa: S608
+
+_RECURRING = """
+WITH page AS MATERIALIZED (
+  SELECT id, crontab_id, interval_id, clocked_id FROM django_celery_beat_periodictask
+   WHERE task = %s AND id > %s ORDER BY id LIMIT %s
+)
+SELECT page.id, timer.cron, timer.timezone, timer.every_seconds, crontab.minute, crontab.hour, crontab.day_of_month,
+       crontab.month_of_year, crontab.day_of_week, crontab.timezone, every.every, every.period
+  FROM page JOIN scheduler_timer timer ON timer.periodic_task_id = page.id
+  LEFT JOIN django_celery_beat_crontabschedule crontab ON crontab.id = page.crontab_id
+  LEFT JOIN django_celery_beat_intervalschedule every ON every.id = page.interval_id
+ WHERE page.crontab_id IS NOT NULL OR page.interval_id IS NOT NULL
+    OR timer.cron <> '' OR timer.every_seconds IS NOT NULL
 """
 
 
-def _obey(delivery: Delivery, task: PeriodicTask) -> bool:
+def _differs(cron: str, timezone: str, every_seconds: float | None, *row: Any) -> bool:
+    """Whether a PeriodicTask shows another schedule than its timer has."""
+    *fields, zone, every, period = row
+    if zone is not None:
+        return celery_fields(cron) != tuple(fields) or timezone != zone if cron else True
+    if period is not None:
+        return every_seconds is None or abs(every_seconds - every * PERIODS[period]) > PERIODS[period] / 2
+    # A clocked row stands for one moment, or for a schedule that Celery cannot express.
+    return _shape(cron, every_seconds) is not None
+
+
+def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     if _has_ended(delivery):
-        # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
-        ran = delivery.state in (State.SUCCEEDED, State.FAILED)
-        if not task.enabled and not (ran and task.last_run_at is None):
-            return False
-        truth = {"last_run_at": delivery.finished_at, "total_run_count": max(1, task.total_run_count)} if ran else {}
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=False, **truth)
-        return True
+        return _restore(timer, delivery, task)
     before = (delivery.state, delivery.pk)
-    if task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
+    adopted = _adopt(timer, task)
+    if adopted is not None:
+        delivery = _promise(timer, delivery, due_at=adopted)
+    elif task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
         delivery = _move(delivery, due_at=task.clocked.clocked_time, enabled=task.enabled)
     elif task.enabled:
         _resume(delivery)
-    elif task.last_run_at is None:
+    elif not _handed_over(task):
         _pause(delivery)
     return before != (delivery.state, delivery.pk)
+
+
+def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
+    """Put the row of a timer that has ended back to the truth; return whether that changed anything.
+
+    One that recurs and should have gone on is given its next delivery.
+    """
+    if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
+        due_at = _recurrence(timer).next_after(max(_now(), delivery.due_at))
+        if due_at is not None and (timer.max_occurrences is None or delivery.moment < timer.max_occurrences):
+            restored = Delivery(timer_id=timer.pk, occurrence=_next_occurrence(timer.pk), moment=delivery.moment + 1)
+            restored.due_at = restored.next_attempt_at = due_at
+            restored.save(force_insert=True)
+            _show(timer, task, due_at=due_at)
+            return True
+    # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
+    ran = delivery.state in (State.SUCCEEDED, State.FAILED)
+    if not task.enabled and not (ran and task.last_run_at is None and not timer.recurring):
+        return False
+    truth = {"last_run_at": delivery.finished_at, "total_run_count": max(1, task.total_run_count)} if ran else {}
+    PeriodicTask.objects.filter(pk=task.pk).update(enabled=False, **truth)
+    return True
+
+
+def _handed_over(task: PeriodicTask) -> bool:
+    """As endings.HANDED_OVER."""
+    if task.enabled or not task.one_off or task.last_run_at is None or task.clocked is None:
+        return False
+    return bool(task.last_run_at >= task.clocked.clocked_time - timedelta(seconds=5))
+
+
+def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
+    """Take over the schedule that somebody gave a PeriodicTask; return what to promise, None if it is the same."""
+    crontab, every = task.crontab, task.interval
+    row: list[Any] = [None] * 8
+    if crontab is not None:
+        fields = [crontab.minute, crontab.hour, crontab.day_of_month, crontab.month_of_year, crontab.day_of_week]
+        row[:6] = [*fields, str(crontab.timezone)]
+    if every is not None:
+        row[6:] = [every.every, every.period]
+    if not _differs(timer.cron, timer.timezone, timer.every_seconds, *row):
+        return None
+    # Bounds are of the timer's own; the row knows none.
+    ends_at, most = timer.ends_at, timer.max_occurrences
+    if crontab is not None:
+        try:
+            cron = cron_of(*fields)
+        except ScheduleError as error:
+            logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
+            return None
+        recurrence = Recurrence(cron=cron, timezone=str(crontab.timezone), starts_at=timer.starts_at, ends_at=ends_at)
+    elif every is not None:
+        seconds = max(1.0, every.every * PERIODS[every.period])
+        starts_at = _now() + timedelta(seconds=seconds)
+        recurrence = Recurrence(every_seconds=seconds, starts_at=starts_at, ends_at=ends_at)
+    elif task.clocked is not None:
+        _set_schedule(timer, NewTimer(web_url=timer.web_url))
+        timer.save()
+        moment: datetime = task.clocked.clocked_time
+        return moment
+    else:
+        return None
+    due_at = recurrence.next_after(_now())
+    if due_at is None:
+        logger.warning("foreign_schedule_refused timer=%s error=it has no moment to come", timer.pk)
+        return None
+    _set_schedule(timer, NewTimer(web_url=timer.web_url, recurrence=recurrence, max_occurrences=most))
+    timer.save()
+    return due_at
 
 
 def _lock_open(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:
@@ -489,6 +1084,8 @@ def _move(delivery: Delivery, *, due_at: datetime, enabled: bool) -> Delivery:
     moved = Delivery(
         timer_id=delivery.timer_id,
         occurrence=_next_occurrence(delivery.timer_id),
+        # The same promise of the schedule, at another time.
+        moment=delivery.moment,
         due_at=due_at,
         next_attempt_at=due_at,
         state=State.SCHEDULED if enabled else State.PAUSED,

@@ -14,7 +14,7 @@ from django.db import connection
 from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import dispatch, services
 from webtask_scheduler.scheduler.http import Client
-from webtask_scheduler.scheduler.models import TASK_NAME
+from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.pool import SLOW_PER_SLOT, CallPool
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
@@ -22,6 +22,9 @@ SWEEP_ROWS = 2000
 SWEEP_PAUSE_SECONDS = 0.05
 # One run of pruning; the next goes on where it ended.
 PRUNE_SECONDS = 50.0
+# One run of bulk operations, and the pause after each step: running timers come first.
+BULK_SECONDS = 30.0
+BULK_PAUSE_SECONDS = 0.02
 # A stock scheduler's clock may run ahead of the database's by this much.
 STOCK_AHEAD_SECONDS = 2.0
 
@@ -104,13 +107,32 @@ def reconcile() -> None:
             time.sleep(SWEEP_PAUSE_SECONDS)
 
 
+@shared_task(name="webtask_scheduler.scheduler.tasks.bulk")
+def bulk() -> None:
+    """Go on with the bulk operations that were begun, each in steps, for at most BULK_SECONDS."""
+    # Late: beat imports this module too, and has no use for the API's shapes.
+    from webtask_scheduler.scheduler.serializers import bulk_filter
+
+    ends_at = time.monotonic() + BULK_SECONDS
+    for operation_id in BulkOperation.objects.filter(finished_at=None).order_by("pk").values_list("pk", flat=True):
+        with _alone(f"bulk {operation_id}") as alone:
+            operation = BulkOperation.objects.select_related("owner").get(pk=operation_id)
+            more = alone and operation.finished_at is None
+            wanted = bulk_filter(operation) if more else None
+            while more and wanted is not None and time.monotonic() < ends_at:
+                more = services.step_bulk(operation, wanted)
+                time.sleep(BULK_PAUSE_SECONDS)
+
+
 @shared_task(name="webtask_scheduler.scheduler.tasks.prune")
 def prune() -> None:
     """Delete timers that ended before the retention setting, in batches, for at most PRUNE_SECONDS."""
+    services.prune_keys()
     if not settings.WEBTASK_RETENTION_DAYS:
         return
     older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
     ends_at = time.monotonic() + PRUNE_SECONDS
     with _alone("prune") as alone:
-        while alone and time.monotonic() < ends_at and services.prune(older_than=older_than):
-            time.sleep(services.PRUNE_PAUSE_SECONDS)
+        for step in (services.prune, services.prune_past):
+            while alone and time.monotonic() < ends_at and step(older_than=older_than):
+                time.sleep(services.PRUNE_PAUSE_SECONDS)

@@ -1,28 +1,72 @@
-"""The API: create a timer, look at it; and whether the service is alive and ready."""
+"""The API: create timers, look at them, change them; and whether the service is alive and ready."""
 
+import contextlib
+import dataclasses
 import functools
+import hashlib
 import json
+import re
 import uuid
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import redis
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions, parsers
 from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
-from webtask_scheduler.scheduler import schema, services
-from webtask_scheduler.scheduler.models import Attempt, Beat, ClockTimestamp, Delivery
-from webtask_scheduler.scheduler.problems import LengthRequired, NotUTF8, TooLarge, invalid
-from webtask_scheduler.scheduler.serializers import BATCH_MOST, NewTimerSerializer, read_timer, stored_body, timer_body
+from webtask_scheduler.scheduler import schema, search, services
+from webtask_scheduler.scheduler.models import (
+    KEY_MAX_LENGTH,
+    Attempt,
+    Beat,
+    BulkOperation,
+    ClockTimestamp,
+    Delivery,
+    SigningSecret,
+    Timer,
+)
+from webtask_scheduler.scheduler.problems import (
+    Conflict,
+    KeyReused,
+    LengthRequired,
+    NotUTF8,
+    PastDue,
+    TooLarge,
+    invalid,
+)
+from webtask_scheduler.scheduler.serializers import (
+    BATCH_MOST,
+    HARMLESS,
+    BulkSerializer,
+    BulkStatusSerializer,
+    CallSerializer,
+    DeliverySerializer,
+    ListSerializer,
+    MadeSecretSerializer,
+    NewSecretSerializer,
+    NewTimerSerializer,
+    NothingSerializer,
+    PageSerializer,
+    PreviewSerializer,
+    ReplaySerializer,
+    SecretSerializer,
+    edited,
+    previewed,
+    read_timer,
+    stored_body,
+    timer_body,
+)
 
 # A beat that was not seen for this long is taken for gone.
 BEAT_SEEN_SECONDS = 5.0
@@ -54,21 +98,52 @@ class JSONOnly(DefaultContentNegotiation):
         return renderers[0], renderers[0].media_type
 
 
-class TimersView(APIView):
-    """`timer`: create one."""
+class TimerAPIView(APIView):
+    """What all views of timers have in common: JSON, bounded bodies, and whose timers these are."""
+
+    parser_classes: tuple[type[parsers.BaseParser], ...] = (JSONParser,)
+    content_negotiation_class = JSONOnly
+    body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        if request.method in ("POST", "PATCH"):
+            _check_body(request, limit=self.body_limit_bytes)
+        super().initial(request, *args, **kwargs)
+
+
+def _owner(request: Request) -> int | None:
+    return request.user.pk if request.user.is_authenticated else None
+
+
+def _visible(request: Request, path: str = "") -> dict[str, Any]:
+    """Return the condition, as seen over `path`, that a timer is the caller's; a superuser sees all."""
+    if getattr(request.user, "is_superuser", False):
+        return {}
+    owner_id = _owner(request)
+    return {f"{path}owner__isnull": True} if owner_id is None else {f"{path}owner": owner_id}
+
+
+def _read(serializer: type[Any], data: Any) -> dict[str, Any]:
+    """Return what a serializer makes of a body or a query; an empty body is an empty object. Raises ValidationError."""
+    reader = serializer(data=data)
+    reader.is_valid(raise_exception=True)
+    values: dict[str, Any] = reader.validated_data
+    return values
+
+
+# A body is empty or an object; a form without fields reads as an empty body.
+def _object(request: Request) -> Any:
+    return request.data if request.body else {}
+
+
+class TimersView(TimerAPIView):
+    """`timer`: create one, list them."""
 
     parser_classes: tuple[type[parsers.BaseParser], ...] = (
         JSONParser,
         parsers.FormParser,
         parsers.MultiPartParser,
     )
-    content_negotiation_class = JSONOnly
-    body_limit_bytes = 64 * 1024
-
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        if request.method == "POST":
-            _check_body(request, limit=self.body_limit_bytes)
-        super().initial(request, *args, **kwargs)
 
     @schema.create_timer
     def post(self, request: Request) -> Response:
@@ -76,36 +151,52 @@ class TimersView(APIView):
             # A form's numbers are text, which its own serializer allows for.
             form = NewTimerSerializer(data=request.data)
             form.is_valid(raise_exception=True)
-            values = form.validated_data
+            timer = form.validated_data
         else:
-            values = read_timer(request.data)
-        (body,) = _store(request, [values])
-        location = f"{request.path.rstrip('/')}/{body['task_id']}"
-        return Response(body, status=201, headers={"Location": location})
+            timer = read_timer(request.data)
+
+        def make() -> Response:
+            (body,) = _store(request, [timer])
+            return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
+
+        return _once(request, make)
+
+    @schema.list_timers
+    def get(self, request: Request) -> Response:
+        values = _read(ListSerializer, request.query_params)
+        everyone = getattr(request.user, "is_superuser", False)
+        wanted = search.filter_of(values, owner_id=_owner(request), everyone=everyone)
+        try:
+            page = search.page(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
+        except search.CursorError as error:
+            raise exceptions.ValidationError({"cursor": [str(error)]}) from error
+        return Response({"timers": _shown_timers(page.timer_ids), "next": page.next})
 
 
-class BatchView(TimersView):
+class BatchView(TimerAPIView):
     """`timer/batch`: create up to a thousand."""
-
-    parser_classes = (JSONParser,)
-    body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
     @schema.create_batch
     def post(self, request: Request) -> Response:
         items, partial = _batch(request.data)
         read = [_read_item(item) for item in items]
         if not partial:
-            wrong = {f"timers.{index}": detail for index, (_, detail) in enumerate(read) if detail is not None}
+            wrong = {f"timers.{index}": error.detail for index, (_, error) in enumerate(read) if error is not None}
             if wrong:
                 # As many as a person reads; the rest comes with the next try.
                 raise exceptions.ValidationError(dict(list(wrong.items())[:20]))
-        made = iter(_store(request, [values for values, _ in read if values is not None]))
-        if not partial:
-            return Response({"timers": list(made)}, status=201)
-        results = [
-            {"timer": next(made)} if values is not None else {"problem": invalid(detail)} for values, detail in read
-        ]
-        return Response({"results": results}, status=200)
+
+        def make() -> Response:
+            made = iter(_store(request, [timer for timer, _ in read if timer is not None]))
+            if not partial:
+                return Response({"timers": list(made)}, status=201)
+            results = [
+                {"timer": next(made)} if error is None else {"problem": invalid(error.detail, status=error.status_code)}
+                for _, error in read
+            ]
+            return Response({"results": results}, status=200)
+
+        return _once(request, make)
 
 
 def _batch(data: Any) -> tuple[list[Any], bool]:
@@ -123,19 +214,57 @@ def _batch(data: Any) -> tuple[list[Any], bool]:
     return items or [], partial
 
 
-def _store(request: Request, wanted: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, Any]]:
     """Store timers, all or none, and return what the API shows of them."""
-    owner_id = request.user.pk if request.user.is_authenticated else None
-    stored = services.schedule([services.NewTimer(owner_id=owner_id, **values) for values in wanted])
-    return [stored_body(one, web_url=values["web_url"]) for one, values in zip(stored, wanted, strict=True)]
+    owner_id = _owner(request)
+    if owner_id is not None:
+        timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]
+    return [stored_body(one, timer) for one, timer in zip(services.schedule(timers), timers, strict=True)]
 
 
-def _read_item(item: Any) -> tuple[dict[str, Any] | None, Any]:
-    """Return the values of a timer of a batch, or None and the details of what is wrong with it."""
+def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIException | None]:
+    """Return a timer of a batch, or None and what is wrong with it."""
     try:
         return read_timer(item), None
-    except exceptions.ValidationError as error:
-        return None, error.detail
+    except (exceptions.ValidationError, PastDue) as error:
+        return None, error
+
+
+_KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
+
+
+def _once(request: Request, make: Callable[[], Response]) -> Response:
+    """Do what a creating request asks, or answer as before where its Idempotency-Key was used for the same request."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return make()
+    if not _KEY.fullmatch(key):
+        message = f"1 to {KEY_MAX_LENGTH} visible ASCII characters are required."
+        raise exceptions.ValidationError({"Idempotency-Key": [message]})
+    # The short name and the versioned one are the same address.
+    path = request.path.rstrip("/").removeprefix("/api/v1/scheduler")
+    kind = (request.content_type or "").partition(";")[0]
+    fingerprint = hashlib.sha256("\n".join([request.method or "", path, kind, ""]).encode() + request.body).digest()
+    owner_id = _owner(request)
+    while True:
+        try:
+            with transaction.atomic():
+                known = services.recall(key, owner_id=owner_id, fingerprint=fingerprint)
+                if known is not None:
+                    headers = known.headers | {"Idempotency-Replayed": "true"}
+                    return Response(json.loads(known.body), status=known.status_code, headers=headers)
+                response = make()
+                kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
+                answer = services.Answer(response.status_code, kept, json.dumps(response.data))
+                services.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
+                return response
+        except services.KeyInFlightError as error:
+            raise Conflict("A request with this Idempotency-Key is being worked on. Try again in a moment.") from error
+        except services.KeyReusedError as error:
+            raise KeyReused from error
+        except services.KeyTakenError:
+            # Rolled back: the request that was first has ended meanwhile, and its answer is there.
+            continue
 
 
 def _check_body(request: Request, *, limit: int) -> None:
@@ -158,28 +287,265 @@ def _check_body(request: Request, *, limit: int) -> None:
         raise NotUTF8
 
 
-class TimerView(APIView):
-    """`timer/<id>`: look at one."""
+def _shown_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
+    """Return timers as the API shows them, in the same order: three queries for any number."""
+    timers = Timer.objects.in_bulk(timer_ids)
+    promised = Delivery.objects.promised().filter(timer__in=timer_ids).annotate(now=ClockTimestamp())
+    latest = {one.timer_id: one for one in promised.order_by("timer", "-occurrence").distinct("timer")}
+    attempts: dict[uuid.UUID, list[Attempt]] = {}
+    tried = [one.pk for one in latest.values() if one.attempts]
+    for attempt in Attempt.objects.filter(delivery__in=tried).defer("excerpt").order_by("delivery", "number"):
+        attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    return [
+        timer_body(timers[pk], latest[pk], now=latest[pk].now, attempts=attempts.get(latest[pk].pk, []))  # type: ignore[attr-defined]  # the annotation above
+        for pk in timer_ids
+        # Pruned in between.
+        if pk in timers and pk in latest
+    ]
 
-    content_negotiation_class = JSONOnly
+
+def _shown_timer(request: Request, timer_id: uuid.UUID) -> dict[str, Any]:
+    """Return one timer as the API shows it. Raises NotFound."""
+    delivery = (
+        Delivery.objects.promised()
+        .filter(timer=timer_id, **_visible(request, "timer__"))
+        .select_related("timer")
+        .annotate(now=ClockTimestamp())
+        .order_by("-occurrence")
+        .first()
+    )
+    if delivery is None:
+        raise exceptions.NotFound(NO_TIMER)
+    attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
+    return timer_body(delivery.timer, delivery, now=delivery.now, attempts=attempts)  # type: ignore[attr-defined]
+
+
+def _own_timer(request: Request, text: str) -> Timer:
+    """Return the caller's timer of an id in a path. Raises NotFound."""
+    timer = Timer.objects.filter(pk=_timer_id(text), **_visible(request)).first()
+    if timer is None:
+        raise exceptions.NotFound(NO_TIMER)
+    return timer
+
+
+class TimerView(TimerAPIView):
+    """`timer/<id>`: look at one, change it, cancel it."""
 
     @schema.retrieve_timer
-    def get(self, request: Request, id: str) -> Response:  # noqa: A002, ARG002 - the name in the path and the schema
-        delivery = (
-            Delivery.objects.promised()
-            .filter(timer=_timer_id(id))
-            .select_related("timer")
-            .annotate(now=ClockTimestamp())
-            .order_by("-occurrence")
-            .first()
-        )
-        if delivery is None:
-            raise exceptions.NotFound(NO_TIMER)
-        attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
-        timer, now = delivery.timer, delivery.now  # type: ignore[attr-defined]  # the annotation above
-        return Response(
-            timer_body(delivery, web_url=timer.web_url, created_at=timer.created_at, now=now, attempts=attempts)
-        )
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002 - the name in the path and the schema
+        return Response(_shown_timer(request, _timer_id(id)))
+
+    @schema.edit_timer
+    def patch(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        patch = request.data
+        if not isinstance(patch, dict):
+            raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
+        new, reschedule = edited(timer, patch)
+        with _conflicts():
+            services.edit(timer.pk, new, reschedule=reschedule, harmless=patch.keys() <= HARMLESS)
+        return Response(_shown_timer(request, timer.pk))
+
+    @schema.cancel_timer
+    def delete(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        services.cancel(timer.pk)
+        return Response(_shown_timer(request, timer.pk))
+
+
+@contextlib.contextmanager
+def _conflicts() -> Iterator[None]:
+    """Answer 409 to what cannot be done to a timer as it is."""
+    try:
+        yield
+    except (services.TimerEndedError, services.NothingToReplayError) as error:
+        raise Conflict(error.messages[0]) from error
+    except services.NothingPromisedError as error:
+        raise exceptions.ValidationError(error.messages) from error
+
+
+class PauseView(TimerAPIView):
+    """`timer/<id>/pause`."""
+
+    @schema.pause_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        _read(NothingSerializer, _object(request))
+        with _conflicts():
+            services.pause(timer.pk)
+        return Response(_shown_timer(request, timer.pk))
+
+
+class ResumeView(TimerAPIView):
+    """`timer/<id>/resume`."""
+
+    @schema.resume_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        _read(NothingSerializer, _object(request))
+        with _conflicts():
+            services.resume(timer.pk)
+        return Response(_shown_timer(request, timer.pk))
+
+
+class RunView(TimerAPIView):
+    """`timer/<id>/run`."""
+
+    @schema.run_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        _read(NothingSerializer, _object(request))
+
+        def make() -> Response:
+            delivery_id = services.run_now(timer.pk)
+            return Response(_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=201)
+
+        return _once(request, make)
+
+
+class ReplayView(TimerAPIView):
+    """`timer/<id>/replay`."""
+
+    @schema.replay_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        values = _read(ReplaySerializer, _object(request))
+
+        def make() -> Response:
+            with _conflicts():
+                delivery_id = services.replay(timer.pk, delivery_id=values.get("delivery_id"))
+            return Response(_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=200)
+
+        return _once(request, make)
+
+
+def _json(data: Any) -> Any:
+    """Return what a serializer made as plain JSON, as it is kept for an idempotency key."""
+    return json.loads(JSONRenderer().render(data))
+
+
+class DeliveriesView(TimerAPIView):
+    """`timer/<id>/deliveries`: all of them, the latest first."""
+
+    @schema.list_deliveries
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        values = _read(PageSerializer, request.query_params)
+        rows = Delivery.objects.filter(timer=timer.pk).order_by("-occurrence")
+        before = _number(values.get("cursor", ""))
+        if before is not None:
+            rows = rows.filter(occurrence__lt=before)
+        found = list(rows[: values["limit"] + 1])
+        more = len(found) > values["limit"]
+        found = found[: values["limit"]]
+        body = {"deliveries": DeliverySerializer(found, many=True).data}
+        return Response(body | {"next": str(found[-1].occurrence) if more else None})
+
+
+class AttemptsView(TimerAPIView):
+    """`timer/<id>/attempts`: every call made for a timer, the latest first."""
+
+    @schema.list_attempts
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = _own_timer(request, id)
+        values = _read(PageSerializer, request.query_params)
+        rows = Attempt.objects.filter(delivery__timer=timer.pk).order_by("-id")
+        before = _number(values.get("cursor", ""))
+        if before is not None:
+            rows = rows.filter(id__lt=before)
+        found = list(rows[: values["limit"] + 1])
+        more = len(found) > values["limit"]
+        found = found[: values["limit"]]
+        body = {"attempts": CallSerializer(found, many=True).data}
+        return Response(body | {"next": str(found[-1].pk) if more else None})
+
+
+def _number(cursor: str) -> int | None:
+    """Return the number in a cursor, None for the beginning. Raises ValidationError."""
+    if not cursor:
+        return None
+    if not re.fullmatch(r"[0-9]{1,18}", cursor):
+        raise exceptions.ValidationError({"cursor": ["This cursor was not given by this list."]})
+    return int(cursor)
+
+
+class PreviewView(TimerAPIView):
+    """`timer/preview`: the next moments of a schedule."""
+
+    @schema.preview
+    def post(self, request: Request) -> Response:
+        reader = PreviewSerializer(data=request.data)
+        reader.is_valid(raise_exception=True)
+        return Response(previewed(reader))
+
+
+class BulksView(TimerAPIView):
+    """`timer/bulk`: do something to all timers that fit a filter."""
+
+    @schema.begin_bulk
+    def post(self, request: Request) -> Response:
+        values = _read(BulkSerializer, request.data)
+
+        def make() -> Response:
+            operation = BulkOperation(
+                owner_id=_owner(request),
+                action=values["action"],
+                # As given: it is read again when it is worked on.
+                filter=cast("dict[str, Any]", request.data)["filter"],
+                dry_run=values["dry_run"],
+            )
+            services.begin_bulk(operation)
+            location = f"{request.path.rstrip('/')}/{operation.pk}"
+            return Response(_json(BulkStatusSerializer(operation).data), status=202, headers={"Location": location})
+
+        return _once(request, make)
+
+
+class BulkView(TimerAPIView):
+    """`timer/bulk/<id>`: how far it has come."""
+
+    @schema.retrieve_bulk
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002
+        operation = BulkOperation.objects.filter(pk=_timer_id(id), **_visible(request)).first()
+        if operation is None:
+            raise exceptions.NotFound("There is no bulk operation with this id.")
+        return Response(BulkStatusSerializer(operation).data)
+
+
+class SecretsView(TimerAPIView):
+    """`signing-secret`: add one, list them."""
+
+    @schema.list_secrets
+    def get(self, request: Request) -> Response:
+        secrets = SigningSecret.objects.filter(**_own(request)).order_by("pk")
+        return Response({"secrets": SecretSerializer(secrets, many=True).data})
+
+    @schema.create_secret
+    def post(self, request: Request) -> Response:
+        values = _read(NewSecretSerializer, _object(request))
+        secret = services.add_secret(values.get("secret"), owner_id=_owner(request))
+        if secret is None:
+            raise Conflict(f"There are {services.SECRETS_MOST} signing secrets already. Delete one that is out of use.")
+        return Response(MadeSecretSerializer(secret).data, status=201)
+
+
+class SecretView(TimerAPIView):
+    """`signing-secret/<id>`: sign with it no longer."""
+
+    @schema.delete_secret
+    def delete(self, request: Request, id: str) -> Response:  # noqa: A002
+        gone = 0
+        if re.fullmatch(r"[0-9]{1,18}", id):
+            gone, _ = SigningSecret.objects.filter(pk=int(id), **_own(request)).delete()
+        if not gone:
+            raise exceptions.NotFound("There is no signing secret with this id.")
+        return Response(status=204)
+
+
+def _own(request: Request) -> dict[str, Any]:
+    """Return the condition that a row is the caller's own, superuser or not."""
+    owner_id = _owner(request)
+    return {"owner__isnull": True} if owner_id is None else {"owner": owner_id}
 
 
 NO_TIMER = "There is no timer with this id. The id is the `task_id` that creating it answered."

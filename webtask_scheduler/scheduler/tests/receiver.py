@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Self
+from urllib.parse import quote, unquote
 
 
 @dataclass
@@ -17,6 +18,7 @@ class Call:
     body: bytes
     # The port of the other side: one for each connection.
     connection: int
+    method: str = "POST"
 
     @property
     def json(self) -> Any:
@@ -26,7 +28,8 @@ class Call:
 @dataclass
 class Receiver:
     """Paths: `/status/503`, `/redirect`, `/sleep/2`, `/drip-body`, `/drip-head`, `/large`, `/cookie`, `/garbage`,
-    `/hang-up`, `/flaky/2` (503 for the first two calls); anything else answers 200.
+    `/hang-up`, `/flaky/2` (503 for the first two calls), `/retry-after/120` (503, with that header),
+    `/dawdle/2/x` (redirects to `/x` after two seconds), and those that `redirect` gives; anything else answers 200.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -43,8 +46,10 @@ class Receiver:
             def do_POST(self) -> None:
                 at = time.time()
                 body = self.rfile.read(int(self.headers["content-length"] or 0))
-                receiver._note(Call(at, self.path, dict(self.headers), body, self.client_address[1]))
+                receiver._note(Call(at, self.path, dict(self.headers), body, self.client_address[1], self.command))
                 receiver._answer(self)
+
+            do_GET = do_HEAD = do_PUT = do_PATCH = do_DELETE = do_OPTIONS = do_POST  # noqa: N815 - its words
 
             def log_message(self, *_: Any) -> None:
                 pass
@@ -73,6 +78,10 @@ class Receiver:
     def url(self, path: str = "/") -> str:
         return f"http://127.0.0.1:{self.port}{path}"
 
+    def redirect(self, status: int, location: str) -> str:
+        """Return the URL of a redirect, whose Location is sent as it stands."""
+        return self.url(f"/to/{status}/{quote(location, safe='')}")
+
     def wait_for(self, count: int, *, seconds: float = 10.0, path: str = "") -> list[Call]:
         """Return the calls to paths beginning so, once there are that many; fails after a while."""
         deadline = time.monotonic() + seconds
@@ -93,6 +102,9 @@ class Receiver:
         answers: dict[str, Callable[[], None]] = {
             "status": lambda: self._plain(handler, int(argument)),
             "redirect": lambda: self._plain(handler, 302, Location=self.url("/elsewhere")),
+            "to": lambda: self._moved(handler, *argument.split("/")),
+            "dawdle": lambda: self._dawdle(handler, *argument.split("/", 1)),
+            "retry-after": lambda: self._plain(handler, 503, **{"Retry-After": unquote(argument)}),
             "cookie": lambda: self._plain(handler, 200, **{"Set-Cookie": "a=b; Path=/"}),
             "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
             "sleep": lambda: (self._stop.wait(float(argument)), self._plain(handler, 200))[1],
@@ -117,7 +129,16 @@ class Receiver:
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
-        handler.wfile.write(body)
+        if handler.command != "HEAD":
+            handler.wfile.write(body)
+
+    def _moved(self, handler: http.server.BaseHTTPRequestHandler, status: str, location: str) -> None:
+        # Its bytes as they are: http.server writes headers as Latin-1.
+        self._plain(handler, int(status), Location=unquote(location, "latin-1"))
+
+    def _dawdle(self, handler: http.server.BaseHTTPRequestHandler, seconds: str, path: str) -> None:
+        self._stop.wait(float(seconds))
+        self._plain(handler, 307, Location=f"/{path}")
 
     def _raw(self, handler: http.server.BaseHTTPRequestHandler, data: bytes) -> None:
         handler.wfile.write(data)

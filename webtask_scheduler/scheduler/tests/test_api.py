@@ -32,6 +32,7 @@ JSON = "application/json"
 FORM = "application/x-www-form-urlencoded"
 PROBLEM = "application/problem+json"
 HORIZON = 10 * 365 * 24 * 3600
+LIMIT = 4 * 1024 * 1024
 
 db = pytest.mark.django_db
 
@@ -474,9 +475,9 @@ BAD = [
         )
     ),
     # Sizes
-    bad("over the limit", json.dumps(GOOD) + " " * 65_536, None, status=413),
-    bad("form over the limit", b"seconds=5&x=" + b"x" * 65_536, None, status=413, content_type=FORM),
-    bad("multipart over the limit", b"x" * 65_537, None, status=413, content_type=MULTIPART),
+    bad("over the limit", json.dumps(GOOD) + " " * LIMIT, None, status=413),
+    bad("form over the limit", b"seconds=5&x=" + b"x" * LIMIT, None, status=413, content_type=FORM),
+    bad("multipart over the limit", b"x" * (LIMIT + 1), None, status=413, content_type=MULTIPART),
 ]
 
 
@@ -510,8 +511,10 @@ def test_an_uploaded_file_is_no_url(client):
 
 
 @db
-@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "NONSENSE"])
-@pytest.mark.parametrize("path", ["/timer", f"/timer/{uuid.uuid4()}", "/api/v1/scheduler/timer/"])
+@pytest.mark.parametrize("method", ["PUT", "TRACE", "NONSENSE"])
+@pytest.mark.parametrize(
+    "path", ["/timer", f"/timer/{uuid.uuid4()}", "/api/v1/scheduler/timer/", "/timer/preview", "/signing-secret"]
+)
 def test_other_methods_are_refused(client, method, path):
     answer = client.generic(method, path, json.dumps(GOOD), JSON)
     assert_problem(answer, 405)
@@ -640,7 +643,7 @@ def test_paused(client, make_timer):
     services.pause(timer.pk)
     body = look(client, timer)
     assert (body["status"], body["time_left_in_seconds"], body["next_attempt_at"]) == ("paused", 60, None)
-    assert "enable its periodic task" in body["reason"]
+    assert "resume it" in body["reason"]
 
 
 @db
@@ -828,7 +831,6 @@ def test_over_http_a_timer_is_stored_before_it_is_answered(web):
     [
         (HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY), 411, False),
         (HEAD + b"Content-Length: 9999999\r\n\r\n", 413, False),
-        (HEAD + b"Content-Length: 65537\r\n\r\n" + b"x" * 65_537, 413, False),
         (HEAD + b"Content-Length: 60000\r\n\r\n" + b"[" * 60_000, 400, False),
         (HEAD + b"Content-Length: %d\r\n\r\n%s" % (len(BODY) + 400, BODY), 400, True),
         (HEAD + b"Content-Length: 400\r\n\r\n", 400, True),
@@ -837,7 +839,7 @@ def test_over_http_a_timer_is_stored_before_it_is_answered(web):
         (HEAD.replace(b"json", b"json\xff") + b"Content-Length: 2\r\n\r\n{}", 415, False),
         (HEAD.replace(b"Host: a", b"Host: a b") + b"Connection: close\r\nContent-Length: 2\r\n\r\n{}", 400, False),
     ],
-    ids=["chunked", "length", "body", "deep", "cut off", "missing", "html", "cookie", "type", "host"],
+    ids=["chunked", "length", "deep", "cut off", "missing", "html", "cookie", "type", "host"],
 )
 def test_over_http_bad_requests_are_problems(web, request_, status, end):
     found, headers, body = exchange(web.port, request_, end=end)
@@ -893,9 +895,9 @@ def test_over_http_head_and_options(web):
     assert exchange(web.port, b"HEAD /timer/x" + start)[0] == 404
     status, headers, content = exchange(web.port, b"OPTIONS " + path + start)
     assert status == 200
-    assert set(re.split(", *", headers["Allow"])) == {"GET", "HEAD", "OPTIONS"}
+    assert set(re.split(", *", headers["Allow"])) == {"GET", "HEAD", "PATCH", "DELETE", "OPTIONS"}
     status, headers, _ = exchange(web.port, b"OPTIONS /timer" + start)
-    assert set(re.split(", *", headers["Allow"])) == {"POST", "OPTIONS"}
+    assert set(re.split(", *", headers["Allow"])) == {"GET", "HEAD", "POST", "OPTIONS"}
     assert exchange(web.port, b"OPTIONS /api/docs" + start)[0] == 405
 
 

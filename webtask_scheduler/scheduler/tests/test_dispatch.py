@@ -3,9 +3,11 @@
 import threading
 import time
 import uuid
+from datetime import timedelta
 
 import pytest
 from django.db import connection
+from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import dispatch, leases, services
@@ -114,10 +116,12 @@ def test_claims_an_extra_delivery_of_a_disabled_timer():
     assert claimed_ids(claim_due()) == [extra]
 
 
-def test_claims_what_a_stock_scheduler_ran_and_disabled():
+@pytest.mark.parametrize(("ago", "claimed"), [(0, 1), (3600, 0)])
+def test_claims_what_a_stock_scheduler_ran_for_this_moment_and_disabled(ago, claimed):
     make(1)
-    PeriodicTask.objects.filter(timer__isnull=False).update(enabled=False, last_run_at="2020-01-01T00:00:00Z")
-    assert len(claim_due().held) == 1
+    last_run_at = timezone.now() - timedelta(seconds=ago)
+    PeriodicTask.objects.filter(timer__isnull=False).update(enabled=False, last_run_at=last_run_at)
+    assert len(claim_due().held) == claimed
 
 
 def test_put_back_returns_only_what_is_still_claimed_by_that_token():

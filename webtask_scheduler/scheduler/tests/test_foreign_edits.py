@@ -13,7 +13,7 @@ from celery import current_app
 from django.db import connection, transaction
 from django.urls import reverse
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
 
 from webtask_scheduler.scheduler import receivers, services, tasks
@@ -38,7 +38,7 @@ def work():
 
     def run():
         claim = claim_due()
-        started, _ = start_attempts([(item.delivery_id, item.token) for item in claim.held])
+        started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim.held])
         record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in started])
         return claim
 
@@ -185,14 +185,14 @@ def test_disabling_stops_what_is_claimed(make_timer, delivery_of, admin_client, 
     timer = make_timer(delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
     door(timer.periodic_task, admin_client)
-    assert start_attempts(pairs) == ([], {})
+    assert start_attempts(pairs) == ([], {}, [])
     assert delivery_of(timer).state == State.PAUSED
 
 
 @each(DISABLE)
 def test_disabling_holds_the_retry_of_a_call_in_flight_back(make_timer, delivery_of, admin_client, receiver, door):
     timer = make_timer(receiver.url("/status/503"), delay_seconds=-1)
-    started, _ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
+    started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
     door(timer.periodic_task, admin_client)
     client = Client(callers=1, user_agent="test")
     record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in started])
@@ -289,7 +289,7 @@ def test_moving_what_is_claimed_stops_it(make_timer, admin_client, work, receive
     timer = make_timer(receiver.url(), delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
     door(timer.periodic_task, admin_client, soon(hours=1))
-    assert start_attempts(pairs) == ([], {})
+    assert start_attempts(pairs) == ([], {}, [])
     assert work().held == []
     assert receiver.calls == []
 
@@ -365,7 +365,7 @@ def test_deleting_cancels_and_keeps_the_record(make_timer, admin_client, work, r
 @each(DELETE)
 def test_deleting_lets_a_call_in_flight_end_and_no_retry_follow(make_timer, delivery_of, admin_client, receiver, door):
     timer = make_timer(receiver.url("/status/503"), delay_seconds=-1)
-    started, _ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
+    started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
     door(timer.periodic_task, admin_client)
     assert delivery_of(timer).state == State.RUNNING
     client = Client(callers=1, user_agent="test")
@@ -554,14 +554,6 @@ def test_row_with_our_task_name_and_no_timer_is_left_alone():
     assert not Delivery.objects.exists()
 
 
-def test_switching_a_timer_to_an_interval_keeps_its_promise(make_timer, delivery_of):
-    timer = make_timer()
-    due_at = delivery_of(timer).due_at
-    interval = IntervalSchedule.objects.create(every=1, period="days")
-    saved(timer.periodic_task, clocked=None, interval=interval)
-    moved_to(timer, due_at)
-
-
 # A stock scheduler beside ours, or instead
 
 
@@ -613,7 +605,7 @@ class Pool:
         self.client = Client(callers=1, user_agent="test")
 
     def hand_over(self, items):
-        started, _ = start_attempts([(delivery_id, token) for delivery_id, token, _ in items])
+        started, *_ = start_attempts([(delivery_id, token) for delivery_id, token, _ in items])
         record_outcomes([call_url(call, client=self.client, timeout_seconds=5) for call in started])
 
 

@@ -22,7 +22,7 @@ def ended(make_timer, sql):
 
     def make(days):
         timer = make_timer(delay_seconds=-1)
-        started, _ = start_attempts([(i.delivery_id, i.token) for i in claim_due(timer_id=timer.pk).held])
+        started, *_ = start_attempts([(i.delivery_id, i.token) for i in claim_due(timer_id=timer.pk).held])
         record_outcomes([Outcome(call, call.started_at, 5, 200, "", "", "ok") for call in started])
         sql("UPDATE scheduler_delivery SET finished_at = finished_at - %s WHERE timer_id = %s", days * DAYS, timer.pk)
         return timer

@@ -65,11 +65,33 @@ def test_the_document_validates_without_a_warning(tmp_path):
     call_command("spectacular", "--validate", "--fail-on-warn", "--file", str(tmp_path / "schema.yml"))
 
 
-def test_it_is_openapi_3_1_of_three_operations(document, create, retrieve):
+OPERATIONS = {
+    "/timer": {"get": "timer_list", "post": "timer_create"},
+    "/timer/batch": {"post": "timer_batch_create"},
+    "/timer/preview": {"post": "timer_preview"},
+    "/timer/bulk": {"post": "timer_bulk_create"},
+    "/timer/bulk/{id}": {"get": "timer_bulk_retrieve"},
+    "/timer/{id}": {"get": "timer_retrieve", "patch": "timer_partial_update", "delete": "timer_destroy"},
+    "/timer/{id}/run": {"post": "timer_run"},
+    "/timer/{id}/pause": {"post": "timer_pause"},
+    "/timer/{id}/resume": {"post": "timer_resume"},
+    "/timer/{id}/replay": {"post": "timer_replay"},
+    "/timer/{id}/deliveries": {"get": "timer_deliveries_list"},
+    "/timer/{id}/attempts": {"get": "timer_attempts_list"},
+    "/signing-secret": {"get": "signing_secret_list", "post": "signing_secret_create"},
+    "/signing-secret/{id}": {"delete": "signing_secret_destroy"},
+}
+
+
+def test_it_is_openapi_3_1_of_all_operations(document, create, retrieve):
     validate_schema(document)
     assert document["openapi"].startswith("3.1")
-    assert document["paths"].keys() == {PATH, PATH + "/batch", PATH + "/{id}"}
-    assert document["paths"][PATH + "/batch"]["post"]["operationId"] == "v1_scheduler_timer_batch_create"
+    assert {
+        path.removeprefix("/api/v1/scheduler"): {
+            method: operation["operationId"].removeprefix("v1_scheduler_") for method, operation in item.items()
+        }
+        for path, item in document["paths"].items()
+    } == OPERATIONS
     assert create["operationId"] == "v1_scheduler_timer_create"
     assert retrieve["operationId"] == "v1_scheduler_timer_retrieve"
     assert create["tags"] == retrieve["tags"] == ["scheduler"]
@@ -128,7 +150,10 @@ def test_forms_are_described_beside_json(create):
 
 def test_the_outgoing_call_is_described(document):
     webhook = document["webhooks"]["timerDue"]["post"]
-    assert {parameter["name"] for parameter in webhook["parameters"]} == {"webhook-id", "webhook-timestamp"}
+    assert {parameter["name"] for parameter in webhook["parameters"]} == {
+        *("webhook-id", "webhook-timestamp", "webhook-signature"),
+        *("webtask-timer-id", "webtask-due-at", "webtask-occurrence", "webtask-attempt", "webtask-lateness-ms"),
+    }
     schema = webhook["requestBody"]["content"][JSON]["schema"]
     body = {"task_id": str(uuid.uuid4()), "due_at": "2026-01-05T09:00:05.123456+00:00", "attempt": 1}
     assert_valid(document, schema, body)
@@ -170,8 +195,8 @@ def test_the_described_request_is_what_is_accepted(client, document, create, val
 def test_real_answers_are_as_described(client, document, create, retrieve):
     answer = client.post(PATH, GOOD, content_type=JSON)
     assert_documented(document, create, answer)
-    assert set(answer.json()) == document["components"]["schemas"]["Timer"]["properties"].keys()
-    assert create["responses"]["201"]["headers"].keys() == {"Location"}
+    assert set(answer.json()) == set(document["components"]["schemas"]["Timer"]["required"])
+    assert create["responses"]["201"]["headers"].keys() == {"Location", "Idempotency-Replayed"}
     where = answer["Location"]
     assert_documented(document, retrieve, client.get(where))
 
@@ -201,6 +226,13 @@ def test_real_answers_are_as_described(client, document, create, retrieve):
         assert len(answer.json()["attempts"]) == number
 
 
+LATE = {"due_at": "2026-01-01T00:00:00Z", "on_missed": "reject", "web_url": "http://a.example/"}
+
+
+def in_flight(*_, **__):
+    raise services.KeyInFlightError
+
+
 @db
 def test_every_described_error_is_real_and_as_described(document, create, retrieve, monkeypatch):
     client = Client(enforce_csrf_checks=True)
@@ -208,9 +240,13 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         client.post(PATH, {}, content_type=JSON),
         client.generic("POST", PATH, "[", JSON),
         client.generic("POST", PATH, "", JSON, CONTENT_LENGTH="", HTTP_TRANSFER_ENCODING="chunked"),
-        client.generic("POST", PATH, "x" * 70_000, JSON),
+        client.generic("POST", PATH, "x" * (4 * 1024 * 1024 + 1), JSON),
         client.generic("POST", PATH, "x", "text/plain"),
+        client.post(PATH, LATE, content_type=JSON),
     ]
+    with monkeypatch.context() as patch:
+        patch.setattr(services, "recall", in_flight)
+        seen.append(client.post(PATH, GOOD, content_type=JSON, headers={"Idempotency-Key": "a"}))
 
     def away(*_):
         raise OperationalError

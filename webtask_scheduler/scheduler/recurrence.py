@@ -1,0 +1,459 @@
+"""Recurring schedules: a rule and a moment in, the next moment out. Pure: no clock, no database.
+
+A rule is a cron expression in a time zone, or a period counted from a first moment. `cronsim` reads the expressions
+and walks the wall clock; which instants the wall clock's times are is decided here. cronsim can do that too, but goes
+wrong where a zone shifts by half an hour or at midnight, and from a start inside a doubled hour it looks back.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from itertools import takewhile
+from typing import NamedTuple
+from zoneinfo import ZoneInfo, available_timezones
+
+from cronsim import CronSim, CronSimError
+
+
+class ScheduleError(ValueError):
+    """A schedule that means nothing; the text is for a person."""
+
+
+# Durations.
+
+DURATION_LENGTH = 64
+_DURATION = re.compile(
+    r"P(?=.)(?:([0-9]+)W)?(?:([0-9]+)D)?"
+    r"(?:T(?=.)(?:([0-9]+)H)?(?:([0-9]+)M)?(?:([0-9]+)(?:\.([0-9]{1,6}))?S)?)?"
+)
+_CALENDAR_DURATION = re.compile(r"P[^T]*[YM].*")
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Raises ScheduleError."""
+    if len(text) > DURATION_LENGTH:
+        raise ScheduleError(f"The duration is longer than {DURATION_LENGTH} characters.")
+    if _CALENDAR_DURATION.fullmatch(text):
+        raise ScheduleError("Years and months have no fixed length; use cron for calendar months.")
+    found = _DURATION.fullmatch(text)
+    if found is None:
+        raise ScheduleError(f"{text!r} is not an ISO 8601 duration, such as P1W, P1DT12H, PT1H30M or PT0.5S.")
+    weeks, days, hours, minutes, seconds = (int(number or 0) for number in found.groups()[:5])
+    micros = int((found[6] or "").ljust(6, "0"))
+    whole = (((weeks * 7 + days) * 24 + hours) * 60 + minutes) * 60 + seconds
+    return (whole * 1_000_000 + micros) / 1_000_000
+
+
+def format_duration(seconds: float) -> str:
+    """Return the ISO 8601 duration for seconds: large units first, parts of zero left out."""
+    rest, micros = divmod(round(seconds * 1_000_000), 1_000_000)
+    rest, second = divmod(rest, 60)
+    rest, minute = divmod(rest, 60)
+    day, hour = divmod(rest, 24)
+    fraction = f".{micros:06}".rstrip("0") if micros else ""
+    time = "".join(f"{number}{unit}" for number, unit in ((hour, "H"), (minute, "M")) if number)
+    time += f"{second}{fraction}S" if second or micros else ""
+    if not time and day:
+        return f"P{day}D" if day % 7 else f"P{day // 7}W"
+    return "P" + (f"{day}D" if day else "") + f"T{time or '0S'}"
+
+
+# Cron expressions and zones, as people give them.
+
+CRON_LENGTH = 200
+_MACROS = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+# cronsim reads 5-5/10 as 5/10, which runs to the field's end; to cron it is 5.
+_RANGE_OF_ONE = re.compile(r"\b(\w+)-\1/[0-9]+", re.ASCII | re.IGNORECASE)
+
+
+class _Field(NamedTuple):
+    """One of the five fields: its values from low to high, and the names of the first of them."""
+
+    label: str
+    low: int
+    high: int
+    names: tuple[str, ...] = ()
+
+    @property
+    def range(self) -> range:
+        return range(self.low, self.high + 1)
+
+
+_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+_WEEKDAY = _Field("day of week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
+_FIELDS = (
+    _Field("minute", 0, 59),
+    _Field("hour", 0, 23),
+    _Field("day of month", 1, 31),
+    _Field("month", 1, 12, _MONTHS),
+    _WEEKDAY,
+)
+
+_TICK = timedelta(microseconds=1)
+_SECOND = timedelta(seconds=1)
+_DAY_SECONDS = 86_400
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+# Later wall clock times are not looked at: in another zone they may be past the last that datetime holds.
+_LAST_WALL = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
+
+
+def check_cron(text: str) -> str:
+    """Return a cron expression as it will be kept: macros resolved, spaces folded. Raises ScheduleError."""
+    if len(text) > CRON_LENGTH:
+        raise ScheduleError(f"The cron expression is longer than {CRON_LENGTH} characters.")
+    if not text.isascii():
+        raise ScheduleError("The cron expression has a character that is not ASCII.")
+    cron = " ".join(text.split())
+    if not cron:
+        raise ScheduleError("A cron expression is required.")
+    if cron.startswith("@"):
+        return _resolve_macro(cron)
+    parts = cron.split(" ")
+    if len(parts) != len(_FIELDS):
+        seconds = " Seconds and years have no field: for periods of seconds, use every." if len(parts) in (6, 7) else ""
+        raise ScheduleError(
+            f"The cron expression has {len(parts)} field{'s' * (len(parts) > 1)}; it takes five: minute, hour,"
+            f" day of month, month, day of week.{seconds}"
+        )
+    for field, part in zip(_FIELDS, parts, strict=True):
+        # Each by itself: cronsim's own message names a field too, but calls 30 February a bad day.
+        if not _comes(" ".join(part if other is field else "*" for other in _FIELDS)):
+            raise ScheduleError(f"The {field.label} field {part!r} means nothing to cron; it takes {_takes(field)}.")
+    cron = _RANGE_OF_ONE.sub(r"\1", cron)
+    if not _comes(cron):
+        raise ScheduleError(f"The cron expression {cron!r} names a date that never comes.")
+    return cron
+
+
+def _resolve_macro(cron: str) -> str:
+    if cron.lower() == "@reboot":
+        raise ScheduleError("@reboot is no moment in time; give five fields, or @daily and the like.")
+    if cron.lower() not in _MACROS:
+        raise ScheduleError(f"There is no {cron!r}; known are {', '.join(_MACROS)}.")
+    return _MACROS[cron.lower()]
+
+
+def _takes(field: _Field) -> str:
+    high = 7 if field is _WEEKDAY else field.high
+    names = f", {field.names[0].upper()} to {field.names[-1].upper()}" if field.names else ""
+    return f"{field.low} to {high}{names}, *, lists, ranges and steps"
+
+
+def _comes(cron: str) -> bool:
+    """Tell whether an expression can be read and its moments come at all."""
+    try:
+        return next(_matches(cron, _EPOCH.replace(tzinfo=None)), None) is not None
+    except CronSimError:
+        return False
+
+
+# No places but files that a machine's zone data holds beside them, which mean another thing elsewhere or nothing.
+_NO_ZONES = frozenset({"Factory", "localtime", "posixrules"})
+
+
+@cache
+def _zone_names() -> frozenset[str]:
+    return frozenset(available_timezones() - _NO_ZONES)
+
+
+@cache
+def _zone(name: str) -> ZoneInfo:
+    # ZoneInfo itself keeps only eight.
+    return ZoneInfo(name)
+
+
+def check_timezone(name: str) -> str:
+    """Return the name of a time zone, one of the IANA names in this machine's zone data. Raises ScheduleError."""
+    if name not in _zone_names():
+        raise ScheduleError(f"There is no time zone {name[:64]!r}; take an IANA name, such as Europe/Berlin or UTC.")
+    return name
+
+
+# Moments.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recurrence:
+    """A cron expression in a zone, or a period; and between which moments it holds."""
+
+    cron: str = ""  # as check_cron returned it; empty where there is a period
+    timezone: str = "UTC"
+    every_seconds: float | None = None  # at least 1
+    starts_at: datetime | None = None  # no moment is before it; of a period it is the first moment
+    ends_at: datetime | None = None  # no moment is after it
+
+    def __post_init__(self) -> None:
+        if bool(self.cron) == (self.every_seconds is not None):
+            raise ScheduleError("A schedule is either a cron expression or a period.")
+        if self.every_seconds is not None and not self.every_seconds >= 1:
+            raise ScheduleError("A period is one second at least.")
+        if self.every_seconds is not None and self.starts_at is None:
+            raise ScheduleError("A period needs its first moment.")
+
+    def next_after(self, moment: datetime) -> datetime | None:
+        """Return the first moment strictly after another, in UTC; None where there is none."""
+        if self.starts_at is not None and moment < self.starts_at:
+            moment = self.starts_at - _TICK
+        moment = moment.astimezone(UTC)
+        if self.every_seconds is not None:
+            found = self._next_of_period(moment)
+        elif _is_wild(self.cron):
+            found = _next_by_real_time(self.cron, _zone(self.timezone), moment)
+        else:
+            found = _next_by_wall_clock(self.cron, _zone(self.timezone), moment)
+        if found is None or (self.ends_at is not None and found > self.ends_at):
+            return None
+        return found
+
+    def following(self, *, due_at: datetime, begun_at: datetime, now: datetime, skip: bool) -> datetime | None:
+        """Return what is promised after `due_at`, whose first call was begun at `begun_at` and which ended `now`.
+
+        That call made good every moment up to its begin: a missed run of many collapses into one. Of those missed
+        while it went on the latest is next, one call for all of them; with `skip` none of these is.
+        """
+        # Clocks of several machines may differ a little; what was called must not be promised again.
+        begun_at = max(begun_at, due_at)
+        found = self.next_after(begun_at)
+        if found is None or found > now:
+            return found
+        return self.next_after(now) if skip else self._latest(found, now)
+
+    def moments(self, after: datetime) -> Iterator[datetime]:
+        """Iterate over all moments after one, in order."""
+        moment = self.next_after(after)
+        while moment is not None:
+            yield moment
+            moment = self.next_after(moment)
+
+    def _next_of_period(self, moment: datetime) -> datetime | None:
+        if self.every_seconds is None or self.starts_at is None:
+            return None
+        try:
+            # Whole microseconds, so that the thousandth moment is as exact as the first.
+            period = timedelta(microseconds=round(self.every_seconds * 1_000_000))
+            start = self.starts_at.astimezone(UTC)
+            return start + ((moment - start) // period + 1) * period
+        except OverflowError:
+            return None
+
+    def _latest(self, moment: datetime, now: datetime) -> datetime:
+        """Return the last moment up to `now`, given one that is; by halving, as there may be very many between."""
+        end = now
+        while (following := self.next_after(moment)) is not None and following <= now:
+            middle = moment + (end - moment) / 2
+            found = self.next_after(middle)
+            if found is None or found > now:
+                moment, end = following, middle
+            else:
+                moment = found
+        return moment
+
+
+def _is_wild(cron: str) -> bool:
+    """Tell whether an expression runs by real time when clocks change: minute or hour begins with a star.
+
+    That is Debian's rule. Anything else is a list of fixed local times.
+    """
+    minute, hour = cron.split(" ")[:2]
+    return minute.startswith("*") or hour.startswith("*")
+
+
+def _matches(cron: str, wall: datetime) -> Iterator[datetime]:
+    """Iterate over the wall clock times after one that match. cronsim gives up after 50 years without any.
+
+    The rarest date there is, a weekday on 29 February, comes once in 40 years.
+    """
+    try:
+        yield from takewhile(lambda match: match < _LAST_WALL, CronSim(cron, wall))
+    except OverflowError:
+        return
+
+
+def _next_by_wall_clock(cron: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
+    """Every local time that matches is one moment, be it doubled or skipped; those skipped together are one."""
+    for match in _matches(cron, _wall(moment, zone)):
+        found = _first_instant(match, zone)
+        # In the second pass of a doubled hour the wall clock shows times again that have been.
+        if found > moment:
+            return found
+    return None
+
+
+def _next_by_real_time(cron: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
+    """Every instant at which the wall clock matches is a moment: skipped times are none, doubled ones are two."""
+    wall = searched = _wall(moment, zone)
+    match = next(_matches(cron, searched), None)
+    while match is not None:
+        found = moment + (match - wall)
+        change = _first_change(zone, moment, found)
+        if change is None:
+            return found
+        # On from the change, which may be a moment itself.
+        moment, wall = change, _wall(change, zone)
+        # To search again for a rare date is dear, and needless where nothing matched since before this wall time.
+        if not searched <= wall - _TICK < match:
+            searched = wall - _TICK
+            match = next(_matches(cron, searched), None)
+    return None
+
+
+def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
+    return moment.astimezone(zone).replace(tzinfo=None)
+
+
+def _first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
+    """Return the first instant at which the wall clock shows a time; of a skipped one, the end of the gap."""
+    moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+    if _wall(moment, zone) == wall:
+        return moment
+    # Skipped: read with the offset after the gap it is an instant before, with the one before an instant after.
+    return _first_change(zone, wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment) or moment
+
+
+def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | None:
+    """Return the first instant after `start`, up to `end`, at which the zone's offset from UTC changes."""
+    low, last = (start - _EPOCH) // _SECOND, (end - _EPOCH) // _SECOND
+    offset = _offset(zone, low)
+    while low < last:
+        # No zone changes there and back within a day.
+        high = min(low + _DAY_SECONDS, last)
+        if _offset(zone, high) != offset:
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (middle, high) if _offset(zone, middle) == offset else (low, middle)
+            return _EPOCH + high * _SECOND
+        low = high
+    return None
+
+
+def _offset(zone: ZoneInfo, second: int) -> timedelta | None:
+    return datetime.fromtimestamp(second, zone).utcoffset()
+
+
+# The same in Celery's words, for the rows of django-celery-beat.
+
+_CELERY_TERM = re.compile(
+    r"\*(?:/(?P<every>[0-9]+))?|(?P<first>\w+)(?:-(?P<last>\w+)(?:/(?P<step>[0-9]+))?)?", re.ASCII
+)
+
+
+def celery_fields(cron: str) -> tuple[str, str, str, str, str] | None:
+    """Return minute, hour, day of month, month and day of week as Celery's crontab takes them, in numbers.
+
+    None where Celery would mean something else: it has no L, W and #, and where both days are restricted it wants both,
+    cron either. As in cron, a day that begins with a star does not restrict in this sense.
+    """
+    minute, hour, day, month, weekday = cron.split(" ")
+    # Any instant will do, it is only for what cronsim has read.
+    sim = CronSim(cron, _EPOCH)
+    weekdays = {number % 7 for number in sim.weekdays if isinstance(number, int)}
+    last_or_nth = min(sim.days) < 1 or not all(isinstance(number, int) for number in sim.weekdays)
+    if last_or_nth or not (day.startswith("*") or weekday.startswith("*")):
+        return None
+    return (
+        _numbers(minute, sim.minutes, _FIELDS[0]),
+        _numbers(hour, sim.hours, _FIELDS[1]),
+        _numbers(day, sim.days, _FIELDS[2]),
+        _numbers(month, sim.months, _FIELDS[3]),
+        _numbers(weekday, weekdays, _FIELDS[4]),
+    )
+
+
+def cron_of(minute: str, hour: str, day_of_month: str, month_of_year: str, day_of_week: str) -> str:
+    """Return the cron expression that means what the fields mean to Celery. Raises ScheduleError."""
+    texts = [text.strip() for text in (minute, hour, day_of_month, month_of_year, day_of_week)]
+    values = [_celery_values(text, field) for text, field in zip(texts, _FIELDS, strict=True)]
+    parts = [_numbers(text, value, field) for text, value, field in zip(texts, values, _FIELDS, strict=True)]
+    if not (parts[2].startswith("*") or parts[4].startswith("*")):
+        raise ScheduleError(
+            "Cron cannot say that day of month and day of week must both match; leave one of them at *."
+        )
+    return check_cron(" ".join(parts))
+
+
+def _numbers(text: str, values: Collection[int], field: _Field) -> str:
+    """Write a field's values short: the star that the text begins with, as it has a meaning, and the other numbers."""
+    terms, rest = [], sorted(values)
+    if text.startswith("*"):
+        step = int(text.split(",", maxsplit=1)[0][2:] or 1)
+        terms.append(f"*/{min(step, len(field.range))}" if step > 1 else "*")
+        rest = [number for number in rest if number not in field.range[::step]]
+    while rest:
+        length = next((index for index, number in enumerate(rest) if number != rest[0] + index), len(rest))
+        terms += [f"{rest[0]}-{rest[length - 1]}"] if length > 2 else [str(number) for number in rest[:length]]  # noqa: PLR2004
+        rest = rest[length:]
+    return ",".join(terms)
+
+
+def _celery_values(text: str, field: _Field) -> set[int]:
+    """Expand a field as Celery does, where a range may run over the end. Raises ScheduleError."""
+    values: set[int] = set()
+    for term in text.split(","):
+        found = _CELERY_TERM.fullmatch(term.strip())
+        if found is None:
+            raise _bad_field(text, field)
+        step = int(found["every"] or found["step"] or 1)
+        if step == 0:
+            raise _bad_field(text, field)
+        run = list(field.range)
+        if found["first"]:
+            first = _celery_number(found["first"], text, field)
+            # Sunday may be 7, though Celery itself knows only 0: as a start it opens a range, as an end it closes one.
+            first = first % 7 if field is _WEEKDAY else first
+            last = _celery_number(found["last"], text, field) if found["last"] else first
+            run = [*range(first, last + 1)] or [*range(first, field.high + 1), *range(field.low, last + 1)]
+        values.update(number % 7 if field is _WEEKDAY else number for number in run[::step])
+    return values
+
+
+def _celery_number(word: str, text: str, field: _Field) -> int:
+    # Celery reads the first three letters of a name.
+    short = word[:3].lower()
+    number = int(word) if word.isdecimal() else field.low + field.names.index(short) if short in field.names else -1
+    if number in field.range or (field is _WEEKDAY and number == 7):  # noqa: PLR2004
+        return number
+    raise _bad_field(text, field)
+
+
+def _bad_field(text: str, field: _Field) -> ScheduleError:
+    return ScheduleError(f"The {field.label} field {text!r} means nothing to Celery; it takes {_takes(field)}.")
+
+
+# Words for a preview.
+
+
+def transition_note(moment: datetime, previous: datetime | None, timezone: str) -> str:
+    """Say where the zone's clocks change between two moments, and where the later may stand for a skipped time."""
+    zone = _zone(timezone)
+    notes = []
+    here = moment.astimezone(zone)
+    before = previous.astimezone(zone) if previous is not None else here
+    old, new = before.utcoffset(), here.utcoffset()
+    if old is not None and new is not None and old != new:
+        notes.append(
+            f"Clocks in {timezone} go {'forward' if new > old else 'back'} between the previous moment and this one:"
+            f" {_offset_text(before)} becomes {_offset_text(here)}."
+        )
+    end = _wall(moment, zone)
+    start = _wall(moment.astimezone(UTC) - _SECOND, zone) + _SECOND
+    if start < end:
+        notes.append(
+            f"Local times from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} are skipped;"
+            " what was promised for them is at this moment."
+        )
+    return " ".join(notes)
+
+
+def _offset_text(local: datetime) -> str:
+    text = f"{local:%z}"
+    return f"UTC{text[:3]}:{text[3:5]}"
