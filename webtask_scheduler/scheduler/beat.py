@@ -171,11 +171,13 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         return max(0.0, min(delay, self._stock_at - time.monotonic()))
 
     def close(self) -> None:
-        """Put back what is claimed, then close as stock does. Called by the signal handler and again by the loop."""
+        """Put back what is claimed, then close as stock does. Called by the signal handler and again by the loop.
+
+        The publisher's connection is left to the end of the process: the signal may have come in the middle of a read
+        from it, and closing it there makes that read fail in place of an orderly exit.
+        """
         if self._dispatcher is not None:
             self._dispatcher.close()
-        if self._publisher is not None:
-            self._publisher.close()
         self._leads()
         super().close()
         if self._led:
