@@ -2,6 +2,7 @@
 
 import signal
 import time
+from datetime import datetime
 
 import pytest
 from django.db import connection
@@ -233,3 +234,44 @@ def test_many_timers_at_one_moment_are_each_called_once(receiver):
         time.sleep(1)
     assert sorted(call.path for call in receiver.calls) == sorted(f"/{n}" for n in range(300))
     assert min(call.at for call in receiver.calls) >= stored[0].due_at.timestamp()
+
+
+def test_timer_that_recurs_is_called_at_each_of_its_moments(receiver):
+    with running("web", "worker", "beat") as service:
+        wait_until(lambda: service.get("/readyz")[0] == 200)
+        status, body = service.post({"every": "PT1S", "max_occurrences": 4, "web_url": receiver.url("/tick")})
+        assert status == 201
+        calls = receiver.wait_for(4, seconds=20)
+        wait_until(lambda: service.get(f"/timer/{body['task_id']}")[1]["status"] == "succeeded")
+        time.sleep(1.5)
+        assert len(receiver.calls) == 4
+        first = datetime.fromisoformat(body["due_at"]).timestamp()
+        for number, call in enumerate(calls):
+            assert call.headers["webtask-occurrence"] == str(number + 1)
+            assert 0 <= call.at - (first + number) <= 0.9
+        assert len({call.headers["webhook-id"] for call in calls}) == 4
+        assert not PeriodicTask.objects.get(timer=body["task_id"]).enabled
+
+
+def test_timer_that_recurs_goes_on_after_its_worker_is_killed_in_a_call(receiver):
+    with running("web", "worker", "beat") as service:
+        _, body = service.post({"every": "PT3S", "web_url": receiver.url("/flaky/0"), "timeout_seconds": 5})
+        receiver.wait_for(1)
+        _, slow = service.post({"every": "PT3S", "web_url": receiver.url("/sleep/2"), "timeout_seconds": 5})
+        receiver.wait_for(1, path="/sleep")
+        service.kill("worker")
+        service.start("worker")
+        # Both go on: the one whose call was cut off within a lease.
+        before = len([call for call in receiver.calls if call.path.startswith("/sleep")])
+        receiver.wait_for(before + 2, seconds=leases.RUNNING_LEASE_SECONDS + RECOVERY_SECONDS + 10, path="/sleep")
+        receiver.wait_for(3, seconds=20, path="/flaky")
+        for timer_id in (body["task_id"], slow["task_id"]):
+            assert Delivery.objects.filter(timer=timer_id).open().count() == 1
+
+
+def test_outcome_is_called_back(receiver):
+    with running("web", "worker", "beat") as service:
+        _, body = service.post({"seconds": 0, "web_url": receiver.url("/work"), "callback_url": receiver.url("/done")})
+        (call,) = receiver.wait_for(1, path="/done")
+        assert (call.json["type"], call.json["task_id"]) == ("timer.succeeded", body["task_id"])
+        assert call.headers["Content-Type"] == "application/json"

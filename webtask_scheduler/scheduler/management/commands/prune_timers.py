@@ -2,6 +2,7 @@
 
 import time
 from argparse import ArgumentTypeError
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -31,14 +32,23 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
         if dry_run:
-            count = services.prune(older_than=older_than, dry_run=True)
-            self.stdout.write(f"{count} timers ended more than {older_than} ago; none was deleted.")
+            timers = services.prune(older_than=older_than, dry_run=True)
+            past = services.prune_past(older_than=older_than, dry_run=True)
+            self.stdout.write(f"{timers} timers ended more than {older_than} ago; none was deleted.")
+            self.stdout.write(f"{past} deliveries of timers that go on ended more than {older_than} ago.")
             return
+        timers = self._all(services.prune, older_than)
+        self.stdout.write(f"{timers} timers deleted that ended more than {older_than} ago.")
+        past = self._all(services.prune_past, older_than)
+        self.stdout.write(f"{past} deliveries of timers that go on deleted.")
+
+    def _all(self, step: Callable[..., int], older_than: timedelta) -> int:
+        """Delete batch after batch, saying how far it has come, and return how many there were."""
         deleted, shown_at = 0, time.monotonic()
-        while batch := services.prune(older_than=older_than):
+        while batch := step(older_than=older_than):
             deleted += batch
             if time.monotonic() - shown_at > 1:
                 shown_at = time.monotonic()
                 self.stdout.write(f"{deleted} deleted so far")
             time.sleep(services.PRUNE_PAUSE_SECONDS)
-        self.stdout.write(f"{deleted} timers deleted that ended more than {older_than} ago.")
+        return deleted
