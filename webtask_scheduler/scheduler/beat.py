@@ -68,9 +68,9 @@ class Publisher:
         self._send(tasks.obey, [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
 
     def check(self) -> None:
-        """Ask the broker for an answer. Raises PublishError."""
+        """Ask the broker whether it takes anything: a full one answers, and refuses. Raises PublishError."""
         try:
-            self._open().channel.client.ping()
+            self._open().channel.client.set("webtask_scheduler:check", "", px=1000)
         except self._errors() as error:
             self._lost(error)
 
