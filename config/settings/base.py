@@ -134,6 +134,10 @@ SPECTACULAR_SETTINGS = {
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
     "PREPROCESSING_HOOKS": ["webtask_scheduler.scheduler.schema.versioned_only"],
+    "POSTPROCESSING_HOOKS": [
+        "drf_spectacular.hooks.postprocess_schema_enums",
+        "webtask_scheduler.scheduler.schema.bodies_required",
+    ],
     "WEBHOOKS": ["webtask_scheduler.scheduler.schema.timer_due"],
     "TAGS": [{"name": "scheduler", "description": "Timers."}],
     # Served from this service: the page works without the internet.
@@ -209,11 +213,6 @@ CELERY_BEAT_SCHEDULE = {
         "task": "webtask_scheduler.scheduler.tasks.reconcile",
         "schedule": 30.0,
         "options": {"expire_seconds": 30},
-    },
-    "webtask_scheduler bulk": {
-        "task": "webtask_scheduler.scheduler.tasks.bulk",
-        "schedule": 3.0,
-        "options": {"expire_seconds": 3},
     },
     "webtask_scheduler prune": {
         "task": "webtask_scheduler.scheduler.tasks.prune",

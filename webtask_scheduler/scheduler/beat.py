@@ -33,7 +33,11 @@ SEEN_SECONDS = 1.0
 # Renewed every second; another beat takes over once it has run out.
 LEAD_SECONDS = 3.0
 
-# Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock.
+# Between two messages to go on with bulk operations that were begun: longer than a worker takes to begin.
+BULK_SECONDS = 3.0
+
+# Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock. Tells the
+# one that has it whether a bulk operation waits for a worker.
 _SEEN = """
 WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour'),
 seen AS (
@@ -44,7 +48,7 @@ INSERT INTO scheduler_leader AS leader (id, name, expires_at)
 VALUES (1, %(name)s, clock_timestamp() + make_interval(secs => %(lead)s))
 ON CONFLICT (id) DO UPDATE SET name = excluded.name, expires_at = excluded.expires_at
   WHERE leader.name = excluded.name OR leader.expires_at < clock_timestamp()
-RETURNING true
+RETURNING EXISTS (SELECT FROM scheduler_bulkoperation WHERE finished_at IS NULL)
 """
 _STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE name = %s"
 
@@ -66,6 +70,11 @@ class Publisher:
     def obey(self, periodic_task_ids: list[int]) -> None:
         """Have a worker look at rows that somebody else changed. Raises PublishError."""
         self._send(tasks.obey, [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
+
+    def bulk(self) -> None:
+        """Have a worker go on with bulk operations. Raises PublishError."""
+        # The next one is sent by then: without a worker they do not pile up.
+        self._send(tasks.bulk, [], shadow="bulk", expires=2 * BULK_SECONDS)
 
     def check(self) -> None:
         """Ask the broker whether it takes anything: a full one answers, and refuses. Raises PublishError."""
@@ -123,6 +132,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     _seen_at = 0.0
     _leads_until = 0.0
     _led = False
+    _bulk_at = 0.0
 
     def setup_schedule(self) -> None:
         """Wait for a database that is not up yet: the stock constructor reads it and would end the process."""
@@ -221,12 +231,18 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         try:
             with connection.cursor() as cursor:
                 cursor.execute(_SEEN, {"name": self._name, "lead": LEAD_SECONDS})
-                leads = cursor.fetchone() is not None
+                row = cursor.fetchone()
         except (DatabaseError, InterfaceError):
             # The dispatcher, which comes next, says so in the log.
             connection.close()
             return
         self._leads()
+        leads = row is not None
+        if leads and row[0] and self._publisher is not None and before >= self._bulk_at:
+            self._bulk_at = before + BULK_SECONDS
+            # Without a broker the next second tries again; the dispatcher says so in the log.
+            with contextlib.suppress(PublishError):
+                self._publisher.bulk()
         if leads and not self._led:
             logger.info("lead_taken beat=%s", self._name)
             # Another led meanwhile, and wrote to the rows: read them anew.

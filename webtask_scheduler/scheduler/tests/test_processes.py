@@ -275,3 +275,24 @@ def test_outcome_is_called_back(receiver):
         (call,) = receiver.wait_for(1, path="/done")
         assert (call.json["type"], call.json["task_id"]) == ("timer.succeeded", body["task_id"])
         assert call.headers["Content-Type"] == "application/json"
+
+
+def test_bulk_operation_goes_on_where_a_killed_worker_left_it(make_timer):
+    with running("web", "worker", "beat") as service:
+        wait_until(lambda: service.get("/readyz")[0] == 200)
+        services.schedule([services.NewTimer(web_url=f"http://a.example/{n}", delay_seconds=3600) for n in range(5000)])
+        other = make_timer("http://b.example/", delay_seconds=3600)
+        order = {"action": "cancel", "filter": {"host": "a.example"}}
+        status, counted = service.post(order | {"dry_run": True}, path="/timer/bulk")
+        assert status == 202
+        wait_until(lambda: service.get(f"/timer/bulk/{counted['bulk_id']}")[1]["status"] == "done")
+        assert service.get(f"/timer/bulk/{counted['bulk_id']}")[1]["matched"] == 5000
+        assert not Delivery.objects.filter(state=State.CANCELLED).exists()
+        _, begun = service.post(order, path="/timer/bulk")
+        wait_until(lambda: service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["changed"] > 0)
+        service.kill("worker")
+        service.start("worker")
+        wait_until(lambda: service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["status"] == "done", seconds=40)
+        assert service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["matched"] == 5000
+        assert Delivery.objects.filter(state=State.CANCELLED).count() == 5000
+        assert Delivery.objects.get(timer=other).state == State.SCHEDULED
