@@ -21,6 +21,7 @@ from webtask_scheduler.scheduler.serializers import (
     BATCH_MOST,
     UNITS,
     WHEN_MISSING,
+    WITHOUT_BODY,
     BatchSerializer,
     BulkSerializer,
     BulkStatusSerializer,
@@ -38,6 +39,7 @@ from webtask_scheduler.scheduler.serializers import (
     ScheduleSerializer,
     SecretSerializer,
     StrictSerializer,
+    TextField,
     TimerSerializer,
     TimersSerializer,
 )
@@ -84,6 +86,51 @@ def versioned_only(endpoints: list[tuple[str, Any, str, Any]]) -> list[tuple[str
     ]
 
 
+_URL = {"pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s\\]+$"}
+_BASE64 = r"([A-Za-z0-9+/]{4})"
+# What fields take beyond their lengths, as far as patterns can say it.
+_TEXTS: dict[str, dict[str, Any]] = {
+    "web_url": _URL,
+    "callback_url": _URL,
+    "failure_callback_url": _URL,
+    "cron": {"format": "cron"},
+    "content_type": {"pattern": r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?$"},
+    "timezone": {"format": "timezone"},
+    "label": {"pattern": "="},
+    "body_base64": {"pattern": rf"^{_BASE64}*([A-Za-z0-9+/]{{2}}==|[A-Za-z0-9+/]{{3}}=)?$"},
+    # 24 to 64 bytes.
+    "secret": {
+        "pattern": rf"^whsec_({_BASE64}{{8,20}}([A-Za-z0-9+/]{{2}}==|[A-Za-z0-9+/]{{3}}=)?"
+        rf"|{_BASE64}{{21}}([A-Za-z0-9+/]{{2}}==)?)$"
+    },
+}
+# Fields of a timer that need, or rule out, others.
+_TOGETHER: dict[str, Any] = {
+    "body": {"not": {"required": ["body_base64"]}, "properties": {"method": {"not": {"enum": [*WITHOUT_BODY]}}}},
+    "body_base64": {"properties": {"method": {"not": {"enum": [*WITHOUT_BODY]}}}},
+    "content_type": {"anyOf": [{"required": ["body"]}, {"required": ["body_base64"]}]},
+    "max_lateness": {"properties": {"on_missed": {"const": "skip"}}, "required": ["on_missed"]},
+    "cron": {"properties": {"on_missed": {"not": {"const": "reject"}}}},
+    "every": {"properties": {"on_missed": {"not": {"const": "reject"}}}},
+}
+
+
+def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str, Any]:
+    """Return what a field refuses beyond what the generator sees."""
+    bounds = dict(_TEXTS.get(name, {}))
+    if name in UNITS:
+        bounds["maximum"] = settings.WEBTASK_HORIZON_SECONDS // UNITS[name]
+    if isinstance(field, serializers.CharField) and not field.allow_blank:
+        bounds["minLength"] = 1
+    return bounds
+
+
+def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Say that a preview needs a body: the generator knows of fields that are required, not of one out of several."""
+    result["paths"]["/api/v1/scheduler/timer/preview"]["post"]["requestBody"]["required"] = True
+    return result
+
+
 class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     """What a serializer refuses beyond its fields: every name that it does not know."""
 
@@ -93,24 +140,43 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
         shape: dict[str, Any] = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 - as they document
         properties = shape.get("properties", {})
-        for unit, length in UNITS.items():
-            if unit in properties:
-                properties[unit]["maximum"] = settings.WEBTASK_HORIZON_SECONDS // length
-        for name in ("web_url", "callback_url", "failure_callback_url"):
-            if name in properties:
-                properties[name]["pattern"] = r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s\\]+$"
+        for name, field in self.target.fields.items():
+            properties[name] |= _bounds(name, field)
         if "timers" in properties:
             properties["timers"] |= {"minItems": 1, "maxItems": BATCH_MOST}
         if isinstance(self.target, ScheduleSerializer) and self.target.when_required:
-            # One way to say when; hours, minutes and seconds go together.
+            # One way to say when; hours, minutes and seconds go together. In allOf, for without it generators of
+            # clients take the whole for a union.
             units = [{"required": [unit]} for unit in UNITS]
             others = [{"required": [name]} for name in ("delay", "due_at", "cron", "every")]
-            shape["oneOf"] = [{"anyOf": units}, *others]
+            shape["allOf"] = [{"oneOf": [{"anyOf": units}, *others]}]
+            shape["dependentRequired"] = {"timezone": ["cron"]}
+            recurring = {"anyOf": [{"required": ["cron"]}, {"required": ["every"]}]}
+            shape["dependentSchemas"] = dict.fromkeys(("starts_at", "ends_at", "max_occurrences"), recurring)
+        if type(self.target) is NewTimerSerializer:
+            shape["dependentSchemas"] |= _TOGETHER
         if isinstance(self.target, EditSerializer):
             shape.pop("required", None)
             for name, value in properties.items():
-                properties[name] = {"anyOf": [value, {"type": "null"}]} if name != "web_url" else value
+                shown = value
+                if name in ("headers", "labels"):
+                    # Null takes an entry away, as it does a field.
+                    entry = {"anyOf": [value["additionalProperties"], {"type": "null"}]}
+                    shown = value | {"additionalProperties": entry}
+                properties[name] = {"anyOf": [shown, {"type": "null"}]} if name != "web_url" else value
         return shape | {"additionalProperties": False}
+
+
+class TimerFormSerializer(NewTimerSerializer):
+    """A timer as a form: everything that is no list or object."""
+
+    labels = headers = success_statuses = retry = None  # type: ignore[assignment]  # as Django REST framework has it
+    metadata = TextField(required=False, help_text="Any text, given back as it is.")  # type: ignore[assignment]
+    body = TextField(required=False, help_text="Sent as it is.")  # type: ignore[assignment]
+
+
+class TimerPartsSerializer(TimerFormSerializer):
+    """As TimerForm; by a name of its own, for generated clients choose the encoding by it."""
 
 
 class FieldErrorSerializer(serializers.Serializer[Any]):
@@ -258,7 +324,13 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 def _described(name: str, summary: str, description: str, **more: Any) -> Callable[[View], View]:
     return extend_schema(
-        operation_id=f"v1_scheduler_{name}", tags=["scheduler"], summary=summary, description=description, **more
+        operation_id=f"v1_scheduler_{name}",
+        tags=["scheduler"],
+        summary=summary,
+        description=description,
+        # Nobody has to sign in; without this, generated clients ask for a token.
+        auth=[],
+        **more,
     )
 
 
@@ -285,7 +357,11 @@ create_timer = _described(
     "Say which URL is to be called, and when: once, by hours, minutes and seconds from now, a delay or an instant; or"
     " again and again, by cron or an interval. It is called never early and at least once; see the `timerDue` webhook"
     " for what arrives.",
-    request=NewTimerSerializer,
+    request={
+        "application/json": NewTimerSerializer,
+        "application/x-www-form-urlencoded": TimerFormSerializer,
+        "multipart/form-data": TimerPartsSerializer,
+    },
     responses={
         201: OpenApiResponse(
             TimerSerializer,

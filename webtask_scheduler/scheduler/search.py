@@ -5,7 +5,6 @@ fewer timers than asked for, or none, and still not be the last. The cursor that
 """
 
 import base64
-import binascii
 import hashlib
 import json
 import uuid
@@ -24,7 +23,8 @@ SCANNED_MOST = 20_000
 # A first look at so many times the timers that are wanted; a filter that few fit is given more.
 SCAN_FACTOR = 2
 SCAN_GROWTH = 5
-# No retry waits for a later moment than this after its promised one.
+# No retry waits for a later moment than this after its promised one, or after a replay or a resume, which were before
+# now.
 RETRIED_SECONDS = MAX_AGE_SECONDS + 3600
 
 
@@ -51,11 +51,13 @@ class Filter:
     # A part of the name, whatever the case.
     name: str = ""
     url_prefix: str = ""
+    # Each timer is met once whatever changes its status meanwhile: for who changes them. It may take more pages.
+    steady: bool = False
 
     @property
     def by_delivery(self) -> bool:
         """Whether the deliveries' indexes lead faster than the timers'."""
-        narrow = bool(self.host or self.label or self.recurring)
+        narrow = bool(self.host or self.label or self.recurring or self.steady)
         return not narrow and bool(self.statuses or self.due_from or self.due_to)
 
     @property
@@ -126,54 +128,58 @@ _DELIVERIES = "SELECT id, {key} AS key, timer_id FROM scheduler_delivery"
 def _scan(
     wanted: Filter, states: Sequence[State | None], place: _Place, *, limit: int, window: int
 ) -> tuple[list[Any], int, Any]:
-    """Look at the next `window` rows; return those that fit, how many were seen, and the key and id of the last."""
+    """Look at the next `window` rows; return those that fit, how many were seen, and the key and id of the last.
+
+    One statement, so that what it passes over and where the next one begins are of one moment.
+    """
     state = states[place.state]
     values: dict[str, Any] = {"window": window, "limit": limit, "key": place.key, "after": place.id}
-    source, order, outer = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
+    source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
     conditions = _conditions(wanted, values)
     if state is not None:
         values["state"] = state.value
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
-            WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s)
-            SELECT timer.id, seen.key, seen.id
-              FROM seen JOIN scheduler_timer timer ON timer.id = seen.timer_id
-              JOIN LATERAL (
-                SELECT id, state, due_at FROM scheduler_delivery
-                 WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1
-              ) latest ON {"latest.id = seen.id" if state is not None else "true"}
-             WHERE {conditions} ORDER BY {outer} LIMIT %(limit)s
+            WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
+            fit AS MATERIALIZED (
+              SELECT timer.id AS timer_id, seen.key, seen.id
+                FROM seen JOIN scheduler_timer timer ON timer.id = seen.timer_id
+                JOIN LATERAL (
+                  SELECT id, state, due_at FROM scheduler_delivery
+                   WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1
+                ) latest ON {"latest.id = seen.id" if state is not None else "true"}
+               WHERE {conditions} ORDER BY {order} LIMIT %(limit)s
+            )
+            SELECT fit.timer_id, fit.key, fit.id, count.count, last.key AS last_key, last.id AS last_id
+              FROM (SELECT count(*) FROM seen) count
+              CROSS JOIN (SELECT key, id FROM seen ORDER BY {reverse} LIMIT 1) last
+              LEFT JOIN fit ON true ORDER BY {order}
             """,  # noqa: S608 - only constants are put in
             values,
         )
         rows = cursor.fetchall()
-        if len(rows) >= limit:
-            return rows, window, None
-        cursor.execute(
-            f"""
-            WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s)
-            SELECT count(*) OVER (), key, id FROM seen OFFSET greatest(0, (SELECT count(*) FROM seen) - 1)
-            """,  # noqa: S608
-            values,
-        )
-        last = cursor.fetchone()
-    return rows, last[0] if last else 0, last[1:] if last else None
+    if not rows:
+        return [], 0, None
+    return [row for row in rows if row[0] is not None], rows[0][3], rows[0][4:6]
 
 
-# These two return the query, its order, and the same order as seen from outside.
+# These two return the query, the order of its columns, and that order backwards.
 
 
 def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
     after = "< %(after)s::uuid" if place.id else "IS NOT NULL"
     if wanted.label:
-        return f"{_LABELLED} WHERE label = %(label)s AND timer_id {after}", "timer_id DESC", "seen.id DESC"
+        return f"{_LABELLED} WHERE label = %(label)s AND timer_id {after}", "id DESC", "id"
     where = f"id {after}"
     if wanted.host:
         where += " AND host = %(host)s"
     elif wanted.recurring:
         where += " AND (cron <> '' OR every_seconds IS NOT NULL)"
-    return f"{_TIMERS} WHERE {where}", "id DESC", "seen.id DESC"
+    if not wanted.everyone:
+        # Who has few timers among the many of others does not look at those.
+        where += " AND owner_id IS NULL" if wanted.owner_id is None else " AND owner_id = %(owner)s"
+    return f"{_TIMERS} WHERE {where}", "id DESC", "id"
 
 
 def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, str]:
@@ -182,15 +188,16 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
         if wanted.due_from:
             where += " AND next_attempt_at >= %(due_from)s"
         if wanted.due_to:
-            where += f" AND next_attempt_at < %(due_to)s::timestamptz + interval '{RETRIED_SECONDS} s'"
+            latest = "greatest(%(due_to)s::timestamptz, statement_timestamp())"
+            where += f" AND next_attempt_at < {latest} + interval '{RETRIED_SECONDS} s'"
         if place.id:
             where += " AND (next_attempt_at, id) > (%(key)s::timestamptz, %(after)s::uuid)"
         source = f"{_DELIVERIES.format(key='next_attempt_at')} WHERE {where}"
-        return source, "next_attempt_at, id", "seen.key, seen.id"
+        return source, "key, id", "key DESC, id DESC"
     if state in LEASED or state is State.HELD:
         if place.id:
             where += " AND id > %(after)s::uuid"
-        return f"{_DELIVERIES.format(key='id')} WHERE {where}", "id", "seen.id"
+        return f"{_DELIVERIES.format(key='id')} WHERE {where}", "id", "id DESC"
     if wanted.due_from:
         where += " AND due_at >= %(due_from)s"
     if wanted.due_to:
@@ -198,7 +205,7 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
     if place.id:
         where += " AND (due_at, id) < (%(key)s::timestamptz, %(after)s::uuid)"
     source = f"{_DELIVERIES.format(key='due_at')} WHERE {where}"
-    return source, "due_at DESC, id DESC", "seen.key DESC, seen.id DESC"
+    return source, "key DESC, id DESC", "key, id"
 
 
 def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
@@ -238,20 +245,19 @@ def _read(cursor: str, wanted: Filter) -> _Place:
         return _Place()
     try:
         text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
-        fingerprint, state, key, after = json.loads(text)
-        place = _Place(int(state), key, after)
+        fingerprint, number, key, after = json.loads(text)
         states = _states(wanted)
-        if fingerprint != wanted.fingerprint or not 0 <= place.state < len(states):
+        if fingerprint != wanted.fingerprint or number not in range(len(states)):
             raise CursorError
-        if after is not None:
-            uuid.UUID(after)
-            if states[place.state] is None or states[place.state] in (*LEASED, State.HELD):
-                uuid.UUID(key)
-            else:
-                datetime.fromisoformat(key)
-    except (ValueError, TypeError, AttributeError, binascii.Error) as error:
+        place = _Place(state=int(number))
+        if after is None:
+            return place
+        # Read and written again: PostgreSQL takes fewer spellings.
+        by_id = states[place.state] is None or states[place.state] in (*LEASED, State.HELD)
+        key = str(uuid.UUID(key)) if by_id else datetime.fromisoformat(key).isoformat()
+        return place._replace(key=key, id=str(uuid.UUID(after)))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CursorError("This cursor was not given by a list with these filters.") from error
-    return place
 
 
 def filter_of(values: Mapping[str, Any], *, owner_id: int | None, everyone: bool) -> Filter:

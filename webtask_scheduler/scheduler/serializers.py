@@ -6,7 +6,9 @@ import json
 import math
 import re
 import threading
+import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -57,6 +59,8 @@ MAX_LATENESS_SECONDS = 60.0
 LABELS_MOST = 20
 METADATA_MOST_BYTES = 16 * 1024
 STATUSES_MOST = 20
+CONTENT_TYPE_MAX_LENGTH = 200
+NO_MEDIA_TYPE = "A media type is required, like text/plain or application/json."
 # A plain timer: what most requests have, and what a serializer of its own reads several times as fast.
 PLAIN = frozenset((*UNITS, "web_url"))
 # Kept on the timer as given, under these names.
@@ -82,7 +86,9 @@ HARMLESS = frozenset(("name", "labels", "metadata"))
 
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)?")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
-_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+(\s*;\s*[\x20-\x7e]*)?")
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
+# In JSON, where a backslash before it would be one of the text's own.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _in_form(field: serializers.Field[Any, Any, Any, Any]) -> bool:
@@ -95,9 +101,12 @@ def _storable(value: Any, *, name: str) -> None:
     try:
         text = json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise serializers.ValidationError(f"{name} has a number or a character that JSON cannot hold.") from error
-    if "\\u0000" in text:
+    except TypeError as error:
+        # A file in a form.
+        raise serializers.ValidationError(f"{name} is no JSON.") from error
+    if _NUL.search(text):
         raise serializers.ValidationError(f"{name} must not hold the character NUL.")
 
 
@@ -123,10 +132,12 @@ class NumberField(serializers.FloatField):
 
     def to_internal_value(self, data: Any) -> float:
         if isinstance(data, str) and _in_form(self):
-            return super().to_internal_value(data)
-        if type(data) not in (int, float) or not math.isfinite(data):
+            data = super().to_internal_value(data)
+        # A whole number stays one, as it was given.
+        if type(data) is not int and not (type(data) is float and math.isfinite(data)):
             self.fail("invalid")
-        return float(data)
+        found: float = data
+        return found
 
 
 class TrueOrFalseField(serializers.BooleanField):
@@ -153,6 +164,29 @@ class TextField(serializers.CharField):
             self.fail("invalid")
         _storable(data, name="The text")
         return str(super().to_internal_value(data))
+
+
+class OneOfField(serializers.ChoiceField):
+    """One of several words. What was given instead is not repeated: it may be long."""
+
+    default_error_messages = {"invalid_choice": "Must be one of: {words}."}
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str) or data not in self.choices:
+            self.fail("invalid_choice", words=", ".join(self.choices))
+        return data
+
+
+class IdField(serializers.UUIDField):
+    """An id in its one spelling. Numbers are other types."""
+
+    def to_internal_value(self, data: Any) -> uuid.UUID:
+        if not isinstance(data, str):
+            self.fail("invalid", value=data)
+        found: uuid.UUID = super().to_internal_value(data)
+        if str(found) != data.lower():
+            self.fail("invalid", value=data)
+        return found
 
 
 class WebUrlField(serializers.CharField):
@@ -218,7 +252,17 @@ def _too_far() -> str:
 
 
 @extend_schema_field(
-    {"type": "object", "additionalProperties": {"type": "string", "maxLength": 4096}, "maxProperties": 50}
+    {
+        "type": "object",
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": http.HEADER_VALUE_MAX_LENGTH,
+            # Visible characters of Latin-1, spaces and tabs between them.
+            "pattern": r"^([!-~\u00a1-\u00ff]([\t -~\u00a0-\u00ff]*[!-~\u00a1-\u00ff])?)?$",
+        },
+        "propertyNames": {"pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", "maxLength": http.HEADER_NAME_MAX_LENGTH},
+        "maxProperties": http.HEADERS_MOST,
+    }
 )
 class HeadersField(serializers.Field[Any, Any, Any, Any]):
     """Header names and values."""
@@ -265,9 +309,9 @@ class LabelsField(serializers.Field[Any, Any, Any, Any]):
         return value
 
 
-@extend_schema_field({})
+@extend_schema_field({"not": {"type": "null"}})
 class JSONValueField(serializers.Field[Any, Any, Any, Any]):
-    """Any JSON."""
+    """Any JSON but null, with which an edit takes a field away."""
 
     def to_internal_value(self, data: Any) -> Any:
         _storable(data, name="The value")
@@ -347,7 +391,7 @@ class RetrySerializer(StrictSerializer):
     max_attempts = WholeNumberField(
         min_value=1, max_value=100, required=False, help_text="Attempts in all, the first included. Default 5."
     )
-    backoff = serializers.ChoiceField(
+    backoff = OneOfField(
         choices=("exponential", "fixed", "list"),
         required=False,
         help_text="`exponential` (default): min_seconds, then times multiplier each time, up to max_seconds. `fixed`:"
@@ -372,6 +416,10 @@ class RetrySerializer(StrictSerializer):
         required=False,
         help_text="No attempt is begun later than this after the promised moment. Default and most: 7 days.",
     )
+
+    def get_value(self, dictionary: Any) -> Any:
+        # A form has no objects: what it says here is refused rather than passed over.
+        return dictionary.get(self.field_name, serializers.empty)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
         backoff = attrs.get("backoff", "exponential")
@@ -486,7 +534,7 @@ class ScheduleSerializer(StrictSerializer):
             raise serializers.ValidationError("At least one second: PT1S.")
         return value
 
-    def schedule(self, attrs: Mapping[str, Any]) -> dict[str, Any]:
+    def schedule(self, attrs: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
         """Return what services.NewTimer has of a schedule. Raises ValidationError."""
         if "due_at" in attrs:
             return {"due_at": attrs["due_at"]}
@@ -496,7 +544,7 @@ class ScheduleSerializer(StrictSerializer):
             return {"delay_seconds": _delay(attrs)}
         starts_at, every = attrs.get("starts_at"), attrs.get("every")
         if every is not None and starts_at is None:
-            starts_at = timezone.now() + timedelta(seconds=every)
+            starts_at = now + timedelta(seconds=every)
         found = recurrence.Recurrence(
             cron=attrs.get("cron", ""),
             timezone=attrs.get("timezone", "UTC"),
@@ -504,7 +552,7 @@ class ScheduleSerializer(StrictSerializer):
             starts_at=starts_at,
             ends_at=attrs.get("ends_at"),
         )
-        if found.next_after(timezone.now()) is None:
+        if found.next_after(now) is None:
             field = "ends_at" if "ends_at" in attrs else "cron"
             raise serializers.ValidationError({field: ["This schedule has no moment that is still to come."]})
         return {"recurrence": found, "max_occurrences": attrs.get("max_occurrences")}
@@ -531,7 +579,7 @@ class NewTimerSerializer(ScheduleSerializer):
         required=False, help_text=f"Up to {LABELS_MOST} keys and values of up to 63 characters, to find timers by."
     )
     metadata = MetadataField(required=False, help_text="Any JSON up to 16 KiB, given back as it is.")
-    method = serializers.ChoiceField(choices=METHODS, required=False, help_text="Default POST.")
+    method = OneOfField(choices=METHODS, required=False, help_text="Default POST.")
     headers = HeadersField(
         required=False,
         help_text="Sent with each call. Host, hop-by-hop headers and our own (`webhook-`, `webtask-`) are refused.",
@@ -543,7 +591,7 @@ class NewTimerSerializer(ScheduleSerializer):
     )
     body_base64 = TextField(required=False, help_text="Bytes to send, in base64, instead of `body`.")
     content_type = TextField(
-        max_length=200,
+        max_length=CONTENT_TYPE_MAX_LENGTH,
         required=False,
         help_text="Of the body. Default: `text/plain; charset=utf-8` for a text, `application/json` for JSON,"
         " `application/octet-stream` for bytes.",
@@ -558,7 +606,7 @@ class NewTimerSerializer(ScheduleSerializer):
         required=False, help_text='Status codes, or classes like "3xx", that count as a success. Default ["2xx"].'
     )
     retry = RetrySerializer(required=False, help_text="When a failed attempt is made again.")
-    on_missed = serializers.ChoiceField(
+    on_missed = OneOfField(
         choices=ON_MISSED,
         required=False,
         help_text="`fire` (default): called however late, and one call stands for all moments that passed meanwhile."
@@ -584,22 +632,23 @@ class NewTimerSerializer(ScheduleSerializer):
         return value
 
     def validate_content_type(self, value: str) -> str:
-        if not _CONTENT_TYPE.fullmatch(value):
-            raise serializers.ValidationError("A media type is required, like text/plain or application/json.")
+        if not _is_media_type(value):
+            raise serializers.ValidationError(NO_MEDIA_TYPE)
         return value
 
     def validate(self, attrs: dict[str, Any]) -> Any:
         errors = _conflicts(attrs)
         if errors:
             raise serializers.ValidationError(errors)
-        schedule = self.schedule(attrs) if any(name in attrs for name in WHEN) or self.when_required else {}
+        now = timezone.now()
+        schedule = self.schedule(attrs, now=now) if any(name in attrs for name in WHEN) or self.when_required else {}
         on_missed = attrs.get("on_missed", "fire")
         if on_missed == "reject":
             if "recurrence" in schedule:
                 raise serializers.ValidationError(
                     {"on_missed": ["reject is for a due_at; a schedule has many moments."]}
                 )
-            if schedule.get("due_at") is not None and schedule["due_at"] < timezone.now():
+            if schedule.get("due_at") is not None and schedule["due_at"] < now:
                 raise PastDue({"due_at": ['It has passed, and "on_missed" is "reject".']})
         late = attrs.get("max_lateness", MAX_LATENESS_SECONDS) if on_missed == "skip" else None
         return services.NewTimer(
@@ -609,6 +658,10 @@ class NewTimerSerializer(ScheduleSerializer):
             max_lateness_seconds=late,
             **schedule,
         )
+
+
+def _is_media_type(text: str) -> bool:
+    return len(text) <= CONTENT_TYPE_MAX_LENGTH and _CONTENT_TYPE.fullmatch(text) is not None
 
 
 def _check_size(size: int) -> None:
@@ -625,11 +678,13 @@ def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
         errors["body_base64"] = ["Give either body or body_base64."]
     if has_body and method in WITHOUT_BODY:
         errors["body" if "body" in attrs else "body_base64"] = [f"{method} carries no body."]
-    in_headers = any(name.lower() == "content-type" for name in attrs.get("headers", ()))
+    in_headers = [value for name, value in attrs.get("headers", {}).items() if name.lower() == "content-type"]
     if "content_type" in attrs and in_headers:
         errors["content_type"] = ["Give it either here or in headers."]
-    if ("content_type" in attrs or in_headers) and not has_body:
-        errors["content_type"] = ["Only with a body or body_base64."]
+    elif ("content_type" in attrs or in_headers) and not has_body:
+        errors["headers" if in_headers else "content_type"] = ["A content type is only for a body or body_base64."]
+    elif in_headers and not _is_media_type(in_headers[0]):
+        errors["headers"] = [NO_MEDIA_TYPE]
     if "max_lateness" in attrs and attrs.get("on_missed") != "skip":
         errors["max_lateness"] = ['Only with "on_missed": "skip".']
     return errors
@@ -687,23 +742,27 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
 
     The edit is a JSON merge patch (RFC 7396) of what was given: null takes a field away.
     """
+    schedule = _schedule_given(timer)
     given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
     given |= timer.options or {}
+    serializer: NewTimerSerializer = EditSerializer()
+    unknown = patch.keys() - serializer.fields.keys()
+    # To take away what is not there is no change.
+    patch = {name: value for name, value in patch.items() if value is not None or name in given or name in schedule}
     reschedule = any(name in patch for name in WHEN)
     if reschedule:
         kind = next((name for name in (*ONCE, *RECURRING) if patch.get(name) is not None), None)
+        if kind in RECURRING and kind not in schedule:
+            # Another kind of schedule in place of the present one. The first moment of an interval is a part of it.
+            for name in (*RECURRING, "timezone", "starts_at"):
+                schedule.pop(name, None)
+        elif kind == "every":
+            schedule.pop("starts_at", None)
         if kind not in ONCE:
-            given |= _schedule_given(timer)
-            if kind is not None:
-                # Another schedule in place of the present one; its bounds stay.
-                for name in RECURRING:
-                    if name != kind:
-                        given.pop(name, None)
-                if kind == "every":
-                    given.pop("timezone", None)
-                    given.pop("starts_at", None)
-    merged = _merged(given, patch)
-    serializer = NewTimerSerializer() if reschedule else EditSerializer()
+            given |= schedule
+    merged = _merged(given, patch) | dict.fromkeys(unknown)
+    if reschedule:
+        serializer = NewTimerSerializer()
     new: services.NewTimer = serializer.run_validation(merged)
     return new, reschedule
 
@@ -903,7 +962,7 @@ class FilterSerializer(StrictSerializer):
     """Which timers: every field narrows it."""
 
     status = QueryListField(
-        child=serializers.ChoiceField(choices=State.choices),
+        child=OneOfField(choices=State.choices),
         required=False,
         max_length=len(State),
         help_text="One status or several, with commas.",
@@ -932,6 +991,14 @@ class ListSerializer(FilterSerializer):
     limit = WholeNumberField(min_value=1, max_value=200, default=50, help_text="Timers of one page, 50 if not given.")
     cursor = TextField(max_length=1000, required=False, allow_blank=True, help_text="The `next` of the page before.")
 
+    def get_fields(self) -> dict[str, Any]:
+        # Left empty in a query, a text narrows nothing or its field refuses it.
+        fields = super().get_fields()
+        for field in fields.values():
+            if isinstance(field, TextField):
+                field.allow_blank = True
+        return fields
+
 
 class PageSerializer(StrictSerializer):
     """Where a list of something else goes on."""
@@ -950,7 +1017,7 @@ class TimersSerializer(serializers.Serializer[Any]):
 class BulkSerializer(StrictSerializer):
     """Something to do to all timers that fit a filter."""
 
-    action = serializers.ChoiceField(choices=BulkOperation.Action.choices)
+    action = OneOfField(choices=BulkOperation.Action.choices)
     filter = FilterSerializer(help_text="As the list takes it. Empty, it means all timers.")
     dry_run = TrueOrFalseField(default=False, help_text="Only count.")
 
@@ -988,7 +1055,8 @@ def bulk_filter(operation: BulkOperation) -> search.Filter:
     serializer = FilterSerializer(data=operation.filter)
     serializer.is_valid(raise_exception=True)
     everyone = operation.owner is not None and operation.owner.is_superuser
-    return search.filter_of(serializer.validated_data, owner_id=operation.owner_id, everyone=everyone)
+    found = search.filter_of(serializer.validated_data, owner_id=operation.owner_id, everyone=everyone)
+    return replace(found, steady=True)
 
 
 class PreviewSerializer(ScheduleSerializer):
@@ -1002,7 +1070,7 @@ def previewed(reader: PreviewSerializer) -> dict[str, Any]:
     """Return the next moments of a schedule as MomentsSerializer describes them."""
     attrs = reader.validated_data
     now = attrs.get("after") or timezone.now()
-    schedule = reader.schedule(attrs)
+    schedule = reader.schedule(attrs, now=now)
     found = schedule.get("recurrence")
     if found is None:
         at = schedule.get("due_at") or now + timedelta(seconds=schedule["delay_seconds"])
@@ -1044,7 +1112,7 @@ class NothingSerializer(StrictSerializer):
 class ReplaySerializer(StrictSerializer):
     """Which delivery to replay."""
 
-    delivery_id = serializers.UUIDField(
+    delivery_id = IdField(
         required=False, help_text="A delivery that failed or was missed. Default: the timer's latest such one."
     )
 

@@ -111,6 +111,8 @@ def reconcile() -> None:
 def bulk() -> None:
     """Go on with the bulk operations that were begun, each in steps, for at most BULK_SECONDS."""
     # Late: beat imports this module too, and has no use for the API's shapes.
+    from rest_framework.exceptions import ValidationError
+
     from webtask_scheduler.scheduler.serializers import bulk_filter
 
     ends_at = time.monotonic() + BULK_SECONDS
@@ -118,7 +120,12 @@ def bulk() -> None:
         with _alone(f"bulk {operation_id}") as alone:
             operation = BulkOperation.objects.select_related("owner").get(pk=operation_id)
             more = alone and operation.finished_at is None
-            wanted = bulk_filter(operation) if more else None
+            wanted = None
+            try:
+                wanted = bulk_filter(operation) if more else None
+            except ValidationError:
+                # Stored by another version: it must not stand before the others.
+                services.end_bulk(operation, error="Its filter is not known to this version of the service.")
             while more and wanted is not None and time.monotonic() < ends_at:
                 more = services.step_bulk(operation, wanted)
                 time.sleep(BULK_PAUSE_SECONDS)
@@ -132,6 +139,7 @@ def prune() -> None:
         return
     older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
     ends_at = time.monotonic() + PRUNE_SECONDS
+    services.prune_bulk(older_than=older_than)
     with _alone("prune") as alone:
         for step in (services.prune, services.prune_past):
             while alone and time.monotonic() < ends_at and step(older_than=older_than):

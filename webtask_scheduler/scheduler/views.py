@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import re
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -79,16 +80,41 @@ class JSONParser(parsers.JSONParser):
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:  # noqa: ARG002
         try:
             # With or without a byte order mark, as some editors write one.
-            return strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
+            data = strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
         except RecursionError as error:
             raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
         except ValueError as error:
             raise exceptions.ParseError(f"JSON parse error - {error}") from error
+        if _is_deep(data):
+            # Whoever writes it out again, here or in the worker, does so from a deeper stack than the parser's.
+            raise exceptions.ParseError("JSON parse error - nested too deeply.")
+        return data
 
 
-def _integer(digits: str) -> int:
-    """Return an integer that no field allows for one that Python refuses to read: its field says so, by name."""
-    return int(digits[:30])
+# Of lists and objects in each other; what a person or a program writes has ten or twenty.
+JSON_DEPTH_MOST = 100
+# Digits that Python turns into a number and back.
+INTEGER_DIGITS_MOST = 4000
+
+
+def _integer(digits: str) -> float:
+    """Return an integer; infinity for one that Python refuses to read, and so does its field, by name."""
+    return int(digits) if len(digits) <= INTEGER_DIGITS_MOST else math.inf
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(JSON_DEPTH_MOST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [one for one in value.values() if isinstance(one, dict | list)]
+            elif isinstance(value, list):
+                inner += [one for one in value if isinstance(one, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    return True
 
 
 class JSONOnly(DefaultContentNegotiation):
@@ -123,12 +149,11 @@ def _visible(request: Request, path: str = "") -> dict[str, Any]:
     return {f"{path}owner__isnull": True} if owner_id is None else {f"{path}owner": owner_id}
 
 
-def _read(serializer: type[Any], data: Any) -> dict[str, Any]:
-    """Return what a serializer makes of a body or a query; an empty body is an empty object. Raises ValidationError."""
+def _read(serializer: type[Any], data: Any) -> Any:
+    """Return what a serializer makes of a body or a query. Raises ValidationError."""
     reader = serializer(data=data)
     reader.is_valid(raise_exception=True)
-    values: dict[str, Any] = reader.validated_data
-    return values
+    return reader.validated_data
 
 
 # A body is empty or an object; a form without fields reads as an empty body.
@@ -147,15 +172,11 @@ class TimersView(TimerAPIView):
 
     @schema.create_timer
     def post(self, request: Request) -> Response:
-        if isinstance(request.data, QueryDict):
-            # A form's numbers are text, which its own serializer allows for.
-            form = NewTimerSerializer(data=request.data)
-            form.is_valid(raise_exception=True)
-            timer = form.validated_data
-        else:
-            timer = read_timer(request.data)
+        data = request.data
 
         def make() -> Response:
+            # A form's numbers are text, which its own serializer allows for.
+            timer = _read(NewTimerSerializer, data) if isinstance(data, QueryDict) else read_timer(data)
             (body,) = _store(request, [timer])
             return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
 
@@ -179,14 +200,16 @@ class BatchView(TimerAPIView):
     @schema.create_batch
     def post(self, request: Request) -> Response:
         items, partial = _batch(request.data)
-        read = [_read_item(item) for item in items]
-        if not partial:
-            wrong = {f"timers.{index}": error.detail for index, (_, error) in enumerate(read) if error is not None}
-            if wrong:
-                # As many as a person reads; the rest comes with the next try.
-                raise exceptions.ValidationError(dict(list(wrong.items())[:20]))
 
         def make() -> Response:
+            read = [_read_item(item) for item in items]
+            wrong = {f"timers.{index}": error for index, (_, error) in enumerate(read) if error is not None}
+            if wrong and not partial:
+                # As many as a person reads; the rest comes with the next try.
+                details = {name: error.detail for name, error in list(wrong.items())[:20]}
+                if all(isinstance(error, PastDue) for error in wrong.values()):
+                    raise PastDue(details)
+                raise exceptions.ValidationError(details)
             made = iter(_store(request, [timer for timer, _ in read if timer is not None]))
             if not partial:
                 return Response({"timers": list(made)}, status=201)
@@ -219,7 +242,9 @@ def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, 
     owner_id = _owner(request)
     if owner_id is not None:
         timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]
-    return [stored_body(one, timer) for one, timer in zip(services.schedule(timers), timers, strict=True)]
+    with _conflicts():
+        stored = services.schedule(timers)
+    return [stored_body(one, timer) for one, timer in zip(stored, timers, strict=True)]
 
 
 def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIException | None]:
@@ -341,8 +366,11 @@ class TimerView(TimerAPIView):
         patch = request.data
         if not isinstance(patch, dict):
             raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
-        new, reschedule = edited(timer, patch)
-        with _conflicts():
+        with _conflicts(), transaction.atomic():
+            # Of two edits at once, each changes what it names.
+            for locked in services.lock_for_edit([timer.periodic_task_id] if timer.periodic_task_id else []):
+                timer = locked
+            new, reschedule = edited(timer, patch)
             services.edit(timer.pk, new, reschedule=reschedule, harmless=patch.keys() <= HARMLESS)
         return Response(_shown_timer(request, timer.pk))
 

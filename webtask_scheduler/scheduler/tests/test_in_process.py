@@ -45,13 +45,13 @@ def test_timers_exist_once_the_callers_transaction_has_committed_and_not_before(
 
 @pytest.mark.django_db(transaction=True)
 def test_timers_go_with_the_callers_transaction_when_it_is_rolled_back():
-    class Regret(Exception):
+    class RegretError(Exception):
         pass
 
-    with pytest.raises(Regret), transaction.atomic():
+    with pytest.raises(RegretError), transaction.atomic():
         get_user_model().objects.create_user("me@example.com", "secret")
         schedule([read_timer(wanted) for wanted in WANTED])
-        raise Regret
+        raise RegretError
     assert rows() == [0, 0, 0, 0, 0, 0]
     assert not get_user_model().objects.exists()
 

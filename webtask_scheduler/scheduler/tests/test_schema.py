@@ -10,13 +10,15 @@ from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError
 from django.test import Client
+from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
 
-PATH = "/api/v1/scheduler/timer"
+PREFIX = "/api/v1/scheduler"
+PATH = f"{PREFIX}/timer"
 GOOD = {"hours": 0, "minutes": 0, "seconds": 5, "web_url": "http://a.example/"}
 JSON = "application/json"
 PROBLEM = "application/problem+json"
@@ -267,6 +269,145 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         for status in described:
             (example,) = operation["responses"][status]["content"][PROBLEM]["examples"].values()
             assert example["value"]["status"] == int(status)
+
+
+class Asker:
+    """Asks operations, and sees that each answer is as described."""
+
+    # Tried above; of the transport, not of an operation.
+    elsewhere = {"403", "411", "413", "415", "503"}
+
+    def __init__(self, client, document):
+        self.client, self.document = client, document
+        self.seen = {}
+
+    def __call__(self, method, path, body=None, *, where=None, **headers):
+        raw = json.dumps(body) if body is not None else ""
+        answer = self.client.generic(method, PREFIX + path, raw, JSON, headers=headers)
+        operation = self.document["paths"][PREFIX + (where or path).partition("?")[0]][method.lower()]
+        response = operation["responses"][str(answer.status_code)]
+        if answer.status_code == 204:
+            assert "content" not in response
+        else:
+            assert_documented(self.document, operation, answer)
+        given = {name for name in ("Location", "Idempotency-Replayed") if name in answer}
+        assert given <= response.get("headers", {}).keys()
+        left = operation["responses"].keys() - self.elsewhere
+        self.seen.setdefault(operation["operationId"].removeprefix("v1_scheduler_"), left).discard(
+            str(answer.status_code)
+        )
+        return answer
+
+    @property
+    def unseen(self):
+        """What the operations that were asked are said to answer too."""
+        return {name: left for name, left in self.seen.items() if left}
+
+
+@pytest.fixture
+def ask(client, document):
+    return Asker(client, document)
+
+
+URL = GOOD["web_url"]
+CRON = {"cron": "@daily", "timezone": "Asia/Tokyo", "ends_at": "2030-01-01T00:00:00Z", "max_occurrences": 9}
+EVERYTHING = GOOD | {
+    "name": "n",
+    "labels": {"a": "b"},
+    "metadata": {"a": [None]},
+    "method": "PUT",
+    "headers": {"X": "y"},
+    "body": {"b": 1},
+    "content_type": "a/b",
+    "timeout_seconds": 2.5,
+    "follow_redirects": True,
+    "success_statuses": [200, "3xx"],
+    "retry": {"backoff": "list", "delays_seconds": [1, 2.5]},
+    "on_missed": "skip",
+    "max_lateness": "PT1M",
+    "callback_url": "http://a.example/ok",
+    "failure_callback_url": "http://a.example/no",
+}
+# It takes two requests at once: see test_idempotency.
+TWO = "409"
+
+
+@db
+def test_real_answers_to_creating_and_listing_are_as_described(ask):
+    for body in (EVERYTHING, CRON | {"web_url": URL}, {"every": "PT1M", "web_url": URL}, {"seconds": "x"}):
+        ask("POST", "/timer", body)
+    for body in (GOOD, GOOD, EVERYTHING):
+        ask("POST", "/timer", body, **{"Idempotency-Key": "a"})
+    ask("POST", "/timer/batch", {"timers": [EVERYTHING, CRON | {"web_url": URL}]})
+    ask("POST", "/timer/batch", {"timers": [EVERYTHING, {"seconds": "x"}, LATE], "partial": True})
+    ask("POST", "/timer/batch", {"timers": [{}]})
+    ask("POST", "/timer/batch", {"timers": [LATE]})
+    page = ask("GET", "/timer?limit=1").json()
+    ask("GET", f"/timer?limit=2&cursor={page['next']}")
+    ask("GET", "/timer?limit=x")
+    ask("POST", "/timer/preview", CRON)
+    ask("POST", "/timer/preview", {})
+    assert ask.unseen == {"timer_create": {TWO}, "timer_batch_create": {TWO}}
+
+
+@db
+def test_real_answers_about_one_timer_are_as_described(ask):
+    id_ = ask("POST", "/timer", GOOD).json()["task_id"]
+
+    def one(method, more="", body=None, *, id_=id_, **headers):
+        where = "/timer/{id}" + more.partition("?")[0]
+        return ask(method, f"/timer/{id_}{more}", body, where=where, **headers)
+
+    one("GET")
+    one("PATCH", "", EVERYTHING | {"labels": {"a": None, "c": "d"}, "name": None})
+    one("PATCH", "", {"seconds": -1})
+    one("PATCH", "", LATE | {"max_lateness": None})
+    one("POST", "/replay")
+    for action in ("/pause", "/resume", "/run", "/replay"):
+        one("POST", action, {"x": 1})
+    for action in ("/pause", "/resume", "/run"):
+        one("POST", action)
+    for _ in range(2):
+        one("POST", "/run", **{"Idempotency-Key": "a"})
+    other = ask("POST", "/timer", GOOD).json()["task_id"]
+    for action in ("/run", "/replay"):
+        one("POST", action, id_=other, **{"Idempotency-Key": "a"})
+    delivery = Delivery.objects.filter(timer=id_).latest("occurrence")
+    Delivery.objects.filter(pk=delivery.pk).update(state="failed", finished_at=timezone.now())
+    one("POST", "/replay", {})
+    Attempt.objects.create(delivery=delivery, number=1, meant_for=delivery.due_at, started_at=delivery.due_at)
+    for kind in ("/deliveries", "/attempts"):
+        one("GET", f"{kind}?limit=1")
+        one("GET", f"{kind}?cursor=x")
+    one("DELETE")
+    one("PATCH", "", {"seconds": 5})
+    for action in ("/pause", "/resume"):
+        one("POST", action)
+    for method, more in (("GET", ""), ("DELETE", ""), ("PATCH", ""), ("GET", "/deliveries"), ("GET", "/attempts")):
+        one(method, more, {} if method == "PATCH" else None, id_=uuid.uuid4())
+    for action in ("/pause", "/resume", "/replay", "/run"):
+        one("POST", action, id_="x")
+    left = ask.unseen
+    left.pop("timer_create")
+    assert left == {"timer_run": {TWO}}
+
+
+@db
+def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
+    body = {"action": "pause", "filter": {"status": ["scheduled"], "label": "a=b"}, "dry_run": True}
+    bulk = ask("POST", "/timer/bulk", body).json()
+    ask("POST", "/timer/bulk", {"action": "x"})
+    for dry_run in (True, True, False):
+        ask("POST", "/timer/bulk", body | {"dry_run": dry_run}, **{"Idempotency-Key": "a"})
+    ask("GET", f"/timer/bulk/{bulk['bulk_id']}", where="/timer/bulk/{id}")
+    ask("GET", "/timer/bulk/x", where="/timer/bulk/{id}")
+    for _ in range(6):
+        ask("POST", "/signing-secret")
+    ask("POST", "/signing-secret", {"secret": "x"})
+    secret = ask("GET", "/signing-secret").json()["secrets"][0]
+    for _ in range(2):
+        ask("DELETE", f"/signing-secret/{secret['id']}", where="/signing-secret/{id}")
+    assert ask.unseen == {"timer_bulk_create": {TWO}}
 
 
 def test_an_error_of_the_document_itself_is_json_too(client):
