@@ -12,21 +12,24 @@ from typing import Any, TypeAlias
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.templatetags.admin_urls import admin_urlname
+from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Q, QuerySet
+from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.forms.models import BaseInlineFormSet
-from django.http import HttpRequest
+from django.http import HttpRequest, HttpResponse
 from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django_celery_beat.admin import ClockedScheduleAdmin as StockClockedScheduleAdmin
+from django_celery_beat.admin import CrontabScheduleAdmin as StockCrontabScheduleAdmin
+from django_celery_beat.admin import IntervalScheduleAdmin as StockIntervalScheduleAdmin
 from django_celery_beat.admin import PeriodicTaskAdmin as StockPeriodicTaskAdmin
 from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
 from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import services, signing
 from webtask_scheduler.scheduler.admin_lists import (
     LISTED,
     NOT_WAITING,
@@ -46,8 +49,17 @@ from webtask_scheduler.scheduler.admin_lists import (
     ids_in,
     with_latest,
 )
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, CallStop, Delivery, ErrorKind, State, Timer
-from webtask_scheduler.scheduler.recurrence import format_duration
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    Attempt,
+    BulkOperation,
+    CallStop,
+    Delivery,
+    ErrorKind,
+    SigningSecret,
+    State,
+    Timer,
+)
 
 admin.site.site_header = "Webtask scheduler"
 admin.site.site_title = "Webtask scheduler"
@@ -65,6 +77,7 @@ COLOURS = {
     State.CLAIMED: "#7b5cc4",
     State.RUNNING: "#7b5cc4",
     State.PAUSED: "#c98a00",
+    State.HELD: "#c98a00",
     State.SUCCEEDED: "#2e8540",
     State.FAILED: "#c9302c",
     State.CANCELLED: "#808080",
@@ -79,10 +92,29 @@ def timer_of(task: PeriodicTask | None) -> Timer | None:
 
 
 def shown_schedule(timer: Timer) -> str:
-    """Return the schedule of a timer that recurs in words, empty for one that is called once."""
+    """Return the schedule of a timer in words."""
     if timer.cron:
         return f"{timer.cron} ({timer.timezone})"
-    return f"every {format_duration(timer.every_seconds)}" if timer.every_seconds is not None else ""
+    return "once" if timer.every_seconds is None else f"every {shown_period(timer.every_seconds)}"
+
+
+def shown_period(seconds: float) -> str:
+    """Return a period as people say it: 1 h 30 min."""
+    minutes, second = divmod(round(seconds, 6), 60)
+    hours, minute = divmod(int(minutes), 60)
+    days, hour = divmod(hours, 24)
+    parts = [(days, "d"), (hour, "h"), (minute, "min"), (round(second, 6), "s")]
+    return " ".join(f"{number:.15g} {unit}" for number, unit in parts if number)
+
+
+def shown_bounds(timer: Timer) -> str:
+    """Return between which moments, and how often at the most, a timer recurs; empty where nothing bounds it."""
+    parts = [
+        f"from {timezone.localtime(timer.starts_at):%Y-%m-%d %H:%M:%S}" if timer.starts_at else "",
+        f"until {timezone.localtime(timer.ends_at):%Y-%m-%d %H:%M:%S}" if timer.ends_at else "",
+        f"{timer.max_occurrences:,} times at the most" if timer.max_occurrences else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def shown_status(delivery: Delivery | None) -> SafeString | str:
@@ -103,17 +135,30 @@ def shown_time(moment: datetime | None) -> SafeString | str:
     return format_html('<span style="white-space: nowrap" title="{}">{}</span>', moment.isoformat(), text)
 
 
-def shown_id(text: object) -> SafeString:
+def shown_id(text: object, *, width: str = "auto") -> SafeString:
     """An id in two lines, not four."""
-    return format_html('<span style="display: inline-block; min-width: 13.5em">{}</span>', text)
+    style = f"display: inline-block; min-width: 13.5em; width: {width}; white-space: normal"
+    return format_html('<span style="{}">{}</span>', style, text)
+
+
+def shown_name(shown: SafeString, timer: Timer | None) -> SafeString:
+    """What a row is called, with the timer's name in a line of its own."""
+    return format_html("{}<br>{}", shown, timer.name) if timer and timer.name else shown
 
 
 def shown_lateness(attempt: Attempt | None) -> str:
     return NOTHING if attempt is None else formats.number_format(attempt.lateness_ms, 1)
 
 
-def shown_url(web_url: str) -> str:
-    return web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
+def shown_url(web_url: str) -> SafeString:
+    """The beginning of a URL, broken where the column ends."""
+    text = web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
+    return format_html('<span style="display: inline-block; min-width: 14em; overflow-wrap: anywhere">{}</span>', text)
+
+
+def shown_json(data: Any) -> SafeString:
+    text = json.dumps(data, indent=2, ensure_ascii=False)[:20_000]
+    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
 
 
 Linked: TypeAlias = Timer | Delivery | PeriodicTask | ClockedSchedule | CrontabSchedule | IntervalSchedule
@@ -144,8 +189,8 @@ def deliveries_table(timer: Timer) -> SafeString | str:
         ["Delivery", "Kind", "Due", "Status", "Attempts", "Next attempt", "Ended"],
         [
             [
-                link(delivery, str(delivery.pk)),
-                "run now" if delivery.extra else "promised",
+                link(delivery, shown_id(delivery.pk, width="12em")),
+                "replayed" if delivery.replayed_at else "run now" if delivery.extra else "promised",
                 shown_time(delivery.due_at),
                 shown_status(delivery),
                 delivery.attempts,
@@ -204,7 +249,8 @@ class WishAdmin(BoundedAdmin):
 
     search_fields = ("pk",)
     search_help_text = (
-        f"The beginning of an id, a host, or a part of a URL; text is looked for among the newest {WINDOW:,} timers."
+        "The beginning of an id, a host, or a part of a URL or of a timer's name; text is looked for among the newest"
+        f" {WINDOW:,} timers."
     )
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[WishChangeList]:  # noqa: ARG002 - theirs
@@ -229,8 +275,8 @@ class WishAdmin(BoundedAdmin):
         return rows
 
 
-class ReadOnlyAdmin(WishAdmin):
-    """Pages to look at, for staff who may view."""
+class ToLookAt(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Pages for staff who may view; nobody writes there."""
 
     actions = None
 
@@ -248,6 +294,10 @@ class ReadOnlyAdmin(WishAdmin):
         return shown_id(row.pk)
 
 
+class ReadOnlyAdmin(ToLookAt, WishAdmin):
+    pass
+
+
 class TimerColumns:
     """Columns that a list of timers and a list of their PeriodicTasks share; rows come `with_latest`."""
 
@@ -260,6 +310,12 @@ class TimerColumns:
 
     def _attempt(self, row: Any) -> Attempt | None:
         return next(iter(getattr(self._delivery(row), "latest", [])), None)
+
+    @admin.display(description="schedule")
+    def schedule_shown(self, row: Any) -> SafeString:
+        timer = self._timer(row)
+        text = str(row.scheduler) if timer is None else shown_schedule(timer)
+        return format_html('<span style="display: inline-block; min-width: 9em">{}</span>', text)
 
     @admin.display(description="URL")
     def url(self, row: Any) -> SafeString | str:
@@ -310,26 +366,41 @@ class TaskForm(StockPeriodicTaskForm):  # type: ignore[misc]
         return data
 
 
+SCHEDULES = ("interval", "crontab", "clocked")
+
+
 class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
     """What an operator may change of a timer's row."""
 
     class Meta:
         model = PeriodicTask
-        fields = ("enabled", "clocked", "description")
+        fields = ("enabled", *SCHEDULES, "description")
         widgets = {"description": forms.Textarea(attrs={"rows": 3, "cols": 80})}
         help_texts = {
             "enabled": "Disabled, the timer is paused: it calls nothing until it is enabled again.",
-            "clocked": "Choose another moment, or follow the link beside it and move this one.",
+            "interval": "Every so often, from now on.",
+            "crontab": "By the calendar.",
+            "clocked": "At this moment.",
         }
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or self.cleaned_data
+        # What the stock model wants of a clocked row, and what no form of a timer offers.
+        self.instance.one_off = data.get("clocked") is not None
+        self.instance.solar = None
+        return data
 
     def _post_clean(self) -> None:
         # The page is one transaction: what is checked here still holds when the row is saved.
-        services.lock_for_edit([self.instance.pk])
+        timers = services.lock_for_edit([self.instance.pk])
         super()._post_clean()  # type: ignore[misc]
+        schedule = self.instance.interval or self.instance.crontab
         if not self.errors:
             try:
                 services.check_edit(self.instance)
-            except services.TimerEndedError as error:
+                if schedule is not None and not {"interval", "crontab"}.isdisjoint(self.changed_data):
+                    services.check_schedule(timers, schedule)
+            except ValidationError as error:
                 self.add_error(None, error)
 
 
@@ -343,11 +414,11 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
         "enabled",
         "status",
         "due",
+        "schedule_shown",
+        "url",
         "attempts",
         "status_code",
         "lateness",
-        "url",
-        "schedule_shown",
         "start_time",
         "last_run_at",
         "one_off",
@@ -358,10 +429,19 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
     raw_id_fields = ("interval", "crontab", "solar", "clocked")
     search_help_text = f"{WishAdmin.search_help_text} Of other tasks, a part of the name or task."
     actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks")
-    timer_editable = ("enabled", "description", "clocked")
+    # The stock page's own names every crontab there is.
+    change_form_template = None
+    timer_editable = ("enabled", "description", *SCHEDULES)
     timer_fieldsets = (
-        (None, {"fields": ("name", "url_link", "status_line", "enabled", "description")}),
-        ("Schedule", {"fields": ("clocked", "due", "last_run_at", "total_run_count", "date_changed")}),
+        (None, {"fields": ("name", "timer_name", "url_link", "status_line", "enabled", "description")}),
+        (
+            "Schedule",
+            {
+                "fields": ("schedule_line", "due", *SCHEDULES, "last_run_at", "total_run_count", "date_changed"),
+                "description": "One of interval, crontab and clocked. Choose another one, or follow the link beside it"
+                " to change it.",
+            },
+        ),
         ("What Celery finds", {"fields": ("task", "args", "kwargs", "one_off"), "classes": ("collapse",)}),
     )
 
@@ -388,7 +468,9 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
         return self._among(rows, found)
 
     def in_due_order(self, rows: QuerySet[PeriodicTask], *, latest_first: bool) -> QuerySet[PeriodicTask]:
-        return rows.order_by("-clocked__clocked_time" if latest_first else "clocked__clocked_time", "-pk")
+        latest = Delivery.objects.promised().filter(timer=OuterRef("timer")).order_by("-occurrence")
+        rows = rows.annotate(due_at=Subquery(latest.values("due_at")[:1]))
+        return rows.order_by("-due_at" if latest_first else "due_at", "-pk")
 
     def _named(self, tasks: QuerySet[PeriodicTask], term: str) -> QuerySet[PeriodicTask]:
         return tasks.filter(Q(name__icontains=term) | Q(task__icontains=term)) if term else tasks
@@ -398,14 +480,7 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
 
     @admin.display(description="name", ordering="name")
     def name_shown(self, task: PeriodicTask) -> SafeString:
-        return shown_id(task.name)
-
-    @admin.display(description="schedule")
-    def schedule_shown(self, task: PeriodicTask) -> str:
-        timer = timer_of(task)
-        if timer is None:
-            return str(task.scheduler)
-        return shown_schedule(timer) or NOTHING
+        return shown_name(shown_id(task.name), timer_of(task))
 
     # The form
 
@@ -414,16 +489,21 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
             kwargs["form"] = TimerTaskForm
         return super().get_form(request, obj, change=change, **kwargs)
 
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        # Not the stock page's: it reads every crontab there is.
+        answer: HttpResponse = super(StockPeriodicTaskAdmin, self).changeform_view(
+            request, object_id, form_url, extra_context
+        )
+        return answer
+
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        timer = timer_of(obj)
-        if timer is None:
-            return super().get_fieldsets(request, obj)
-        if not timer.recurring:
-            return self.timer_fieldsets
-        # A moment belongs to one that is called once; the schedule of one that recurs is edited through its link.
-        head, (_, schedule), *rest = self.timer_fieldsets
-        fields = ("schedule_link", *(name for name in schedule["fields"] if name != "clocked"))
-        return (head, ("Schedule", {"fields": fields}), *rest)
+        return super().get_fieldsets(request, obj) if timer_of(obj) is None else self.timer_fieldsets
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if timer_of(obj) is None:
@@ -436,13 +516,21 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
         timer = timer_of(task)
         return NOTHING if timer is None else link(timer, timer.web_url)
 
-    @admin.display(description="schedule")
-    def schedule_link(self, task: PeriodicTask) -> SafeString | str:
+    @admin.display(description="timer's name")
+    def timer_name(self, task: PeriodicTask) -> str:
         timer = timer_of(task)
-        row = task.crontab or task.interval or task.clocked
-        if timer is None or row is None:
+        return (timer.name if timer else "") or NOTHING
+
+    @admin.display(description="schedule")
+    def schedule_line(self, task: PeriodicTask) -> str:
+        timer = timer_of(task)
+        if timer is None:
             return NOTHING
-        return link(row, shown_schedule(timer) or str(row))
+        bounds = shown_bounds(timer) if timer.recurring else ""
+        line = f"{shown_schedule(timer)}, {bounds}" if bounds else shown_schedule(timer)
+        if timer.recurring and task.clocked is not None:
+            line += ". Celery has no words for it: the clocked moment is that of the next call."
+        return line
 
     @admin.display(description="status")
     def status_line(self, task: PeriodicTask) -> SafeString:
@@ -461,6 +549,8 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
             # Only what was changed: while the page was open the timer may have run, which is written to the same row.
             # A disabled row has no last run, says the stock model.
             fields = {*form.changed_data, "date_changed", *(["last_run_at"] if "enabled" in form.changed_data else [])}
+            if not fields.isdisjoint(SCHEDULES):
+                fields |= {"one_off", "solar"}
             obj.save(update_fields=fields)
 
     # The actions. They are given the rows of the list, or those that were ticked.
@@ -551,7 +641,25 @@ def _few(stock: Callable[..., Any]) -> Callable[..., Any]:
     return delete_selected
 
 
-class ClockedForm(forms.ModelForm):  # type: ignore[type-arg]
+class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
+    """The form of a schedule; what timers could not go by is refused."""
+
+    def _post_clean(self) -> None:
+        timers = []
+        if self.instance.pk is not None:
+            # In the page's transaction, as for a PeriodicTask.
+            tasks = self.instance.periodictask_set.filter(task=TASK_NAME)
+            timers = services.lock_for_edit(tasks.values_list("pk", flat=True))
+        super()._post_clean()  # type: ignore[misc]
+        if timers and not self.errors and self.changed_data:
+            try:
+                services.check_schedule_edit(self.instance)
+                services.check_schedule(timers, self.instance)
+            except ValidationError as error:
+                self.add_error(None, error)
+
+
+class ClockedForm(ScheduleForm):
     """The stock page's form, which asks for no fractions of a second."""
 
     class Meta:
@@ -563,17 +671,6 @@ class ClockedForm(forms.ModelForm):  # type: ignore[type-arg]
         moment: datetime = self.cleaned_data["clocked_time"]
         stored: datetime | None = self.instance.clocked_time
         return stored if stored is not None and stored.replace(microsecond=0) == moment else moment
-
-    def _post_clean(self) -> None:
-        if self.instance.pk is not None:
-            # In the page's transaction, as for a PeriodicTask.
-            services.lock_for_edit(self.instance.periodictask_set.values_list("pk", flat=True))
-        super()._post_clean()  # type: ignore[misc]
-        if not self.errors and self.instance.pk is not None:
-            try:
-                services.check_clocked_edit(self.instance)
-            except services.TimerEndedError as error:
-                self.add_error(None, error)
 
 
 class FewRows(BaseInlineFormSet):  # type: ignore[type-arg]
@@ -609,9 +706,28 @@ class ClockedScheduleAdmin(BoundedAdmin, StockClockedScheduleAdmin):  # type: ig
         return shown_time(clocked.clocked_time)
 
 
-admin.site.unregister([PeriodicTask, ClockedSchedule])
-admin.site.register(PeriodicTask, PeriodicTaskAdmin)
-admin.site.register(ClockedSchedule, ClockedScheduleAdmin)
+class CrontabScheduleAdmin(BoundedAdmin, StockCrontabScheduleAdmin):  # type: ignore[misc]
+    """The stock page for as many crontabs as there are timers."""
+
+    form = ScheduleForm
+    inlines = [PeriodicTaskInline]
+
+
+class IntervalScheduleAdmin(BoundedAdmin, StockIntervalScheduleAdmin):  # type: ignore[misc]
+    """The stock page for as many intervals as there are timers."""
+
+    form = ScheduleForm
+    inlines = [PeriodicTaskInline]
+
+
+for model, page in (
+    (PeriodicTask, PeriodicTaskAdmin),
+    (ClockedSchedule, ClockedScheduleAdmin),
+    (CrontabSchedule, CrontabScheduleAdmin),
+    (IntervalSchedule, IntervalScheduleAdmin),
+):
+    admin.site.unregister(model)
+    admin.site.register(model, page)
 
 
 # Our own pages
@@ -619,11 +735,23 @@ admin.site.register(ClockedSchedule, ClockedScheduleAdmin)
 
 @admin.register(Timer)
 class TimerAdmin(TimerColumns, ReadOnlyAdmin):
-    list_display = ("id_shown", "status", "due", "url", "attempts", "status_code", "lateness", "owner", "created")
+    list_display = (
+        "id_shown",
+        "status",
+        "due",
+        "schedule_shown",
+        "url",
+        "attempts",
+        "status_code",
+        "lateness",
+        "owner",
+        "created",
+    )
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
     fieldsets = (
-        (None, {"fields": ("id", "name", "web_url", "host", "status", "due", "schedule", "task", "owner", "created")}),
+        (None, {"fields": ("id", "name", "web_url", "host", "status", "owner", "created", "task")}),
+        ("Schedule", {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
         ("Options", {"fields": ("options_shown",)}),
         ("Deliveries", {"fields": ("deliveries",)}),
         ("Attempts", {"fields": ("attempts_made",)}),
@@ -639,15 +767,19 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     def _timer(self, row: Timer) -> Timer:
         return row
 
-    @admin.display(description="schedule")
-    def schedule(self, timer: Timer) -> str:
-        return shown_schedule(timer) or "once"
+    @admin.display(description="id")
+    def id_shown(self, row: Timer) -> SafeString:
+        return shown_name(super().id_shown(row), row)
+
+    @admin.display(description="bounds")
+    def bounds(self, timer: Timer) -> str:
+        return shown_bounds(timer) or NOTHING
 
     @admin.display(description="as given")
     def options_shown(self, timer: Timer) -> SafeString | str:
         if not timer.options:
             return "a plain POST, with the default retries"
-        return format_html("<pre>{}</pre>", json.dumps(timer.options, indent=2, ensure_ascii=False)[:20_000])
+        return shown_json(timer.options)
 
     @admin.display(description="created")
     def created(self, timer: Timer) -> SafeString | str:
@@ -656,7 +788,13 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     @admin.display(description="periodic task")
     def task(self, timer: Timer) -> SafeString | str:
         task = timer.periodic_task
-        return "deleted" if task is None else link(task, f"{task.name} ({'enabled' if task.enabled else 'disabled'})")
+        if task is not None:
+            return link(task, f"{task.name} ({'enabled' if task.enabled else 'disabled'})")
+        if timer.outcome_of is None:
+            return "deleted"
+        told = Delivery.objects.filter(pk=timer.outcome_of).first()
+        which = link(told, str(told.pk)) if told else f"{timer.outcome_of}, which was pruned"
+        return format_html("none: this is the callback of delivery {}", which)
 
     @admin.display(description=f"newest {INLINE_ROWS}")
     def deliveries(self, timer: Timer) -> SafeString | str:
@@ -804,3 +942,116 @@ class CallStopAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def delete_queryset(self, request: HttpRequest, queryset: QuerySet[CallStop]) -> None:  # noqa: ARG002
         for stop in queryset:
             services.resume_calls(host=stop.host)
+
+
+@admin.register(BulkOperation)
+class BulkOperationAdmin(ToLookAt, BoundedAdmin):
+    """What is done to many timers at once, and how far it is."""
+
+    list_display = ("id_shown", "asked", "status", "matched", "changed", "owner", "created", "finished")
+    list_select_related = ("owner",)
+    fields = (
+        "id",
+        "asked",
+        "filter_shown",
+        "status",
+        "matched",
+        "changed",
+        "owner",
+        "created",
+        "finished",
+    )
+
+    @admin.display(description="action")
+    def asked(self, operation: BulkOperation) -> str:
+        return f"{operation.get_action_display()}{' (dry run)' if operation.dry_run else ''}"
+
+    @admin.display(description="status")
+    def status(self, operation: BulkOperation) -> str:
+        if operation.error:
+            return f"Stopped: {operation.error}"
+        return "Under way" if operation.finished_at is None else "Ended"
+
+    @admin.display(description="filter")
+    def filter_shown(self, operation: BulkOperation) -> SafeString:
+        return shown_json(operation.filter)
+
+    @admin.display(description="begun")
+    def created(self, operation: BulkOperation) -> SafeString | str:
+        return shown_time(operation.created_at)
+
+    @admin.display(description="ended")
+    def finished(self, operation: BulkOperation) -> SafeString | str:
+        return shown_time(operation.finished_at)
+
+
+class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
+    """A signing secret to add."""
+
+    secret = forms.CharField(
+        required=False,
+        max_length=100,
+        widget=forms.TextInput(attrs={"size": 60, "autocomplete": "off"}),
+        help_text="Leave it empty to have one made; it is shown once. Or whsec_ and 24 to 64 bytes in base64.",
+    )
+
+    class Meta:
+        model = SigningSecret
+        fields = ("owner", "secret")
+
+    def clean_secret(self) -> str:
+        secret: str = self.cleaned_data["secret"]
+        if secret:
+            try:
+                signing.check_secret(secret)
+            except ValueError as error:
+                raise ValidationError(str(error)) from error
+        return secret
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or self.cleaned_data
+        if SigningSecret.objects.filter(owner=data.get("owner")).count() >= services.SECRETS_MOST:
+            text = f"There are {services.SECRETS_MOST} signing secrets already. Delete one that is out of use."
+            self.add_error("owner", text)
+        return data
+
+
+@admin.register(SigningSecret)
+class SigningSecretAdmin(BoundedAdmin):
+    """Which owners' calls are signed. A secret is shown once, when it is made."""
+
+    form = SecretForm
+    list_display = ("__str__", "owner", "hint", "created")
+    list_select_related = ("owner",)
+    autocomplete_fields = ("owner",)
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        # A stored secret stands in no form.
+        return super().get_form(request, obj, change, **({"form": forms.ModelForm} if obj else {}) | kwargs)
+
+    def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
+        text = "Whose timers' calls are signed with it. Empty: those of timers without an owner."
+        return super().formfield_for_foreignkey(db_field, request, required=False, help_text=text, **kwargs)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002
+        return ("owner", "secret") if obj is None else ("owner", "hint", "created")
+
+    def save_model(self, request: HttpRequest, obj: SigningSecret, form: Any, change: bool) -> None:  # noqa: ARG002
+        made = services.add_secret(obj.secret or None, owner_id=obj.owner_id)
+        if made is None:
+            raise RuntimeError("Somebody else has just added the last signing secret that fits.")
+        obj.pk = made.pk
+        if not form.cleaned_data["secret"]:
+            text = format_html("The new secret is <code>{}</code>. Copy it now: it is not shown again.", made.secret)
+            self.message_user(request, text, messages.WARNING)
+
+    @admin.display(description="hint")
+    def hint(self, secret: SigningSecret) -> str:
+        return f"…{secret.secret[-4:]}"
+
+    @admin.display(description="created")
+    def created(self, secret: SigningSecret) -> SafeString | str:
+        return shown_time(secret.created_at)

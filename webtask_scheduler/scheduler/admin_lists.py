@@ -32,21 +32,21 @@ WINDOW = 50_000
 # No retry waits longer than this after its promised moment; see retry.
 RETRIED = timedelta(seconds=MAX_AGE_SECONDS + 3600)
 
-WAITING = (State.SCHEDULED, *LEASED)
+WAITING = (State.SCHEDULED, State.HELD, *LEASED)
 NOT_WAITING = (State.PAUSED, *FINAL)
 
 _HEX = re.compile(r"[0-9a-f]{8,32}")
 
 _TEXT = """
 SELECT id FROM (
-  (SELECT id, web_url FROM scheduler_timer WHERE host = %s ORDER BY id DESC LIMIT %s)
+  (SELECT id, web_url, name FROM scheduler_timer WHERE host = %s ORDER BY id DESC LIMIT %s)
   UNION ALL
-  (SELECT id, web_url FROM scheduler_timer ORDER BY id DESC LIMIT %s)
-) newest WHERE strpos(lower(web_url), %s) > 0 LIMIT %s
+  (SELECT id, web_url, name FROM scheduler_timer ORDER BY id DESC LIMIT %s)
+) newest WHERE strpos(lower(web_url), %s) > 0 OR strpos(lower(name), %s) > 0 LIMIT %s
 """
 _TEXT_OF_HOST = """
-SELECT id FROM (SELECT id, web_url FROM scheduler_timer WHERE host = %s ORDER BY id DESC LIMIT %s) newest
- WHERE strpos(lower(web_url), %s) > 0 LIMIT %s
+SELECT id FROM (SELECT id, web_url, name FROM scheduler_timer WHERE host = %s ORDER BY id DESC LIMIT %s) newest
+ WHERE strpos(lower(web_url), %s) > 0 OR strpos(lower(name), %s) > 0 LIMIT %s
 """
 
 
@@ -125,6 +125,8 @@ class Wish:
             return deliveries.order_by("next_attempt_at")[:SHOWN]
         if state in LEASED:
             return _latest(deliveries).order_by("lease_expires_at")[:SHOWN]
+        if state == State.HELD:
+            return _latest(deliveries).order_by("pk")[:SHOWN]
         return _latest(deliveries).order_by("-due_at")[:SHOWN]
 
     def _timers(self, limit: int) -> QuerySet[Timer] | RawSQL | None:
@@ -144,8 +146,8 @@ class Wish:
             return timers.filter(pk__in=[first, *of_delivery])
         term, limit = self.term.lower(), min(limit, LISTED)
         if self.host:
-            return RawSQL(_TEXT_OF_HOST, [self.host, WINDOW, term, limit])  # noqa: S611 - all values are parameters
-        return RawSQL(_TEXT, [host_in(term), WINDOW, WINDOW, term, limit])  # noqa: S611
+            return RawSQL(_TEXT_OF_HOST, [self.host, WINDOW, term, term, limit])  # noqa: S611 - all values are parameters
+        return RawSQL(_TEXT, [host_in(term), WINDOW, WINDOW, term, term, limit])  # noqa: S611
 
 
 def _latest(deliveries: QuerySet[Delivery]) -> QuerySet[Delivery]:

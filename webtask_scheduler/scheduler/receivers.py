@@ -1,10 +1,10 @@
-"""Foreign edits: what the admin or other code writes to PeriodicTask and ClockedSchedule takes effect on timers.
+"""Foreign edits: what the admin or other code writes to PeriodicTask and its schedules takes effect on timers.
 
 The one exception to "no signals": `save()` and `delete()` of stock rows are not ours to replace. A bare `.update()`
 sends no signal; the claim and `services.reconcile` see to that.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 from celery import signals
 from django.db.models.signals import post_save, pre_delete, pre_save
@@ -12,8 +12,6 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import TASK_NAME
-
-Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 # In a beat process only the scheduler writes to these rows, and what it writes is book-keeping, not a wish.
 _in_beat = False
@@ -56,18 +54,17 @@ def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
         services.obey_deleted([instance.pk])
 
 
-def _tasks_of(schedule: Schedule) -> list[int]:
+def _tasks_of(schedule: services.Schedule) -> list[int]:
     column = {ClockedSchedule: "clocked", CrontabSchedule: "crontab", IntervalSchedule: "interval"}[type(schedule)]
     return list(PeriodicTask.objects.filter(**{column: schedule.pk}, task=TASK_NAME).values_list("pk", flat=True))
 
 
-def _before_schedule(instance: Schedule, **_: Any) -> None:
+def _before_schedule(instance: services.Schedule, **_: Any) -> None:
     if instance.pk is not None:
         services.lock_for_edit(_tasks_of(instance))
-        if isinstance(instance, ClockedSchedule):
-            services.check_clocked_edit(instance)
+        services.check_schedule_edit(instance)
 
 
-def _after_schedule(instance: Schedule, created: bool, **_: Any) -> None:
+def _after_schedule(instance: services.Schedule, created: bool, **_: Any) -> None:
     if not created:
         services.obey(_tasks_of(instance))

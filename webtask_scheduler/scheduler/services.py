@@ -10,11 +10,11 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
-from django.db.models import F, Max
+from django.db.models import Count, F, Max
 from django.db.models.functions import Now
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
@@ -33,9 +33,17 @@ from webtask_scheduler.scheduler.models import (
     host_of,
     new_id,
 )
-from webtask_scheduler.scheduler.recurrence import Recurrence, ScheduleError, celery_fields, cron_of
+from webtask_scheduler.scheduler.recurrence import (
+    Recurrence,
+    ScheduleError,
+    celery_fields,
+    check_timezone,
+    cron_of,
+)
 
 logger = logging.getLogger(__name__)
+
+Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 
 # Not called yet, and not held back by its own row.
@@ -266,9 +274,9 @@ def _shape(cron: str, every_seconds: float | None) -> dict[str, Any] | None:
         return None if fields is None else {"crontab": list(fields)}
     if every_seconds is None:
         return None
-    microseconds = round(every_seconds * 1_000_000)
+    microseconds = _microseconds(every_seconds)
     for period, seconds in PERIODS.items():
-        every, rest = divmod(microseconds, round(seconds * 1_000_000))
+        every, rest = divmod(microseconds, _microseconds(seconds))
         if not rest and every <= EVERY_MOST:
             return {"interval": [every, period]}
     return None
@@ -319,15 +327,17 @@ def _promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
 
 
 def _show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
-    """Have a PeriodicTask show a timer's schedule; its schedule's row is the timer's own and is no other task's."""
+    """Have a PeriodicTask show a timer's schedule. A schedule's row that says it already is kept, shared or not."""
     shape = _shape(timer.cron, timer.every_seconds)
-    rows: dict[str, Any] = {"crontab_id": None, "interval_id": None, "clocked_id": None}
+    rows: dict[str, Any] = {"crontab_id": None, "interval_id": None, "solar_id": None, "clocked_id": None}
     # Written in bulk: a save() would make stock beat reload everything.
     if shape is None:
         rows["clocked_id"] = _own(ClockedSchedule, task.clocked_id, clocked_time=due_at)
+    elif not _differs(timer.cron, timer.timezone, timer.every_seconds, *_shown(task)):
+        name = "interval_id" if "interval" in shape else "crontab_id"
+        rows[name] = getattr(task, name)
     elif "crontab" in shape:
-        names = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
-        fields = dict(zip(names, shape["crontab"], strict=True))
+        fields = dict(zip(CRONTAB, shape["crontab"], strict=True))
         rows["crontab_id"] = _own(CrontabSchedule, task.crontab_id, **fields, timezone=timer.timezone)
     else:
         every, period = shape["interval"]
@@ -337,9 +347,14 @@ def _show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
 
 def _own(model: Any, pk: int | None, **values: Any) -> int:
     """Write a schedule's row, making one where there is none or other tasks use it too, and return its id."""
-    if pk is not None and model.objects.get(pk=pk).periodictask_set.count() == 1:
-        model.objects.filter(pk=pk).update(**values)
-        return pk
+    if pk is not None:
+        stored = model.objects.filter(pk=pk)
+        if stored.filter(**values).exists():
+            return pk
+        # Without reading the row: what stands there may be no crontab at all.
+        if stored.aggregate(users=Count("periodictask"))["users"] == 1:
+            stored.update(**values)
+            return pk
     (row,) = model.objects.bulk_create([model(**values)])
     return int(row.pk)
 
@@ -536,6 +551,12 @@ def begin_bulk(operation: BulkOperation) -> None:
 BULK_ROWS = 200
 
 
+def end_bulk(operation: BulkOperation, *, error: str) -> None:
+    """End a bulk operation that cannot go on, saying why."""
+    BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
+    logger.warning("bulk_failed bulk=%s error=%s", operation.pk, error)
+
+
 def step_bulk(operation: BulkOperation, wanted: search.Filter) -> bool:
     """Do the next page of a bulk operation, as one transaction; return whether there is more to do.
 
@@ -544,7 +565,7 @@ def step_bulk(operation: BulkOperation, wanted: search.Filter) -> bool:
     try:
         page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
     except search.CursorError as error:
-        BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=str(error))
+        end_bulk(operation, error=str(error))
         return False
     with transaction.atomic():
         if page.timer_ids and not operation.dry_run:
@@ -660,9 +681,12 @@ SECRETS_MOST = 5
 
 def add_secret(secret: str | None, *, owner_id: int | None) -> SigningSecret | None:
     """Sign the calls of an owner's timers with one more secret, a new one if None; None where there are too many."""
-    if SigningSecret.objects.filter(owner=owner_id).count() >= SECRETS_MOST:
-        return None
-    return SigningSecret.objects.create(owner_id=owner_id, secret=secret or signing.new_secret())
+    with transaction.atomic(), connection.cursor() as cursor:
+        # Two at once would both find room.
+        cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"signing secrets of {owner_id}"])
+        if SigningSecret.objects.filter(owner=owner_id).count() >= SECRETS_MOST:
+            return None
+        return SigningSecret.objects.create(owner_id=owner_id, secret=secret or signing.new_secret())
 
 
 def stop_calls(*, host: str = "", reason: str = "") -> CallStop:
@@ -765,6 +789,12 @@ SELECT count(*) FROM deliveries
 """  # noqa: S608
 
 
+def prune_bulk(*, older_than: timedelta) -> int:
+    """Forget bulk operations that ended longer ago than that; return how many."""
+    gone, _ = BulkOperation.objects.filter(finished_at__lt=Now() - older_than).delete()
+    return gone
+
+
 def prune_keys() -> int:
     """Forget idempotency keys older than KEY_HOURS; return how many."""
     gone, _ = IdempotencyKey.objects.filter(created_at__lt=Now() - timedelta(hours=KEY_HOURS)).delete()
@@ -790,19 +820,40 @@ def check_edit(task: PeriodicTask) -> None:
         return
     if not _has_ended(_latest(timer.pk)):
         return
-    stored = PeriodicTask.objects.filter(pk=task.pk).values("clocked_id", "enabled").first()
-    if stored and (task.enabled or stored["clocked_id"] != task.clocked_id):
+    schedules = ("interval_id", "crontab_id", "solar_id", "clocked_id")
+    stored = PeriodicTask.objects.filter(pk=task.pk).values(*schedules).first()
+    if stored and (task.enabled or any(stored[name] != getattr(task, name) for name in schedules)):
         raise TimerEndedError(timer.pk)
 
 
-def check_clocked_edit(clocked: ClockedSchedule) -> None:
-    """Refuse to move the schedule of a timer that has ended. Raises TimerEndedError."""
-    stored = ClockedSchedule.objects.filter(pk=clocked.pk).values_list("clocked_time", flat=True).first()
-    if stored is None or stored == clocked.clocked_time:
+def check_schedule_edit(schedule: Schedule) -> None:
+    """Refuse to change a schedule that only timers use that have ended. Raises TimerEndedError."""
+    names = [column.attname for column in schedule._meta.concrete_fields]  # noqa: SLF001 - Django means it so
+    stored = type(schedule).objects.filter(pk=schedule.pk).values(*names).first()
+    if stored is None or all(stored[name] == getattr(schedule, name) for name in names):
         return
-    for timer_id in Timer.objects.filter(periodic_task__clocked=clocked.pk).values_list("pk", flat=True):
-        if _has_ended(_latest(timer_id)):
-            raise TimerEndedError(timer_id)
+    timer_id = None
+    for timer_id in schedule.periodictask_set.values_list("timer", flat=True):
+        if timer_id is None or not _has_ended(_latest(timer_id)):
+            return
+    if timer_id is not None:
+        raise TimerEndedError(timer_id)
+
+
+def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
+    """Refuse a schedule that these timers could not go by, as `obey` would. Raises ValidationError."""
+    if isinstance(schedule, ClockedSchedule):
+        return
+    if isinstance(schedule, CrontabSchedule):
+        row = (None, None, *(getattr(schedule, name) for name in CRONTAB), str(schedule.timezone))
+    else:
+        row = (schedule.every, schedule.period, *[None] * (len(CRONTAB) + 1))
+    for timer in timers:
+        if not _has_ended(_latest(timer.pk)):
+            try:
+                _read(timer, *row)
+            except ScheduleError as error:
+                raise ValidationError(str(error), code="schedule") from error
 
 
 def obey(periodic_task_ids: Iterable[int]) -> int:
@@ -815,16 +866,13 @@ def obey(periodic_task_ids: Iterable[int]) -> int:
     for timer in Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk"):
         with transaction.atomic():
             _lock_open([timer.pk])
-            Timer.objects.select_for_update().get(pk=timer.pk)
+            # Read again: somebody else may have written it since.
+            locked = Timer.objects.select_for_update().filter(pk=timer.pk).first()
             delivery = _latest(timer.pk)
-            task = (
-                PeriodicTask.objects.select_for_update(of=("self",))
-                .select_related("clocked", "crontab", "interval")
-                .filter(timer=timer.pk)
-                .first()
-            )
-            if delivery is not None and task is not None:
-                changed += _obey(timer, delivery, task)
+            rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
+            task = rows.filter(timer=timer.pk).first()
+            if locked is not None and delivery is not None and task is not None:
+                changed += _obey(locked, delivery, task)
     return changed
 
 
@@ -867,17 +915,21 @@ def reconcile(*, after: int, limit: int) -> int | None:
     return last if rows == limit else None
 
 
-# A row and the latest promised delivery of its timer disagree: enabled or not, the moment, or a timer that has ended.
+# A row and the latest promised delivery of its timer disagree: enabled or not, the moment, or a timer that has ended;
+# or the row has no schedule, more than one, or one by the sun.
 _DISPUTED = f"""
 WITH page AS MATERIALIZED (
-  SELECT id, enabled, one_off, last_run_at, clocked_id FROM django_celery_beat_periodictask
+  SELECT id, enabled, one_off, last_run_at, interval_id, crontab_id, solar_id, clocked_id
+    FROM django_celery_beat_periodictask
    WHERE task = %s AND id > %s ORDER BY id LIMIT %s
 )
 SELECT count(*), max(task.id), array_agg(task.id) FILTER (
          WHERE task.enabled AND latest.finished_at IS NOT NULL
             OR task.enabled AND latest.state = 'paused'
             OR NOT task.enabled AND NOT {HANDED_OVER} AND latest.state IN ('scheduled', 'claimed', 'held')
-            OR clocked.clocked_time <> latest.due_at AND latest.finished_at IS NULL)
+            OR latest.state IS NOT NULL AND latest.finished_at IS NULL AND (
+                 clocked.clocked_time <> latest.due_at OR task.solar_id IS NOT NULL
+                 OR num_nonnulls(task.interval_id, task.crontab_id, task.clocked_id) <> 1))
   FROM page task
   LEFT JOIN scheduler_timer timer ON timer.periodic_task_id = task.id
   LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
@@ -885,46 +937,85 @@ SELECT count(*), max(task.id), array_agg(task.id) FILTER (
                       WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1) latest ON true
 """  # noqa: S608
 
-_RECURRING = """
+_SHOWN = """every.every, every.period, crontab.minute, crontab.hour, crontab.day_of_month, crontab.month_of_year,
+       crontab.day_of_week, crontab.timezone"""
+_SCHEDULES = """
+  LEFT JOIN django_celery_beat_crontabschedule crontab ON crontab.id = task.crontab_id
+  LEFT JOIN django_celery_beat_intervalschedule every ON every.id = task.interval_id"""
+CRONTAB = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+# Timers that have ended are left out: nothing comes of what their rows show.
+_RECURRING = f"""
 WITH page AS MATERIALIZED (
-  SELECT id, crontab_id, interval_id, clocked_id FROM django_celery_beat_periodictask
+  SELECT id, crontab_id, interval_id FROM django_celery_beat_periodictask
    WHERE task = %s AND id > %s ORDER BY id LIMIT %s
 )
-SELECT page.id, timer.cron, timer.timezone, timer.every_seconds, crontab.minute, crontab.hour, crontab.day_of_month,
-       crontab.month_of_year, crontab.day_of_week, crontab.timezone, every.every, every.period
-  FROM page JOIN scheduler_timer timer ON timer.periodic_task_id = page.id
-  LEFT JOIN django_celery_beat_crontabschedule crontab ON crontab.id = page.crontab_id
-  LEFT JOIN django_celery_beat_intervalschedule every ON every.id = page.interval_id
- WHERE page.crontab_id IS NOT NULL OR page.interval_id IS NOT NULL
-    OR timer.cron <> '' OR timer.every_seconds IS NOT NULL
-"""
+SELECT task.id, timer.cron, timer.timezone, timer.every_seconds, {_SHOWN}
+  FROM page task JOIN scheduler_timer timer ON timer.periodic_task_id = task.id{_SCHEDULES}
+ WHERE (task.crontab_id IS NOT NULL OR task.interval_id IS NOT NULL
+        OR timer.cron <> '' OR timer.every_seconds IS NOT NULL)
+   AND EXISTS (SELECT FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra AND finished_at IS NULL
+                  AND cancel_requested_at IS NULL)
+"""  # noqa: S608
+
+
+def _shown(task: PeriodicTask) -> tuple[Any, ...]:
+    """Return the interval and the crontab that a PeriodicTask shows, as `_differs` and `_read` take them."""
+    with connection.cursor() as cursor:
+        # As they stand in the table: of what is no time zone, the model makes an error.
+        query = f"SELECT {_SHOWN} FROM django_celery_beat_periodictask task{_SCHEDULES} WHERE task.id = %s"  # noqa: S608
+        cursor.execute(query, [task.pk])
+        row: tuple[Any, ...] = cursor.fetchone()
+        return row
 
 
 def _differs(cron: str, timezone: str, every_seconds: float | None, *row: Any) -> bool:
-    """Whether a PeriodicTask shows another schedule than its timer has."""
-    *fields, zone, every, period = row
-    if zone is not None:
-        return celery_fields(cron) != tuple(fields) or timezone != zone if cron else True
+    """Whether a PeriodicTask shows another schedule than its timer has. Of several, Celery goes by the interval."""
+    every, period, *fields, zone = row
     if period is not None:
-        return every_seconds is None or abs(every_seconds - every * PERIODS[period]) > PERIODS[period] / 2
+        return every_seconds is None or _microseconds(every_seconds) != every * _microseconds(PERIODS.get(period, 0.0))
+    if zone is not None:
+        if not cron or timezone != zone:
+            return True
+        meant = celery_fields(cron)
+        return meant != tuple(fields) and meant != _meaning(fields)
     # A clocked row stands for one moment, or for a schedule that Celery cannot express.
     return _shape(cron, every_seconds) is not None
+
+
+def _meaning(fields: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the fields of a crontab as `celery_fields` would write them."""
+    try:
+        return celery_fields(cron_of(*fields))
+    except ScheduleError:
+        return ()
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
 
 
 def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     if _has_ended(delivery):
         return _restore(timer, delivery, task)
     before = (delivery.state, delivery.pk)
-    adopted = _adopt(timer, task)
+    adopted, refused = None, False
+    try:
+        adopted = _adopt(timer, task)
+    except ScheduleError as error:
+        # Said once: the row shows the timer's own schedule again.
+        logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
+        _show(timer, task, due_at=delivery.due_at)
+        refused = True
     if adopted is not None:
         delivery = _promise(timer, delivery, due_at=adopted)
-    elif task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
+    elif not refused and task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
         delivery = _move(delivery, due_at=task.clocked.clocked_time, enabled=task.enabled)
     elif task.enabled:
         _resume(delivery)
     elif not _handed_over(task):
         _pause(delivery)
-    return before != (delivery.state, delivery.pk)
+    return refused or before != (delivery.state, delivery.pk)
 
 
 def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
@@ -956,44 +1047,56 @@ def _handed_over(task: PeriodicTask) -> bool:
     return bool(task.last_run_at >= task.clocked.clocked_time - timedelta(seconds=5))
 
 
+# What is said of a row with none of them, several, or one by the sun.
+ONE_SCHEDULE = "A timer has one schedule: an interval, a crontab or a clocked moment."
+
+
 def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
-    """Take over the schedule that somebody gave a PeriodicTask; return what to promise, None if it is the same."""
-    crontab, every = task.crontab, task.interval
-    row: list[Any] = [None] * 8
-    if crontab is not None:
-        fields = [crontab.minute, crontab.hour, crontab.day_of_month, crontab.month_of_year, crontab.day_of_week]
-        row[:6] = [*fields, str(crontab.timezone)]
-    if every is not None:
-        row[6:] = [every.every, every.period]
+    """Take over the schedule that somebody gave a PeriodicTask; return what to promise, None if it is the same.
+
+    Raises ScheduleError where a timer cannot go by it.
+    """
+    row = _shown(task)
+    given = [task.interval_id, task.crontab_id, task.solar_id, task.clocked_id]
     if not _differs(timer.cron, timer.timezone, timer.every_seconds, *row):
+        if len(given) - given.count(None) != 1 or task.solar_id is not None:
+            raise ScheduleError(ONE_SCHEDULE)
         return None
-    # Bounds are of the timer's own; the row knows none.
-    ends_at, most = timer.ends_at, timer.max_occurrences
-    if crontab is not None:
-        try:
-            cron = cron_of(*fields)
-        except ScheduleError as error:
-            logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
-            return None
-        recurrence = Recurrence(cron=cron, timezone=str(crontab.timezone), starts_at=timer.starts_at, ends_at=ends_at)
-    elif every is not None:
-        seconds = max(1.0, every.every * PERIODS[every.period])
-        starts_at = _now() + timedelta(seconds=seconds)
-        recurrence = Recurrence(every_seconds=seconds, starts_at=starts_at, ends_at=ends_at)
-    elif task.clocked is not None:
-        _set_schedule(timer, NewTimer(web_url=timer.web_url))
-        timer.save()
-        moment: datetime = task.clocked.clocked_time
-        return moment
+    if task.interval_id is not None or task.crontab_id is not None:
+        recurrence, due_at = _read(timer, *row)
+        # Bounds are of the timer's own; the row knows none.
+        new = NewTimer(web_url=timer.web_url, recurrence=recurrence, max_occurrences=timer.max_occurrences)
+    elif task.solar_id is None and task.clocked is not None:
+        new, due_at = NewTimer(web_url=timer.web_url), task.clocked.clocked_time
     else:
-        return None
-    due_at = recurrence.next_after(_now())
-    if due_at is None:
-        logger.warning("foreign_schedule_refused timer=%s error=it has no moment to come", timer.pk)
-        return None
-    _set_schedule(timer, NewTimer(web_url=timer.web_url, recurrence=recurrence, max_occurrences=most))
+        raise ScheduleError(ONE_SCHEDULE)
+    _set_schedule(timer, new)
     timer.save()
     return due_at
+
+
+def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
+    """Return the schedule that a row shows, for a timer, and its next moment. Raises ScheduleError."""
+    every, period, *fields, zone = row
+    now, starts_at = _now(), timer.starts_at
+    # The first moment of an interval is a bound that somebody set if it is more than the interval away.
+    if starts_at and timer.every_seconds and (starts_at - now).total_seconds() <= timer.every_seconds:
+        starts_at = None
+    if period is not None:
+        seconds = every * PERIODS.get(period, 0.0)
+        if starts_at is None or starts_at <= now:
+            try:
+                starts_at = now + timedelta(seconds=seconds)
+            except OverflowError as error:
+                raise ScheduleError(NothingPromisedError().message) from error
+        recurrence = Recurrence(every_seconds=seconds, starts_at=starts_at, ends_at=timer.ends_at)
+    else:
+        zone = check_timezone(zone)
+        recurrence = Recurrence(cron=cron_of(*fields), timezone=zone, starts_at=starts_at, ends_at=timer.ends_at)
+    due_at = recurrence.next_after(now)
+    if due_at is None:
+        raise ScheduleError(NothingPromisedError().message)
+    return recurrence, due_at
 
 
 def _lock_open(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:

@@ -10,12 +10,22 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import admin as module
-from webtask_scheduler.scheduler import admin_lists, services
+from webtask_scheduler.scheduler import admin_lists, services, signing
 from webtask_scheduler.scheduler.dispatch import claim_due, release_held
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, CallStop, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    Attempt,
+    BulkOperation,
+    CallStop,
+    Delivery,
+    SigningSecret,
+    State,
+    Timer,
+)
+from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -25,6 +35,10 @@ CLOCKED = "/admin/django_celery_beat/clockedschedule/"
 TIMERS = "/admin/scheduler/timer/"
 DELIVERIES = "/admin/scheduler/delivery/"
 ATTEMPTS = "/admin/scheduler/attempt/"
+CRONTABS = "/admin/django_celery_beat/crontabschedule/"
+INTERVALS = "/admin/django_celery_beat/intervalschedule/"
+BULKS = "/admin/scheduler/bulkoperation/"
+SECRETS = "/admin/scheduler/signingsecret/"
 
 
 @pytest.fixture
@@ -87,6 +101,21 @@ def ended(make_timer):
 
 
 @pytest.fixture
+def recurring(make_timer):
+    """Return a function that stores a timer that recurs by a crontab, an interval, or what Celery has no words for."""
+
+    def make(kind="crontab", **fields):
+        recurrence = {
+            "crontab": Recurrence(cron="0 9 * * MON-FRI", timezone="Europe/Berlin"),
+            "interval": Recurrence(every_seconds=1800.5, starts_at=timezone.now() + timedelta(hours=1)),
+            "clocked": Recurrence(cron="0 12 13 * FRI"),
+        }[kind]
+        return make_timer(recurrence=recurrence, delay_seconds=None, **fields)
+
+    return make
+
+
+@pytest.fixture
 def staff(client):
     """Return a function that logs a member of staff in who has these permissions only."""
 
@@ -104,7 +133,8 @@ def change(row):
 
 
 def form_of(task, **changes):
-    data = {"enabled": "on" if task.enabled else "", "description": task.description, "clocked": task.clocked_id}
+    data = {"enabled": "on" if task.enabled else "", "description": task.description}
+    data |= {"clocked": task.clocked_id, "interval": task.interval_id, "crontab": task.crontab_id}
     return {name: value for name, value in (data | changes).items() if value not in ("", None)} | {
         "description": changes.get("description", task.description)
     }
@@ -153,12 +183,55 @@ def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
     assert "every day" in text
 
 
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("crontab", "0 9 * * MON-FRI (Europe/Berlin)"),
+        ("interval", "every 30 min 0.5 s"),
+        ("clocked", "0 12 13 * FRI (UTC)"),
+    ],
+)
+@pytest.mark.parametrize("address", [TASKS, TIMERS])
+def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, address, kind, words):
+    recurring(kind, name="nightly <report>")
+    text = page(address)
+    assert words in re.search(r'<td class="field-schedule_shown">.*?</td>', text)[0]
+    assert "nightly &lt;report&gt;" in text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(1, "1 s"), (60, "1 min"), (86_400, "1 d"), (90_061.25, "1 d 1 h 1 min 1.25 s")]
+)
+def test_period_in_words(seconds, words):
+    assert module.shown_period(seconds) == words
+
+
+@pytest.mark.parametrize("address", [TASKS, TIMERS])
+def test_timer_that_does_not_recur_is_called_once(page, make_timer, address):
+    make_timer()
+    assert "once" in re.search(r'<td class="field-schedule_shown">.*?</td>', page(address))[0]
+
+
+def test_every_state_can_be_shown(page, make_timer, sql):
+    timer = make_timer()
+    for state in State:
+        sql(
+            """UPDATE scheduler_delivery SET state = %s,
+                      lease_token = CASE WHEN %s IN ('claimed', 'running') THEN gen_random_uuid() END,
+                      lease_expires_at = CASE WHEN %s IN ('claimed', 'running') THEN now() END,
+                      finished_at = CASE WHEN %s IN ('succeeded', 'failed', 'cancelled', 'missed') THEN now() END""",
+            *[state.value] * 4,
+        )
+        for address in (TASKS, TIMERS, DELIVERIES, change(timer), change(timer.periodic_task)):
+            assert state.label in page(address)
+
+
 def test_list_escapes_and_cuts_urls(page, make_timer):
     make_timer('http://h.example/"><script>alert(1)</script>' + "x" * 100)
     text = page(TASKS)
     assert "<script>alert" not in text
     assert "&lt;script&gt;alert" in text
-    assert "x…</a>" in text
+    assert "x…<" in text
 
 
 def test_list_says_when_a_call_is_about_to_be_cancelled(page, make_timer):
@@ -174,23 +247,34 @@ def test_list_says_when_a_call_is_about_to_be_cancelled(page, make_timer):
     assert "Cancelling" in page(TASKS)
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS, CLOCKED])
-def test_page_of_100_rows_asks_as_much_as_a_page_of_one(admin_client, ended, address):
+def some_of_all(ended, recurring):
     ended()
+    for kind in ("crontab", "interval"):
+        recurring(kind)
+    BulkOperation.objects.create(action="cancel", filter={}, owner=User.objects.get())
+    services.add_secret(None, owner_id=User.objects.get().pk)
+
+
+@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS, CLOCKED, CRONTABS, INTERVALS, BULKS, SECRETS])
+def test_page_of_100_rows_asks_as_much_as_a_page_of_one(admin_client, ended, recurring, monkeypatch, address):
+    monkeypatch.setattr(services, "SECRETS_MOST", 1000)
+    some_of_all(ended, recurring)
     admin_client.get(address)
     with CaptureQueriesContext(connection) as one:
         admin_client.get(address)
     for _ in range(99):
-        ended()
+        some_of_all(ended, recurring)
     with CaptureQueriesContext(connection) as hundred:
         answer = admin_client.get(address)
     assert len(answer.context["cl"].result_list) == 100
     assert len(hundred) == len(one) <= 8
 
 
-def test_change_page_asks_a_bounded_number_of_questions(admin_client, ended):
+def test_change_page_asks_a_bounded_number_of_questions(admin_client, ended, recurring):
     timer = ended()
-    for address in (change(timer), change(timer.periodic_task), change(Delivery.objects.get())):
+    crontab, interval = (recurring(kind).periodic_task for kind in ("crontab", "interval"))
+    rows = [timer, timer.periodic_task, timer.deliveries.get(), crontab, crontab.crontab, interval, interval.interval]
+    for address in map(change, rows):
         admin_client.get(address)
         with CaptureQueriesContext(connection) as queries:
             admin_client.get(address)
@@ -234,6 +318,17 @@ def test_nothing_is_counted_or_listed_as_a_whole(admin_client, ended):
 
 
 # Filters
+
+
+@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES])
+def test_filter_finds_what_is_held(listed, make_timer, address):
+    make_timer("http://other.example/", delay_seconds=-1)
+    services.stop_calls(host="held.example")
+    make_timer("http://held.example/", delay_seconds=-1)
+    claim_due()
+    assert len(listed(address, status="held")) == 1
+    assert len(listed(address, due="overdue", host="held.example")) == 1
+    assert len(listed(enabled="1", host="held.example")) == 1
 
 
 @pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED])
@@ -299,6 +394,13 @@ def test_due_filter_puts_the_soonest_first(listed, make_timer):
     late, soon = make_timer(delay_seconds=900), make_timer(delay_seconds=300)
     middle = make_timer(delay_seconds=600)
     assert [task.timer for task in listed(due="hour")] == [soon, middle, late]
+
+
+def test_due_filter_puts_the_soonest_first_whatever_the_schedule_is(listed, make_timer, recurring):
+    late, soon = make_timer(delay_seconds=3500), make_timer(delay_seconds=300)
+    between = recurring("interval")
+    Delivery.objects.filter(timer=between).update(due_at=timezone.now() + timedelta(seconds=900))
+    assert [task.timer for task in listed(due="hour")] == [soon, between, late]
 
 
 @pytest.mark.parametrize("host", ["shop.example", "SHOP.example", "http://shop.example/path"])
@@ -370,6 +472,15 @@ def test_search_finds(listed, ended, address, term):
     assert len(listed(address, q=term.format(timer))) == 1
 
 
+@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+@pytest.mark.parametrize("parameters", [{}, {"host": "shop.example"}])
+def test_search_finds_by_the_name_of_a_timer(listed, ended, address, parameters):
+    ended(web_url="https://shop.example/1", name="Nightly Report")
+    ended(web_url="https://shop.example/2", name="another")
+    ended(web_url="https://shop.example/3")
+    assert len(listed(address, q="nightly rep", **parameters)) == 1
+
+
 def test_search_finds_the_timer_of_a_delivery(listed, make_timer):
     timer = make_timer()
     make_timer()
@@ -405,13 +516,24 @@ def test_search_looks_at_the_newest_timers_only(listed, make_timer, monkeypatch)
 # The form of a timer's row
 
 
-def test_form_of_a_timer_offers_three_fields(admin_client, make_timer):
-    timer = make_timer("http://shop.example/x")
+def test_form_of_a_timer_offers_what_an_operator_may_change(admin_client, make_timer):
+    timer = make_timer("http://shop.example/x", name="a name")
     answer = admin_client.get(change(timer.periodic_task))
-    assert set(answer.context["adminform"].form.fields) == {"enabled", "description", "clocked"}
+    assert set(answer.context["adminform"].form.fields) == {"enabled", "description", "interval", "crontab", "clocked"}
     text = answer.content.decode()
     assert change(timer) in text
     assert "Scheduled" in text
+    assert "a name" in text
+
+
+@pytest.mark.parametrize("kind", ["crontab", "interval", "clocked"])
+def test_form_of_a_timer_that_recurs_leads_to_its_schedule(page, recurring, kind):
+    task = recurring(kind, max_occurrences=7).periodic_task
+    text = page(change(task))
+    assert f'value="{task.scheduler.pk}"' in re.search(rf'<input[^>]*id="id_{kind}"[^>]*>', text)[0]
+    assert change(task.scheduler) in text
+    assert "7 times at the most" in text
+    assert ("Celery has no words for it" in text) == (kind == "clocked")
 
 
 def test_other_fields_of_a_timer_cannot_be_changed(admin_client, make_timer):
@@ -514,7 +636,10 @@ def test_task_name_that_is_too_long_is_an_error_of_the_form(admin_client, own_ro
 def test_form_loads_no_list_of_schedules(page, other_task, make_timer):
     task = other_task()
     clocked = make_timer().periodic_task.clocked
+    crontab = CrontabSchedule.objects.create(minute="17", hour="3")
     text = page(change(task))
+    assert crontab.human_readable not in page(TASKS + "add/")
+    assert crontab.human_readable not in text
     assert str(clocked.clocked_time.year) not in re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert 'id="id_clocked"' in text
 
@@ -723,6 +848,31 @@ def test_timer_page_escapes_what_the_receiver_answered(page, ended):
         assert "&lt;script&gt;alert" in text
 
 
+def test_timer_page_shows_its_name_schedule_and_options(page, recurring):
+    timer = recurring(name="nightly", options={"method": "PUT", "labels": {"a": "<b>"}}, max_lateness_seconds=60)
+    text = page(change(timer))
+    for shown in ("nightly", "0 9 * * MON-FRI (Europe/Berlin)", "&quot;PUT&quot;", "&lt;b&gt;", "60"):
+        assert shown in text
+
+
+def test_page_of_a_callback_leads_to_the_delivery_that_it_tells_of(page, ended, make_timer):
+    told = Delivery.objects.get(timer=ended())
+    timer = make_timer()
+    PeriodicTask.objects.filter(timer=timer).delete()
+    Timer.objects.filter(pk=timer.pk).update(outcome_of=told.pk)
+    text = page(change(timer))
+    assert change(told) in text
+    assert "deleted" not in text
+    Timer.objects.filter(pk=timer.pk).update(outcome_of=uuid.uuid4())
+    assert "which was pruned" in page(change(timer))
+
+
+def test_timer_page_tells_a_replayed_delivery(page, ended):
+    timer = ended(State.FAILED)
+    services.replay(timer.pk)
+    assert "replayed" in page(change(timer))
+
+
 def test_timer_whose_task_was_deleted_keeps_its_page(page, make_timer):
     timer = make_timer()
     PeriodicTask.objects.get().delete()
@@ -763,3 +913,85 @@ def test_stop_of_all_calls_is_listed_and_lifted_by_the_action(admin_client, make
         url, {"action": "delete_selected", "_selected_action": [CallStop.objects.get().pk], "post": "yes"}
     )
     assert len(claim_due().held) == 1
+
+
+# Bulk operations and signing secrets
+
+
+def test_bulk_operations_are_listed_with_their_progress(page, admin_user):
+    operation = BulkOperation.objects.create(
+        owner=admin_user, action="cancel", filter={"host": "<shop>"}, matched=1200, changed=1100
+    )
+    dry = BulkOperation.objects.create(action="pause", filter={}, dry_run=True, matched=3, finished_at=timezone.now())
+    BulkOperation.objects.create(action="replay", filter={}, error="a sentence", finished_at=timezone.now())
+    text = page(BULKS)
+    for shown in ("Under way", "1200", "1100", "Pause (dry run)", "Ended", "Stopped: a sentence", str(admin_user)):
+        assert shown in text
+    assert "&lt;shop&gt;" in page(change(operation))
+    assert "dry run" in page(change(dry))
+
+
+def test_bulk_operations_can_only_be_looked_at(admin_client):
+    operation = BulkOperation.objects.create(action="cancel", filter={})
+    assert admin_client.post(change(operation), {"action": "pause"}).status_code == 403
+    assert admin_client.get(BULKS + "add/").status_code == 403
+    assert admin_client.post(f"{BULKS}{operation.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def add_secret(client, **data):
+    return client.post(SECRETS + "add/", data, follow=True)
+
+
+def test_new_secret_is_shown_once(admin_client, admin_user, page):
+    said = message_texts(add_secret(admin_client, owner=admin_user.pk))
+    stored = SigningSecret.objects.get()
+    assert stored.owner == admin_user
+    assert any(stored.secret in text for text in said)
+    for address in (SECRETS, change(stored), f"{SECRETS}{stored.pk}/history/", f"{SECRETS}{stored.pk}/delete/"):
+        assert stored.secret not in page(address)
+    for address in (SECRETS, change(stored)):
+        assert f"…{stored.secret[-4:]}" in page(address)
+        assert admin_user.email in page(address)
+
+
+def test_given_secret_is_kept_and_not_repeated(admin_client):
+    secret = signing.new_secret()
+    answer = add_secret(admin_client, secret=secret)
+    stored = SigningSecret.objects.get()
+    assert (stored.secret, stored.owner) == (secret, None)
+    assert secret not in answer.content.decode()
+
+
+def test_secret_that_is_none_is_an_error_of_the_form(admin_client):
+    assert "A signing secret begins with whsec_" in add_secret(admin_client, secret="x").content.decode()
+    assert not SigningSecret.objects.exists()
+
+
+def test_too_many_secrets_are_an_error_of_the_form(admin_client, admin_user):
+    for _ in range(services.SECRETS_MOST):
+        services.add_secret(None, owner_id=admin_user.pk)
+    assert "already" in add_secret(admin_client, owner=admin_user.pk).content.decode()
+    assert SigningSecret.objects.count() == services.SECRETS_MOST
+    add_secret(admin_client)
+    assert SigningSecret.objects.filter(owner=None).count() == 1
+
+
+def test_secrets_are_deleted_and_never_changed(admin_client):
+    first, second = (services.add_secret(None, owner_id=None) for _ in range(2))
+    assert admin_client.post(change(first), {"secret": signing.new_secret()}).status_code == 403
+    admin_client.post(f"{SECRETS}{first.pk}/delete/", {"post": "yes"})
+    assert list(SigningSecret.objects.all()) == [second]
+    admin_client.post(SECRETS, {"action": "delete_selected", "_selected_action": [second.pk], "post": "yes"})
+    assert not SigningSecret.objects.exists()
+
+
+def test_secrets_need_permissions_of_their_own(staff):
+    stored = services.add_secret(None, owner_id=None)
+    client = staff("view_timer", "view_signingsecret")
+    assert client.get(SECRETS).status_code == 200
+    assert client.get(SECRETS + "add/").status_code == 403
+    assert client.post(f"{SECRETS}{stored.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_idempotency_keys_have_no_page(page):
+    assert "dempotency" not in page("/admin/")

@@ -2,12 +2,15 @@
 
 import os
 import shutil
+from datetime import timedelta
 
 import pytest
 from django.db import connection, connections
+from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State
+from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.users.models import User
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -95,3 +98,29 @@ def test_person_ticks_rows_and_runs_an_action(browser_page, live_server, make_ti
     page.get_by_text("1 timer was successfully disabled.").wait_for()
     page.get_by_text(f"1 timer has ended and stays as it is: {ended.pk}").wait_for()
     assert Delivery.objects.get(timer=waiting).state == State.PAUSED
+
+
+def test_person_follows_the_link_to_a_schedule_and_changes_it(browser_page, live_server, make_timer):
+    User.objects.create_superuser("ada@example.com", "correct horse battery")
+    starts_at = timezone.now() + timedelta(hours=1)
+    recurrence = Recurrence(every_seconds=3600, starts_at=starts_at)
+    timer = make_timer(recurrence=recurrence, delay_seconds=None, name="hourly report")
+    page = browser_page
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/")
+    page.get_by_label("E-mail address").fill("ada@example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.locator("td.field-schedule_shown", has_text="every 1 h").wait_for()
+    page.get_by_text("hourly report").click()
+    page.get_by_role("link", name="every hour", exact=True).click()
+    page.get_by_label("Number of Periods").fill("2")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("was changed successfully").wait_for()
+    timer.refresh_from_db()
+    assert timer.every_seconds == 7200
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/{timer.periodic_task_id}/change/")
+    page.get_by_label("Interval Schedule").fill("")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("must be set").wait_for()

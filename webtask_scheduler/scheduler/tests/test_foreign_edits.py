@@ -72,8 +72,9 @@ def post(client, address, data):
 
 
 def form(task, **changes):
-    data = {"enabled": "on" if task.enabled else "", "description": task.description, "clocked": task.clocked_id}
-    return {name: value for name, value in (data | changes).items() if value != ""}
+    data = {"enabled": "on" if task.enabled else "", "description": task.description}
+    data |= {"clocked": task.clocked_id, "interval": task.interval_id, "crontab": task.crontab_id}
+    return {name: value for name, value in (data | changes).items() if value not in ("", None)}
 
 
 def address_of(row, page="change"):
