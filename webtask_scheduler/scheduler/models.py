@@ -258,7 +258,7 @@ class Delivery(models.Model):
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
             # Serves dispatch.release_held.
             models.Index(F("id"), name="delivery_held_idx", condition=Q(state=State.HELD)),
-            # Serves services.prune.
+            # Serves retention.prune.
             models.Index(F("finished_at"), name="delivery_finished_idx", condition=Q(finished_at__isnull=False)),
             # Serves the admin's filter by status and due range for whatever no longer waits.
             models.Index(
@@ -367,7 +367,7 @@ class IdempotencyKey(models.Model):
             )
         ]
         indexes = [
-            # Serves services.prune_keys.
+            # Serves idempotency.prune.
             models.Index(F("created_at"), name="idempotency_key_age_idx"),
         ]
 

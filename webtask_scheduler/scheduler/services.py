@@ -25,7 +25,6 @@ from webtask_scheduler.scheduler.models import (
     BulkOperation,
     CallStop,
     Delivery,
-    IdempotencyKey,
     SigningSecret,
     State,
     Timer,
@@ -473,8 +472,6 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
 
 # Rows of one transaction where many are asked for: it holds their locks for some tens of milliseconds.
 BATCH_ROWS = 1000
-# Between two batches of deleting: running timers come first.
-PRUNE_PAUSE_SECONDS = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -592,89 +589,6 @@ def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
     return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME).done
 
 
-# How long a creating call may be repeated under its key.
-KEY_HOURS = 24
-
-
-class KeyInFlightError(Exception):
-    """Another request with this key is being worked on."""
-
-
-class KeyReusedError(Exception):
-    """The key was used for another request."""
-
-
-class KeyTakenError(Exception):
-    """Another request with this key has just ended: ask again, and its answer is there."""
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What was answered to a request with an idempotency key."""
-
-    status_code: int
-    headers: dict[str, str]
-    body: str
-
-
-# The lock tells at once that another request is in flight. What decides is the unique constraint: the lock may be got
-# after the statement's view of the table was taken.
-_RECALL = """
-SELECT pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0)), found.*
-  FROM (VALUES (1)) one (row) LEFT JOIN LATERAL (
-    SELECT fingerprint, status_code, headers::text, body FROM scheduler_idempotencykey
-     WHERE key = %(key)s AND owner_id IS NOT DISTINCT FROM %(owner)s::bigint
-       AND created_at > clock_timestamp() - make_interval(hours => %(hours)s)
-  ) found ON true
-"""
-_REMEMBER = """
-INSERT INTO scheduler_idempotencykey AS known (owner_id, key, fingerprint, status_code, headers, body, created_at)
-VALUES (%(owner)s, %(key)s, %(fingerprint)s, %(status)s, %(headers)s, %(body)s, clock_timestamp())
-ON CONFLICT (owner_id, key) DO UPDATE
-   SET fingerprint = excluded.fingerprint, status_code = excluded.status_code, headers = excluded.headers,
-       body = excluded.body, created_at = excluded.created_at
- WHERE known.created_at <= clock_timestamp() - make_interval(hours => %(hours)s)
-RETURNING true
-"""
-
-
-def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | None:
-    """Return the answer that was given under a key, None for a key that is new; it is taken until the transaction ends.
-
-    To be called inside a transaction. Raises KeyInFlightError, KeyReusedError.
-    """
-    with connection.cursor() as cursor:
-        lock = f"idempotency key {owner_id} {key}"
-        cursor.execute(_RECALL, {"lock": lock, "key": key, "owner": owner_id, "hours": KEY_HOURS})
-        free, known, status_code, headers, body = cursor.fetchone()
-    if known is not None:
-        if bytes(known) != fingerprint:
-            raise KeyReusedError
-        return Answer(status_code, json.loads(headers), body)
-    if not free:
-        raise KeyInFlightError
-    return None
-
-
-def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: bytes) -> None:
-    """Keep the answer given under a key, in the transaction that did what was asked. Raises KeyTakenError."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            _REMEMBER,
-            {
-                "owner": owner_id,
-                "key": key,
-                "fingerprint": fingerprint,
-                "status": answer.status_code,
-                "headers": json.dumps(answer.headers),
-                "body": answer.body,
-                "hours": KEY_HOURS,
-            },
-        )
-        if cursor.fetchone() is None:
-            raise KeyTakenError
-
-
 # Each call is signed with all of them.
 SECRETS_MOST = 5
 
@@ -701,104 +615,6 @@ def resume_calls(*, host: str = "") -> bool:
     lifted, _ = CallStop.objects.filter(host=host.lower()).delete()
     logger.warning("calls_resumed host=%s", host.lower() or "*")
     return bool(lifted)
-
-
-def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
-    """Delete timers that ended longer ago than that, with all that belongs to them; return how many.
-
-    One batch of at most `limit`, in a transaction of its own; a timer of which anything is still open stays. A dry run
-    counts them all instead, and deletes nothing. Deleted are the rows of ours and the PeriodicTask and ClockedSchedule
-    made for them; a ClockedSchedule that other tasks use stays.
-    """
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT_ENDED if dry_run else _PRUNE, {"seconds": older_than.total_seconds(), "limit": limit})
-        return int(cursor.fetchone()[0])
-
-
-# Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
-_ENDED = """
-  SELECT timer_id FROM scheduler_delivery old
-   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
-     AND NOT EXISTS (
-       SELECT FROM scheduler_delivery other WHERE other.timer_id = old.timer_id
-          AND (other.finished_at IS NULL OR (other.finished_at, other.id) > (old.finished_at, old.id)))
-   ORDER BY finished_at {limit}
-"""
-_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED.format(limit='')}) ended"  # noqa: S608 - only constants are put in
-# One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
-# keys are checked at the end.
-_PRUNE = f"""
-WITH ended AS MATERIALIZED ({_ENDED.format(limit="LIMIT %(limit)s")}),
-locked AS MATERIALIZED (
-  SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)
-   ORDER BY delivery.id FOR UPDATE OF delivery
-),
-labels AS (DELETE FROM scheduler_timerlabel label USING ended WHERE label.timer_id = ended.timer_id),
-attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
-deliveries AS (DELETE FROM scheduler_delivery USING locked WHERE scheduler_delivery.id = locked.id),
-timers AS (
-  DELETE FROM scheduler_timer USING ended WHERE scheduler_timer.id = ended.timer_id RETURNING periodic_task_id
-),
-tasks AS (
-  DELETE FROM django_celery_beat_periodictask task USING timers WHERE task.id = timers.periodic_task_id
-  RETURNING task.id, task.clocked_id, task.crontab_id, task.interval_id
-),
-clocked AS (
-  DELETE FROM django_celery_beat_clockedschedule clocked USING tasks
-   WHERE clocked.id = tasks.clocked_id
-     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
-                      WHERE other.clocked_id = clocked.id AND other.id <> tasks.id)
-),
-crontabs AS (
-  DELETE FROM django_celery_beat_crontabschedule crontab USING tasks
-   WHERE crontab.id = tasks.crontab_id
-     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
-                      WHERE other.crontab_id = crontab.id AND other.id <> tasks.id)
-),
-intervals AS (
-  DELETE FROM django_celery_beat_intervalschedule every USING tasks
-   WHERE every.id = tasks.interval_id
-     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
-                      WHERE other.interval_id = every.id AND other.id <> tasks.id)
-)
-SELECT count(*) FROM timers
-"""  # noqa: S608
-
-
-def prune_past(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
-    """Delete deliveries that ended longer ago than that, of timers that go on; return how many. As `prune`."""
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT_PAST if dry_run else _PRUNE_PAST, {"seconds": older_than.total_seconds(), "limit": limit})
-        return int(cursor.fetchone()[0])
-
-
-# A later delivery is there: this one is neither what the timer shows nor what it waits for.
-_PAST = """
-  SELECT id FROM scheduler_delivery old
-   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
-     AND EXISTS (SELECT FROM scheduler_delivery later
-                  WHERE later.timer_id = old.timer_id AND later.occurrence > old.occurrence AND NOT later.extra)
-   ORDER BY finished_at {limit}
-"""
-_COUNT_PAST = f"SELECT count(*) FROM ({_PAST.format(limit='')}) past"  # noqa: S608 - only constants are put in
-_PRUNE_PAST = f"""
-WITH past AS MATERIALIZED ({_PAST.format(limit="LIMIT %(limit)s FOR UPDATE SKIP LOCKED")}),
-attempts AS (DELETE FROM scheduler_attempt USING past WHERE delivery_id = past.id),
-deliveries AS (DELETE FROM scheduler_delivery USING past WHERE scheduler_delivery.id = past.id RETURNING true)
-SELECT count(*) FROM deliveries
-"""  # noqa: S608
-
-
-def prune_bulk(*, older_than: timedelta) -> int:
-    """Forget bulk operations that ended longer ago than that; return how many."""
-    gone, _ = BulkOperation.objects.filter(finished_at__lt=Now() - older_than).delete()
-    return gone
-
-
-def prune_keys() -> int:
-    """Forget idempotency keys older than KEY_HOURS; return how many."""
-    gone, _ = IdempotencyKey.objects.filter(created_at__lt=Now() - timedelta(hours=KEY_HOURS)).delete()
-    return gone
 
 
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:

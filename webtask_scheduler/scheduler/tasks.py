@@ -12,7 +12,7 @@ from django.conf import settings
 from django.db import connection
 
 from webtask_scheduler import __version__
-from webtask_scheduler.scheduler import dispatch, services
+from webtask_scheduler.scheduler import dispatch, idempotency, retention, services
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.pool import SLOW_PER_SLOT, CallPool
@@ -134,13 +134,13 @@ def bulk() -> None:
 @shared_task(name="webtask_scheduler.scheduler.tasks.prune")
 def prune() -> None:
     """Delete timers that ended before the retention setting, in batches, for at most PRUNE_SECONDS."""
-    services.prune_keys()
+    idempotency.prune()
     if not settings.WEBTASK_RETENTION_DAYS:
         return
     older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
     ends_at = time.monotonic() + PRUNE_SECONDS
-    services.prune_bulk(older_than=older_than)
+    retention.prune_bulk(older_than=older_than)
     with _alone("prune") as alone:
-        for step in (services.prune, services.prune_past):
+        for step in (retention.prune, retention.prune_past):
             while alone and time.monotonic() < ends_at and step(older_than=older_than):
-                time.sleep(services.PRUNE_PAUSE_SECONDS)
+                time.sleep(retention.PAUSE_SECONDS)

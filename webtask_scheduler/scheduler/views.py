@@ -26,7 +26,7 @@ from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
-from webtask_scheduler.scheduler import schema, search, services
+from webtask_scheduler.scheduler import idempotency, schema, search, services
 from webtask_scheduler.scheduler.models import (
     KEY_MAX_LENGTH,
     Attempt,
@@ -274,20 +274,20 @@ def _once(request: Request, make: Callable[[], Response]) -> Response:
     while True:
         try:
             with transaction.atomic():
-                known = services.recall(key, owner_id=owner_id, fingerprint=fingerprint)
+                known = idempotency.recall(key, owner_id=owner_id, fingerprint=fingerprint)
                 if known is not None:
                     headers = known.headers | {"Idempotency-Replayed": "true"}
                     return Response(json.loads(known.body), status=known.status_code, headers=headers)
                 response = make()
                 kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
-                answer = services.Answer(response.status_code, kept, json.dumps(response.data))
-                services.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
+                answer = idempotency.Answer(response.status_code, kept, json.dumps(response.data))
+                idempotency.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
                 return response
-        except services.KeyInFlightError as error:
+        except idempotency.KeyInFlightError as error:
             raise Conflict("A request with this Idempotency-Key is being worked on. Try again in a moment.") from error
-        except services.KeyReusedError as error:
+        except idempotency.KeyReusedError as error:
             raise KeyReused from error
-        except services.KeyTakenError:
+        except idempotency.KeyTakenError:
             # Rolled back: the request that was first has ended meanwhile, and its answer is there.
             continue
 

@@ -10,7 +10,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import idempotency, services
 from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, Timer
 from webtask_scheduler.scheduler.tests.test_timer_api import URL, create, fields_of, post, put_back, run, send, stored
 
@@ -171,7 +171,7 @@ def test_fault_in_the_middle_leaves_nothing(client, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError
 
-    monkeypatch.setattr(services, "remember", fails)
+    monkeypatch.setattr(idempotency, "remember", fails)
     client.raise_request_exception = False
     assert keyed(client).status_code == 500
     assert not any(stored())
@@ -198,7 +198,7 @@ def test_key_is_forgotten_after_a_day(client):
     almost = timezone.now() - timedelta(hours=23, minutes=59)
     IdempotencyKey.objects.update(created_at=almost)
     assert keyed(client).json() == first
-    assert services.prune_keys() == 0
+    assert idempotency.prune() == 0
     IdempotencyKey.objects.update(created_at=almost - timedelta(minutes=2))
     # Pruned or not yet.
     second = keyed(client, ONE | {"seconds": 5})
@@ -206,7 +206,7 @@ def test_key_is_forgotten_after_a_day(client):
     assert IdempotencyKey.objects.count() == 1
     assert keyed(client, ONE | {"seconds": 5}).json() == second.json()
     IdempotencyKey.objects.update(created_at=almost - timedelta(minutes=2))
-    assert services.prune_keys() == 1
+    assert idempotency.prune() == 1
 
 
 @db
@@ -297,25 +297,25 @@ def test_second_request_while_the_first_is_in_flight_is_a_conflict(client, monke
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.parametrize("same", [True, False])
 def test_unique_constraint_decides_where_a_look_came_too_early(client, monkeypatch, same):
-    recall = services.recall
+    recall = idempotency.recall
     first = []
 
     def early(key, **more):
         """Look, and let another request with the key come and go before acting on what was seen."""
         known = recall(key, **more)
         if not first:
-            monkeypatch.setattr(services, "recall", recall)
+            monkeypatch.setattr(idempotency, "recall", recall)
             (thread,) = at_once(lambda: first.append(keyed(Client(), ONE if same else ONE | {"seconds": 5})))
             thread.join(10)
         return known
 
     # The lock would show it: it is left out, as where it is got after the statement's view of the table was taken.
     monkeypatch.setattr(
-        services,
+        idempotency,
         "_RECALL",
-        services._RECALL.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true"),
+        idempotency._RECALL.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true"),
     )
-    monkeypatch.setattr(services, "recall", early)
+    monkeypatch.setattr(idempotency, "recall", early)
     second = keyed(client)
     assert first[0].status_code == 201
     if same:

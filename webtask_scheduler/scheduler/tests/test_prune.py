@@ -6,7 +6,7 @@ import pytest
 from django.core.management import CommandError, call_command
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services, tasks
+from webtask_scheduler.scheduler import retention, services, tasks
 from webtask_scheduler.scheduler.delivery import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.dispatch import claim_due
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, Timer
@@ -36,7 +36,7 @@ def left():
 
 def test_old_timer_goes_with_its_deliveries_attempts_task_and_schedule(ended):
     ended(31)
-    assert services.prune(older_than=30 * DAYS) == 1
+    assert retention.prune(older_than=30 * DAYS) == 1
     ours = PeriodicTask.objects.filter(task=TASK_NAME)
     for rows in (Timer.objects, Delivery.objects, Attempt.objects, ours, ClockedSchedule.objects):
         assert not rows.exists()
@@ -44,14 +44,14 @@ def test_old_timer_goes_with_its_deliveries_attempts_task_and_schedule(ended):
 
 def test_young_and_open_timers_stay(ended, make_timer):
     young, waiting = ended(29), make_timer()
-    assert services.prune(older_than=30 * DAYS) == 0
+    assert retention.prune(older_than=30 * DAYS) == 0
     assert left() == {young.pk, waiting.pk}
 
 
 def test_timer_of_which_something_is_open_stays(ended):
     timer = ended(31)
     services.run_now(timer.pk)
-    assert services.prune(older_than=30 * DAYS) == 0
+    assert retention.prune(older_than=30 * DAYS) == 0
     assert Delivery.objects.filter(timer=timer).count() == 2
 
 
@@ -59,7 +59,7 @@ def test_schedule_that_another_task_uses_stays(ended):
     timer = ended(31)
     shared = timer.periodic_task.clocked
     PeriodicTask.objects.create(name="other", task="some.task", clocked=shared, one_off=True)
-    services.prune(older_than=30 * DAYS)
+    retention.prune(older_than=30 * DAYS)
     assert ClockedSchedule.objects.filter(pk=shared.pk).exists()
     assert not left()
 
@@ -67,12 +67,12 @@ def test_schedule_that_another_task_uses_stays(ended):
 def test_timer_whose_task_was_deleted_goes_too(ended):
     timer = ended(31)
     PeriodicTask.objects.filter(timer=timer).delete()
-    assert services.prune(older_than=30 * DAYS) == 1
+    assert retention.prune(older_than=30 * DAYS) == 1
 
 
 def test_prunes_in_batches_oldest_first(ended):
     old, older, oldest = ended(31), ended(32), ended(33)
-    assert services.prune(older_than=30 * DAYS, limit=1) == 1
+    assert retention.prune(older_than=30 * DAYS, limit=1) == 1
     assert left() == {old.pk, older.pk}
     assert oldest.pk not in left()
 
@@ -81,7 +81,7 @@ def test_operators_own_tasks_stay(ended):
     ended(31)
     soon = ClockedSchedule.objects.create(clocked_time="2020-01-01T00:00:00Z")
     PeriodicTask.objects.create(name="theirs", task="some.task", clocked=soon, one_off=True, enabled=False)
-    services.prune(older_than=30 * DAYS)
+    retention.prune(older_than=30 * DAYS)
     assert PeriodicTask.objects.get(task="some.task").clocked == soon
 
 

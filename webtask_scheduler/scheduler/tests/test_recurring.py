@@ -8,7 +8,7 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler import dispatch, services, tasks
+from webtask_scheduler.scheduler import dispatch, retention, services, tasks
 from webtask_scheduler.scheduler.delivery import Outcome, record_missed, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.dispatch import claim_due
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
@@ -517,8 +517,8 @@ def test_past_deliveries_of_a_timer_that_goes_on_are_pruned(recurring, sql):
     put_back(timer, 10)
     run()
     sql("UPDATE scheduler_delivery SET finished_at = finished_at - interval '31 days' WHERE state = 'succeeded'")
-    assert services.prune(older_than=timedelta(days=30)) == 0
-    assert services.prune_past(older_than=timedelta(days=30)) == 1
+    assert retention.prune(older_than=timedelta(days=30)) == 0
+    assert retention.prune_past(older_than=timedelta(days=30)) == 1
     assert states(timer) == [(2, "scheduled")]
     assert not Attempt.objects.exists()
 
@@ -527,7 +527,7 @@ def test_pruned_recurring_timer_takes_its_schedule_and_labels_along(recurring, s
     timer = recurring(DAILY, options={"labels": {"a": "b"}})
     services.cancel(timer.pk)
     sql("UPDATE scheduler_delivery SET finished_at = finished_at - interval '31 days'")
-    assert services.prune(older_than=timedelta(days=30)) == 1
+    assert retention.prune(older_than=timedelta(days=30)) == 1
     assert not CrontabSchedule.objects.exists()
 
 

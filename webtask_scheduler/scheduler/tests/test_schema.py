@@ -14,7 +14,7 @@ from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import idempotency, services
 from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
 
 PREFIX = "/api/v1/scheduler"
@@ -232,7 +232,7 @@ LATE = {"due_at": "2026-01-01T00:00:00Z", "on_missed": "reject", "web_url": "htt
 
 
 def in_flight(*_, **__):
-    raise services.KeyInFlightError
+    raise idempotency.KeyInFlightError
 
 
 @db
@@ -247,7 +247,7 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         client.post(PATH, LATE, content_type=JSON),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(services, "recall", in_flight)
+        patch.setattr(idempotency, "recall", in_flight)
         seen.append(client.post(PATH, GOOD, content_type=JSON, headers={"Idempotency-Key": "a"}))
 
     def away(*_):

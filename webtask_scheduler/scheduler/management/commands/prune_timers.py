@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import retention
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
@@ -32,14 +32,14 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
         if dry_run:
-            timers = services.prune(older_than=older_than, dry_run=True)
-            past = services.prune_past(older_than=older_than, dry_run=True)
+            timers = retention.prune(older_than=older_than, dry_run=True)
+            past = retention.prune_past(older_than=older_than, dry_run=True)
             self.stdout.write(f"{timers} timers ended more than {older_than} ago; none was deleted.")
             self.stdout.write(f"{past} deliveries of timers that go on ended more than {older_than} ago.")
             return
-        timers = self._all(services.prune, older_than)
+        timers = self._all(retention.prune, older_than)
         self.stdout.write(f"{timers} timers deleted that ended more than {older_than} ago.")
-        past = self._all(services.prune_past, older_than)
+        past = self._all(retention.prune_past, older_than)
         self.stdout.write(f"{past} deliveries of timers that go on deleted.")
 
     def _all(self, step: Callable[..., int], older_than: timedelta) -> int:
@@ -50,5 +50,5 @@ class Command(BaseCommand):
             if time.monotonic() - shown_at > 1:
                 shown_at = time.monotonic()
                 self.stdout.write(f"{deleted} deleted so far")
-            time.sleep(services.PRUNE_PAUSE_SECONDS)
+            time.sleep(retention.PAUSE_SECONDS)
         return deleted

@@ -1,0 +1,102 @@
+"""Doing a thing once though it is asked for twice: what was answered under a client's key.
+
+The answer is kept in the transaction that does what was asked, so there is neither a key without its deed nor a deed
+without its key.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import timedelta
+
+from django.db import connection
+from django.db.models.functions import Now
+
+from webtask_scheduler.scheduler.models import IdempotencyKey
+
+# How long a creating call may be repeated under its key.
+KEY_HOURS = 24
+
+
+class KeyInFlightError(Exception):
+    """Another request with this key is being worked on."""
+
+
+class KeyReusedError(Exception):
+    """The key was used for another request."""
+
+
+class KeyTakenError(Exception):
+    """Another request with this key has just ended: ask again, and its answer is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What was answered to a request with an idempotency key."""
+
+    status_code: int
+    headers: dict[str, str]
+    body: str
+
+
+# The lock tells at once that another request is in flight. What decides is the unique constraint: the lock may be got
+# after the statement's view of the table was taken.
+_RECALL = """
+SELECT pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0)), found.*
+  FROM (VALUES (1)) one (row) LEFT JOIN LATERAL (
+    SELECT fingerprint, status_code, headers::text, body FROM scheduler_idempotencykey
+     WHERE key = %(key)s AND owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+       AND created_at > clock_timestamp() - make_interval(hours => %(hours)s)
+  ) found ON true
+"""
+_REMEMBER = """
+INSERT INTO scheduler_idempotencykey AS known (owner_id, key, fingerprint, status_code, headers, body, created_at)
+VALUES (%(owner)s, %(key)s, %(fingerprint)s, %(status)s, %(headers)s, %(body)s, clock_timestamp())
+ON CONFLICT (owner_id, key) DO UPDATE
+   SET fingerprint = excluded.fingerprint, status_code = excluded.status_code, headers = excluded.headers,
+       body = excluded.body, created_at = excluded.created_at
+ WHERE known.created_at <= clock_timestamp() - make_interval(hours => %(hours)s)
+RETURNING true
+"""
+
+
+def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | None:
+    """Return the answer that was given under a key, None for a key that is new; it is taken until the transaction ends.
+
+    To be called inside a transaction. Raises KeyInFlightError, KeyReusedError.
+    """
+    with connection.cursor() as cursor:
+        lock = f"idempotency key {owner_id} {key}"
+        cursor.execute(_RECALL, {"lock": lock, "key": key, "owner": owner_id, "hours": KEY_HOURS})
+        free, known, status_code, headers, body = cursor.fetchone()
+    if known is not None:
+        if bytes(known) != fingerprint:
+            raise KeyReusedError
+        return Answer(status_code, json.loads(headers), body)
+    if not free:
+        raise KeyInFlightError
+    return None
+
+
+def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: bytes) -> None:
+    """Keep the answer given under a key, in the transaction that did what was asked. Raises KeyTakenError."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            _REMEMBER,
+            {
+                "owner": owner_id,
+                "key": key,
+                "fingerprint": fingerprint,
+                "status": answer.status_code,
+                "headers": json.dumps(answer.headers),
+                "body": answer.body,
+                "hours": KEY_HOURS,
+            },
+        )
+        if cursor.fetchone() is None:
+            raise KeyTakenError
+
+
+def prune() -> int:
+    """Forget keys older than KEY_HOURS; return how many."""
+    gone, _ = IdempotencyKey.objects.filter(created_at__lt=Now() - timedelta(hours=KEY_HOURS)).delete()
+    return gone
