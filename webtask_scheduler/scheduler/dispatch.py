@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import DatabaseError, InterfaceError, connection, transaction
 
@@ -45,6 +45,10 @@ RECLAIM_SECONDS = 1.0
 # Held deliveries that one statement releases, and how often they are looked at though no stop was lifted.
 RELEASE_LIMIT = 2000
 RELEASE_SECONDS = 60.0
+# What is due now has a share of its own, of each claim and of the window, beside what is late: 100,000 that were due
+# together to a host that hangs must not stand before all that comes due while they are put off, claim after claim.
+NOW_SECONDS = 0.25
+NOW_SHARE = 4
 # Overdue by more than this is backlog: it was due while nothing ran, or while more was due than workers could start.
 FRESH_SECONDS = 5.0
 # How much may be claimed and not started, by all beats together: what the workers start in this time, within bounds.
@@ -129,6 +133,9 @@ _LOOK = """
 SELECT (SELECT count(*) FROM scheduler_delivery WHERE state = 'claimed'),
        EXISTS (SELECT FROM scheduler_delivery WHERE state = 'scheduled'
                   AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(ahead)s)
+                  AND next_attempt_at > statement_timestamp() - make_interval(secs => %(now)s)),
+       EXISTS (SELECT FROM scheduler_delivery WHERE state = 'scheduled'
+                  AND next_attempt_at <= statement_timestamp() - make_interval(secs => %(now)s)
                   AND next_attempt_at > statement_timestamp() - make_interval(secs => %(fresh)s)),
        EXISTS (SELECT FROM scheduler_delivery WHERE state = 'scheduled'
                   AND next_attempt_at <= statement_timestamp() - make_interval(secs => %(fresh)s))
@@ -279,16 +286,23 @@ def release_held(*, limit: int = RELEASE_LIMIT) -> int:
         return int(cursor.rowcount)
 
 
-def look() -> tuple[int, bool, bool]:
-    """Return how many deliveries are claimed and not started, and whether any is due soon, and long overdue.
+class Look(NamedTuple):
+    """How many deliveries are claimed and not started, and whether any is due now or soon, late, and long overdue."""
 
-    Planning the claim costs more than this whole statement, and most of the time there is nothing to claim. Raises
-    DatabaseError.
+    claimed: int
+    due: bool
+    late: bool
+    backlog: bool
+
+
+def look() -> Look:
+    """Look at the queue before claiming from it. Raises DatabaseError.
+
+    Planning the claim costs more than this whole statement, and most of the time there is nothing to claim.
     """
     with connection.cursor() as cursor:
-        cursor.execute(_LOOK, {"ahead": AHEAD_SECONDS, "fresh": FRESH_SECONDS})
-        claimed, fresh, backlog = cursor.fetchone()
-    return claimed, fresh, backlog
+        cursor.execute(_LOOK, {"ahead": AHEAD_SECONDS, "now": NOW_SECONDS, "fresh": FRESH_SECONDS})
+        return Look(*cursor.fetchone())
 
 
 def _room(window: int, claimed: int) -> int:
@@ -400,18 +414,26 @@ class Dispatcher:
         full = False
         if now >= self._reclaim_at:
             full = reclaim_expired() == CLAIM_LIMIT
-            self._window.adjust(look()[0] - len(self._held))
+            self._window.adjust(look().claimed - len(self._held))
             full = self._release(now) or full
             self._reclaim_at = now if full else now + RECLAIM_SECONDS
-        claimed, fresh, backlog = look()
+        seen = look()
+        claimed = seen.claimed
         room = _room(self._window.size, claimed)
-        if fresh and room:
-            claim = claim_due(limit=room, ahead_seconds=AHEAD_SECONDS, overdue_seconds=FRESH_SECONDS)
+        if seen.due and room:
+            share = max(ROOM_LEAST, room // NOW_SHARE) if seen.late or seen.backlog else room
+            claim = claim_due(limit=min(room, share), ahead_seconds=AHEAD_SECONDS, overdue_seconds=NOW_SECONDS)
+            self._take(claim)
+            claimed += len(claim.held)
+            full = full or claim.full
+        room = _room(self._window.size - self._window.size // NOW_SHARE, claimed)
+        if seen.late and room:
+            claim = claim_due(limit=room, ahead_seconds=-NOW_SECONDS, overdue_seconds=FRESH_SECONDS)
             self._take(claim)
             claimed += len(claim.held)
             full = full or claim.full
         room = min(_room(self._window.backlog_size, claimed), self._backlog_allowed(now))
-        if backlog and room:
+        if seen.backlog and room:
             claim = claim_due(limit=room, ahead_seconds=-FRESH_SECONDS)
             self._take(claim)
             self._backlog_allowance -= len(claim.held)

@@ -327,10 +327,36 @@ def test_claims_no_more_than_the_window_leaves(dispatcher, broker):
     dispatcher._poll_at = 0.0
     dispatcher.turn()
     assert len(broker.rung) == 3
-    dispatcher._window.size = 5
+    # A quarter is kept for what comes due meanwhile.
+    dispatcher._window.size = 6
     dispatcher._poll_at = 0.0
     dispatcher.turn()
     assert len(broker.rung) == 5
+
+
+def test_what_is_due_now_does_not_stand_behind_a_flood_that_is_late(dispatcher, broker):
+    dispatcher._reclaim_at = time.monotonic() + 60
+    make(dispatch.WINDOW_MOST + 500, delay_seconds=-4)
+    for _ in range(2):
+        # The flood fills its share of the window, and nothing is started.
+        dispatcher._poll_at = 0.0
+        dispatcher.turn()
+    (due_now,) = make(1, delay_seconds=0)
+    dispatcher._poll_at = 0.0
+    dispatcher.turn()
+    assert Delivery.objects.get(timer=due_now).state == State.CLAIMED
+    assert Delivery.objects.filter(state=State.SCHEDULED).exists()
+
+
+def test_what_is_late_has_the_larger_share_of_a_claim(dispatcher, broker):
+    dispatcher._reclaim_at = time.monotonic() + 60
+    dispatcher._window.size = 400
+    late = make(400, delay_seconds=-3)
+    make(400, delay_seconds=0)
+    dispatcher.turn()
+    claimed = Delivery.objects.filter(state=State.CLAIMED)
+    assert claimed.filter(timer__in=late).count() == 200
+    assert claimed.exclude(timer__in=late).count() == 100
 
 
 def test_quiet_turn_is_one_cheap_statement(dispatcher, django_assert_num_queries):
