@@ -341,6 +341,8 @@ class Window:
             self.size = round(max(WINDOW_LEAST, min(WINDOW_MOST, self.rate * WINDOW_SECONDS)))
         else:
             self.size = min(WINDOW_MOST, self.size * 2)
+            # They keep up: what they did while they could not is no measure any more.
+            self.rate *= 2
         self._published, self._outstanding, self._at = 0, outstanding, now
 
     @property

@@ -19,6 +19,7 @@ from webtask_scheduler.scheduler.models import KEY_MAX_LENGTH
 from webtask_scheduler.scheduler.problems import KeyReused, Unavailable
 from webtask_scheduler.scheduler.serializers import (
     BATCH_MOST,
+    METHODS,
     UNITS,
     WHEN_MISSING,
     WITHOUT_BODY,
@@ -104,14 +105,15 @@ _TEXTS: dict[str, dict[str, Any]] = {
         rf"|{_BASE64}{{21}}([A-Za-z0-9+/]{{2}}==)?)$"
     },
 }
+WITH_BODY = [method for method in METHODS if method not in WITHOUT_BODY]
 # Fields of a timer that need, or rule out, others.
 _TOGETHER: dict[str, Any] = {
-    "body": {"not": {"required": ["body_base64"]}, "properties": {"method": {"not": {"enum": [*WITHOUT_BODY]}}}},
-    "body_base64": {"properties": {"method": {"not": {"enum": [*WITHOUT_BODY]}}}},
+    "body": {"not": {"required": ["body_base64"]}, "properties": {"method": {"enum": WITH_BODY}}},
+    "body_base64": {"properties": {"method": {"enum": WITH_BODY}}},
     "content_type": {"anyOf": [{"required": ["body"]}, {"required": ["body_base64"]}]},
     "max_lateness": {"properties": {"on_missed": {"const": "skip"}}, "required": ["on_missed"]},
-    "cron": {"properties": {"on_missed": {"not": {"const": "reject"}}}},
-    "every": {"properties": {"on_missed": {"not": {"const": "reject"}}}},
+    "cron": {"properties": {"on_missed": {"enum": ["fire", "skip"]}}},
+    "every": {"properties": {"on_missed": {"enum": ["fire", "skip"]}}},
 }
 
 

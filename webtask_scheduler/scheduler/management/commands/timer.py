@@ -1,0 +1,409 @@
+"""`manage.py timer create|get|list|cancel|replay|preview|import`: timers from the command line.
+
+What is given is checked as the API checks it, and options have the names of its fields. An operator's tool: it makes
+timers that are nobody's, as the API does without a login, and sees everybody's.
+"""
+
+import json
+import sys
+import uuid
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rest_framework import exceptions
+
+from webtask_scheduler.scheduler import crontab, recurrence, search, services
+from webtask_scheduler.scheduler.models import Attempt, ClockTimestamp, Delivery, State, Timer, TimerLabel
+from webtask_scheduler.scheduler.problems import PastDue, invalid
+from webtask_scheduler.scheduler.serializers import (
+    METHODS,
+    ON_MISSED,
+    ListSerializer,
+    NewTimerSerializer,
+    PreviewSerializer,
+    previewed,
+    read_timer,
+    stored_body,
+    timer_body,
+)
+
+# Timers of one page of a list.
+PAGE_MOST = 200
+URL_SHOWN = 60
+# The retry policy's fields; the API has them under `retry`.
+RETRY = (
+    "max_attempts",
+    "backoff",
+    "min_seconds",
+    "max_seconds",
+    "multiplier",
+    "jitter",
+    "delays_seconds",
+    "max_age_seconds",
+)
+
+
+class Command(BaseCommand):
+    help = "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+        create = actions.add_parser("create", help="store a timer")
+        create.add_argument("web_url", metavar="URL", help="the http or https URL to call")
+        _add_schedule(create)
+        _add_call(create)
+        get = actions.add_parser("get", help="show a timer")
+        get.add_argument("id", type=timer_id)
+        find = actions.add_parser("list", help="show timers, the latest made first")
+        _add_filter(find)
+        cancel = actions.add_parser("cancel", help="cancel timers for good")
+        cancel.add_argument("ids", nargs="+", metavar="ID", type=timer_id)
+        replay = actions.add_parser("replay", help="send a delivery that failed or was missed again, now")
+        replay.add_argument("id", type=timer_id)
+        replay.add_argument("--delivery-id", type=timer_id, help="default: the timer's latest such one")
+        preview = actions.add_parser("preview", help="show the next moments of a schedule; store nothing")
+        _add_schedule(preview)
+        preview.add_argument("--count", type=int, help="moments to show (default 5)")
+        preview.add_argument("--after", help="moments after this instant (default: now)")
+        take = actions.add_parser(
+            "import",
+            help="make timers of a crontab's lines",
+            description="Makes timers of lines whose command is a URL (called with GET), or curl or wget of one URL."
+            f" Each bears the label {crontab.LABEL}=<hash of its line and time zone>: a line that was imported before"
+            " is not made again, even where its timer was cancelled. What fails is tried again, as with any timer."
+            " The exit code is 0 only if nothing was refused.",
+        )
+        take.add_argument("file", metavar="FILE", help="as `crontab -l` prints it; - for standard input")
+        take.add_argument("--timezone", default="UTC", help="until CRON_TZ or TZ in the file (default UTC)")
+        take.add_argument("--dry-run", action="store_true", help="say what would be made, make nothing")
+        for shown in (create, get, find, preview):
+            shown.add_argument("--json", dest="as_json", action="store_true", help="as the API answers it")
+
+    def handle(self, *_: Any, action: str, **options: Any) -> None:
+        getattr(self, f"_{action}")(options)
+
+    def _create(self, options: dict[str, Any]) -> None:
+        timer = _checked(read_timer, _fields(options))
+        (stored,) = _stored([timer])
+        body = stored_body(stored, timer)
+        if options["as_json"]:
+            self._print_json(body)
+        else:
+            self.stdout.write(f"{stored.timer_id} is called at {body['due_at']}")
+
+    def _get(self, options: dict[str, Any]) -> None:
+        (body,) = _bodies(_existing([options["id"]]))
+        if options["as_json"]:
+            self._print_json(body)
+            return
+        attempts = body.pop("attempts")
+        width = max(map(len, body))
+        for name, value in body.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            self.stdout.write(f"{name:{width}}  {text}")
+        for attempt in attempts:
+            outcome = attempt["status_code"] or attempt["error"]
+            self.stdout.write(f"attempt {attempt['number']}  {attempt['started_at']}  {outcome}  {attempt['message']}")
+
+    def _list(self, options: dict[str, Any]) -> None:
+        names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
+        reader = ListSerializer(data={name: options[name] for name in names if options[name] is not None})
+        values = _checked(_validated, reader)
+        wanted = search.filter_of(values, owner_id=None, everyone=True)
+        found, cursor = _find(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
+        bodies = _bodies(found)
+        if options["as_json"]:
+            self._print_json({"timers": bodies, "next": cursor})
+            return
+        rows = [("ID", "STATUS", "DUE AT", "SCHEDULE", "NAME", "URL")]
+        rows += [
+            (one["task_id"], one["status"], one["due_at"], _schedule(one), one.get("name", ""), one["web_url"])
+            for one in bodies
+        ]
+        self._print_table([(*row[:-1], row[-1][:URL_SHOWN]) for row in rows])
+        if cursor:
+            self.stdout.write(f"There may be more: --cursor {cursor}")
+
+    def _cancel(self, options: dict[str, Any]) -> None:
+        # All are looked up first: a slip in one id cancels nothing.
+        for found in _existing(options["ids"]):
+            (before,) = _bodies([found])
+            services.cancel(found)
+            (after,) = _bodies([found])
+            ended = "had ended before" if before["finished_at"] else after["reason"] or "It has succeeded."
+            self.stdout.write(f"{found} {after['status']}: {ended}")
+
+    def _replay(self, options: dict[str, Any]) -> None:
+        (found,) = _existing([options["id"]])
+        try:
+            delivery = services.replay(found, delivery_id=options["delivery_id"])
+        except ValidationError as error:
+            raise CommandError(error.messages[0]) from error
+        self.stdout.write(f"{delivery} is sent again")
+
+    def _preview(self, options: dict[str, Any]) -> None:
+        reader = PreviewSerializer(data=_fields(options))
+        _checked(_validated, reader)
+        shown = _checked(previewed, reader)
+        if options["as_json"]:
+            self._print_json(shown)
+            return
+        self._print_table([(one["at"], one["local"], one["note"]) for one in shown["moments"]])
+        self.stdout.write("and so on" if shown["more"] else "and no more")
+
+    def _import(self, options: dict[str, Any]) -> None:
+        try:
+            recurrence.check_timezone(options["timezone"])
+        except recurrence.ScheduleError as error:
+            raise CommandError(f"timezone: {error}") from error
+        made = refused = 0
+        for line in crontab.read(_lines(options["file"]), timezone=options["timezone"]):
+            if line.timer:
+                is_made, said = _take_over(line, dry_run=options["dry_run"])
+            else:
+                is_made, said = bool(line.note), line.note or f"not made: {line.error}"
+            made += bool(line.timer) and is_made
+            refused += not is_made
+            self.stdout.write(f"line {line.number}: {said}")
+        if refused:
+            raise CommandError(f"{refused} of the lines could not be taken over; {made} are there.")
+        self.stdout.write(f"All {made} {'can be made' if options['dry_run'] else 'are there'}.")
+
+    def _print_json(self, value: Any) -> None:
+        self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+    def _print_table(self, rows: Sequence[tuple[str, ...]]) -> None:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))
+            self.stdout.write("  ".join(cells).rstrip())
+
+
+# Options
+
+
+def timer_id(text: str) -> uuid.UUID:
+    """Read an id. Raises ArgumentTypeError."""
+    try:
+        return uuid.UUID(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is not an id, such as 019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11") from error
+
+
+def json_value(text: str) -> Any:
+    """Read JSON other than null. Raises ArgumentTypeError."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentTypeError(f"this is not JSON: {error}") from error
+    if value is None:
+        raise ArgumentTypeError("null says nothing; leave it out")
+    return value
+
+
+def number(text: str) -> float:
+    """Read a number, a whole one as such."""
+    return int(text) if text.isascii() and text.isdigit() else float(text)
+
+
+def status(text: str) -> int | str:
+    """Read a status code, or a class of them as it stands; which there are, the serializer knows."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text  # noqa: PLR2004 - any bound
+
+
+def pair(text: str) -> tuple[str, str]:
+    """Read key=value. Raises ArgumentTypeError."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ArgumentTypeError(f"{text!r} is not key=value")
+    return key, value
+
+
+def header(text: str) -> tuple[str, str]:
+    """Read `Name: value`. Raises ArgumentTypeError."""
+    name, colon, value = text.partition(":")
+    if not colon:
+        raise ArgumentTypeError(f"{text!r} is not a header, such as 'Accept: text/plain'")
+    return name.strip(), value.strip()
+
+
+def _add_schedule(parser: CommandParser) -> None:
+    when = parser.add_argument_group("when", "once, by one of these, or again and again")
+    when.add_argument("--hours", type=int, help="from now")
+    when.add_argument("--minutes", type=int, help="from now, added to the hours")
+    when.add_argument("--seconds", type=int, help="from now, added to both; 0 means now")
+    when.add_argument("--delay", help="from now, as an ISO 8601 duration: PT90S, P1DT12H")
+    when.add_argument("--due-at", help="an ISO 8601 instant with an offset")
+    when.add_argument("--cron", help="five fields, or @daily and the like")
+    when.add_argument("--timezone", help="with --cron: an IANA name like Europe/Berlin (default UTC)")
+    when.add_argument("--every", help="an ISO 8601 duration of at least one second: PT10M")
+    when.add_argument("--starts-at", help="of what recurs: no moment is before it")
+    when.add_argument("--ends-at", help="of what recurs: no moment is after it")
+    when.add_argument("--max-occurrences", type=int, help="of what recurs: after so many it has ended")
+
+
+def _add_call(parser: CommandParser) -> None:
+    call = parser.add_argument_group("what is called")
+    call.add_argument("--method", choices=METHODS, help="default POST")
+    call.add_argument("--header", action="append", type=header, metavar="'NAME: VALUE'", help="may be repeated")
+    call.add_argument("--body", help="a text, sent as it is")
+    call.add_argument("--json-body", type=json_value, metavar="JSON", help="sent as JSON, instead of --body")
+    call.add_argument("--body-base64", help="bytes in base64, instead of --body")
+    call.add_argument("--content-type", help="of the body")
+    call.add_argument("--timeout-seconds", type=number, help="for the whole call, 1 to 300")
+    call.add_argument("--follow-redirects", action="store_true", default=None, help="up to three")
+    call.add_argument("--success-status", action="append", type=status, help="a code, or a class like 3xx; repeatable")
+    call.add_argument("--callback-url", help="called with the outcome after a success")
+    call.add_argument("--failure-callback-url", help="called with the outcome after a failure")
+    retry = parser.add_argument_group("when a failed attempt is made again")
+    retry.add_argument("--max-attempts", type=int, help="in all, the first included (default 5)")
+    retry.add_argument("--backoff", choices=("exponential", "fixed", "list"))
+    for name in ("--min-seconds", "--max-seconds", "--multiplier", "--jitter", "--max-age-seconds"):
+        retry.add_argument(name, type=number)
+    retry.add_argument("--delays-seconds", type=number, nargs="+", help="with --backoff list")
+    retry.add_argument("--on-missed", choices=ON_MISSED, help="what to do with a moment that has passed")
+    retry.add_argument("--max-lateness", help="with --on-missed skip: an ISO 8601 duration")
+    about = parser.add_argument_group("to find it by")
+    about.add_argument("--name")
+    about.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="may be repeated")
+    about.add_argument("--metadata", type=json_value, metavar="JSON", help="given back as it is")
+
+
+def _add_filter(parser: CommandParser) -> None:
+    parser.add_argument("--status", action="append", choices=[str(state) for state in State], help="may be repeated")
+    parser.add_argument("--host", help="of the URL, with its port where the URL has one")
+    parser.add_argument("--label", metavar="KEY=VALUE")
+    parser.add_argument("--due-from", help="due then or later, an ISO 8601 instant with an offset")
+    parser.add_argument("--due-to", help="due before")
+    kind = parser.add_mutually_exclusive_group()
+    kind.add_argument("--recurring", dest="recurring", action="store_true", default=None)
+    kind.add_argument("--once", dest="recurring", action="store_false", default=None, help="those that do not recur")
+    parser.add_argument("--name", help="a part of the name, whatever the case")
+    parser.add_argument("--url-prefix", help="how the URL begins")
+    parser.add_argument("--limit", type=int, help=f"timers to show, 50 if not given, at most {PAGE_MOST}")
+    parser.add_argument("--cursor", help="where the list before ended")
+
+
+def _fields(options: dict[str, Any]) -> dict[str, Any]:
+    """Return what was given as the API takes it. Raises CommandError."""
+    known = (*NewTimerSerializer().fields, "count", "after")
+    data = {name: options[name] for name in known if options.get(name) is not None}
+    retry = {name: options[name] for name in RETRY if options.get(name) is not None}
+    if retry:
+        data["retry"] = retry
+    if options.get("json_body") is not None:
+        if "body" in data:
+            raise CommandError("body: Give either --body or --json-body.")
+        data["body"] = options["json_body"]
+    for name, option in (("headers", "header"), ("labels", "label")):
+        pairs = options.get(option) or []
+        if len(pairs) != len(dict(pairs)):
+            raise CommandError(f"{name}: One name is given twice.")
+        if pairs:
+            data[name] = dict(pairs)
+    if options.get("success_status"):
+        data["success_statuses"] = options["success_status"]
+    return data
+
+
+# Timers
+
+
+def _checked(check: Any, value: Any) -> Any:
+    """Return what a check of the API makes of a value. Raises CommandError, which names the fields."""
+    try:
+        return check(value)
+    except (exceptions.ValidationError, PastDue) as error:
+        raise CommandError(_said(error)) from error
+
+
+def _said(error: exceptions.ValidationError | PastDue) -> str:
+    items = invalid(error.detail)["errors"]
+    return "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in items)
+
+
+def _validated(reader: Any) -> Any:
+    reader.is_valid(raise_exception=True)
+    return reader.validated_data
+
+
+def _stored(timers: list[services.NewTimer]) -> list[services.Scheduled]:
+    try:
+        return services.schedule(timers)
+    except ValidationError as error:
+        raise CommandError(error.messages[0]) from error
+
+
+def _existing(ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
+    """Return the ids, each once. Raises CommandError where one is of no timer."""
+    known = set(Timer.objects.filter(pk__in=ids).values_list("pk", flat=True))
+    unknown = [str(one) for one in ids if one not in known]
+    if unknown:
+        raise CommandError(f"id: There is no timer {', '.join(unknown)}.")
+    return list(dict.fromkeys(ids))
+
+
+def _bodies(ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
+    """Return timers as the API shows them, in the same order."""
+    promised = Delivery.objects.promised().filter(timer__in=ids).select_related("timer").annotate(now=ClockTimestamp())
+    latest = {one.timer_id: one for one in promised.order_by("timer", "-occurrence").distinct("timer")}
+    attempts: dict[uuid.UUID, list[Attempt]] = {}
+    for attempt in Attempt.objects.filter(delivery__in=latest.values()).order_by("delivery", "number"):
+        attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    return [
+        timer_body(one.timer, one, now=one.now, attempts=attempts.get(one.pk, []))  # type: ignore[attr-defined]
+        for one in (latest[pk] for pk in ids if pk in latest)
+    ]
+
+
+def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.UUID], str | None]:
+    """Return up to `limit` timers and the cursor of what follows, over as many pages as it takes."""
+    found: list[uuid.UUID] = []
+    following: str | None = cursor
+    while following is not None and len(found) < limit:
+        try:
+            page = search.page(wanted, cursor=following, limit=limit - len(found))
+        except search.CursorError as error:
+            raise CommandError(f"cursor: {error}") from error
+        found += page.timer_ids
+        following = page.next
+    return found, following
+
+
+def _schedule(body: dict[str, Any]) -> str:
+    if "cron" in body:
+        return f"{body['cron']} {body['timezone']}"
+    return f"every {body['every']}" if "every" in body else "once"
+
+
+# A crontab
+
+
+def _lines(name: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{name} cannot be read: {error}") from error
+    return text.splitlines()
+
+
+def _take_over(line: crontab.Line, *, dry_run: bool) -> tuple[bool, str]:
+    """Make the timer of a line; return whether it is there, and what to say."""
+    ((key, value),) = line.timer["labels"].items()
+    before = TimerLabel.objects.filter(label=f"{key}={value}").values_list("timer", flat=True).first()
+    if before is not None:
+        (body,) = _bodies([before])
+        return True, f"was made before: {before} ({body['status']})"
+    try:
+        timer = read_timer(line.timer)
+    except (exceptions.ValidationError, PastDue) as error:
+        return False, f"not made: {_said(error)}"
+    what = f"{line.timer['method']} {timer.web_url} at {line.timer['cron']} {line.timer['timezone']}"
+    if dry_run:
+        return True, f"would be made: {what}"
+    (stored,) = services.schedule([timer])
+    return True, f"made {stored.timer_id}: {what}"
