@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import beats, burst, create, footprint, lateness, report, rig, slow
+from benchmarks import beats, burst, create, footprint, lateness, report, rig, slow, storage, upkeep
 from benchmarks.report import Result
 
-ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow")
+ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "upkeep", "storage")
 Measure = Callable[[rig.Sites, argparse.Namespace], Result]
 
 
@@ -44,11 +44,18 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one = add("slow", "some hosts hang: how late are the others")
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=60.0)
+    one.add_argument("--flood", type=int, default=0, help="also have so many due at one instant to one host that hangs")
+    one = add("upkeep", "how late timers are called while ended ones are being deleted")
+    one.add_argument("--ended", type=int, default=1_000_000, help="timers that ended long ago, default a million")
+    one.add_argument("--rate", type=float, default=50.0)
+    one.add_argument("--seconds", type=float, default=20.0)
+    one = add("storage", "bytes on disk for a timer that waits, and for one that was called")
+    one.add_argument("--timers", type=int, default=100_000)
     one = add("peers", "stock django-celery-beat and procrastinate, newest releases")
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=20.0)
     one.add_argument("--burst", type=int, default=1000)
-    one = add("all", "all of them, with the sizes of docs/benchmarks.md; about an hour")
+    one = add("all", "all of them, with the sizes of docs/benchmarks.md; about two hours")
     one = names.add_parser("report", help="write docs/benchmarks.md from what --json wrote")
     one.add_argument("files", type=Path, nargs="*", metavar="FILE")
     return parser.parse_args(argv)
@@ -97,7 +104,21 @@ def run_beats(sites: rig.Sites, given: argparse.Namespace) -> Result:
 def run_slow(sites: rig.Sites, given: argparse.Namespace) -> Result:
     seconds = 15.0 if given.quick else getattr(given, "seconds", 60.0)
     rate = getattr(given, "rate", 50.0)
-    return slow.measure(sites, rate=rate, seconds=seconds, hosts=20, hanging=2, runs=given.runs)
+    flood = getattr(given, "flood", 100_000)
+    if given.quick:
+        flood = min(flood, 5000)
+    return slow.measure(sites, rate=rate, seconds=seconds, hosts=20, hanging=2, flood=flood, runs=given.runs)
+
+
+def run_upkeep(sites: rig.Sites, given: argparse.Namespace) -> Result:
+    seconds = 5.0 if given.quick else getattr(given, "seconds", 20.0)
+    # Fewer would be gone before the first timer is due.
+    ended = 100_000 if given.quick else getattr(given, "ended", 1_000_000)
+    return upkeep.measure(sites, ended=ended, rate=getattr(given, "rate", 50.0), seconds=seconds, runs=given.runs)
+
+
+def run_storage(sites: rig.Sites, given: argparse.Namespace) -> Result:
+    return storage.measure(sites, count=2000 if given.quick else getattr(given, "timers", 100_000))
 
 
 SUBJECTS: dict[str, Measure] = {
@@ -108,6 +129,8 @@ SUBJECTS: dict[str, Measure] = {
     "memory": run_memory,
     "beats": run_beats,
     "slow": run_slow,
+    "upkeep": run_upkeep,
+    "storage": run_storage,
 }
 
 

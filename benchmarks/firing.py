@@ -29,6 +29,7 @@ class Fired:
     arrivals: list[tuple[float, str]]
     machine: dict[str, float]
     cpu: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
     created: list[tuple[float, float, int, int]] = field(default_factory=list)
 
 
@@ -44,6 +45,11 @@ def steady(rate: float, seconds: float) -> Plan:
     """Plan so many a second at even distances, after a warm-up that is not counted."""
     warm = [(-WARM_SECONDS + number / rate, f"/w/{number}") for number in range(round(WARM_SECONDS * rate))]
     return warm + [(number / rate, f"/t/{number}") for number in range(round(seconds * rate))]
+
+
+def host_of(path: str) -> int:
+    """Return the number of the host that a path of a plan goes to, before the receiver's number of hosts is taken."""
+    return int(path.rpartition("/")[2])
 
 
 def at_once(count: int) -> Plan:
@@ -77,14 +83,26 @@ def summary(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Ours:
-    """The service as shipped, beside a site; optionally while timers are created over HTTP."""
+    """The service as shipped, beside a site; optionally while timers are created over HTTP.
+
+    `counting` names what the run is to count by PostgreSQL's own counters, each by a query for one number.
+    """
 
     def __init__(
-        self, site: Site, name: str, *, creating: float = 0.0, workers: int = 1, beats: int = 1, **variables: str
+        self,
+        site: Site,
+        name: str,
+        *,
+        creating: float = 0.0,
+        workers: int = 1,
+        beats: int = 1,
+        counting: Mapping[str, str] | None = None,
+        **variables: str,
     ) -> None:
         self.site = site
         self.name = name
         self._creating = creating
+        self._counting = counting or {}
         self._workers = workers
         self._beats = beats
         self._variables = variables
@@ -96,25 +114,28 @@ class Ours:
         with self.service() as service:
             receiver.take()
             # Storing them in bulk takes a moment, starting a process for it too.
-            begin = time.time() + 8.0 + WARM_SECONDS + len(plan) / 1000
-            self.site.schedule(
-                [(begin + offset, receiver.url(path, number)) for number, (offset, path) in enumerate(plan)]
-            )
+            begin = time.time() + 8.0 + WARM_SECONDS + len(plan) / 2000
+            self.site.schedule([(begin + offset, receiver.url(path, host_of(path))) for offset, path in plan])
             if time.time() > begin + plan[0][0] - 0.5:
                 raise rig.BenchmarkError("Storing the timers took longer than thought.")
             last = begin + max(offset for offset, _ in plan)
             orders = self._orders(receiver, begin, last)
             client = service.create(orders) if orders else None
             time.sleep(max(0.0, begin - time.time()))
-            meter, spent = rig.Meter(), service.cpu_seconds()
-            wanted = len(plan) + (sum("/z/" in body for body in orders["bodies"]) if orders else 0)
+            meter, spent, counted = rig.Meter(), service.cpu_seconds(), self._count()
+            wanted = sum(not path.startswith("/hang") for _, path in plan)
+            wanted += sum("/z/" in body for body in orders["bodies"]) if orders else 0
             receiver.wait_for(wanted, until=last + patience)
             machine = meter.read()
+            counted = {name: number - counted[name] for name, number in self._count().items()}
             cpu = {name: seconds - spent.get(name, 0.0) for name, seconds in service.cpu_seconds().items()}
             created = rig.finish_client(client, patience) if client else []
             time.sleep(DUPLICATE_SECONDS)
             self._wait_for_records(begin, last, until=time.time() + patience)
-            return Fired(begin, receiver.take(), machine, cpu, created)
+            return Fired(begin, receiver.take(), machine, cpu, counted, created)
+
+    def _count(self) -> dict[str, int]:
+        return {name: int(self.site.query(sql)[0][0]) for name, sql in self._counting.items()}
 
     def _orders(self, receiver: Receiver, begin: float, last: float) -> dict[str, Any]:
         """What the client creates meanwhile: by turns a timer for now and one for later."""
@@ -130,12 +151,12 @@ class Ours:
         return {"path": "/timer", "connections": 4, "at": moments, "bodies": bodies}
 
     def _wait_for_records(self, begin: float, last: float, *, until: float) -> None:
-        """Wait until nothing of this run is open any more."""
+        """Wait until nothing of this run that is answered is open any more."""
         while self.site.query(OPEN, begin - WARM_SECONDS - 1, last + 1)[0][0] and time.time() < until:
             time.sleep(0.1)
 
 
 OPEN = """
-SELECT count(*) FROM scheduler_delivery
- WHERE due_at BETWEEN to_timestamp(%s) AND to_timestamp(%s) AND finished_at IS NULL
+SELECT count(*) FROM scheduler_delivery delivery JOIN scheduler_timer timer ON timer.id = delivery.timer_id
+ WHERE due_at BETWEEN to_timestamp(%s) AND to_timestamp(%s) AND finished_at IS NULL AND web_url NOT LIKE '%%/hang/%%'
 """

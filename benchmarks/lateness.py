@@ -61,7 +61,8 @@ def run_all(
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in engines}
     for number, name in rig.rounds(runs, list(engines)):
         fired = engines[name].fire(receiver, plan, patience=patience)
-        one = lateness(plan, fired) | {"machine": fired.machine, "cpu": fired.cpu} | zero_seconds(fired)
+        measured = {"machine": fired.machine, "cpu": fired.cpu, "counted": fired.counted}
+        one = lateness(plan, fired) | measured | zero_seconds(fired)
         found[name].append(one)
         values = summary(one)
         rig.say(

@@ -3,8 +3,8 @@
     python -m benchmarks.receiver HOSTS
 
 One thread, one epoll loop, keep-alive, on as many loopback addresses as asked for. It prints its port, then obeys the
-lines on its standard input: `count` prints how many calls came, `take` prints them all, oldest first, as JSON
-[[seconds since 1970, path], ...] and forgets them. A path that begins with /hang is noted and never answered.
+lines on its standard input: `count` prints how many calls were answered, `take` prints all that came, oldest first, as
+JSON [[seconds since 1970, path], ...] and forgets them. A path that begins with /hang is noted and never answered.
 """
 
 import contextlib
@@ -52,6 +52,7 @@ class Loop:
         self._listeners = {listener.fileno(): listener for listener in listeners}
         self._connections: dict[int, tuple[socket.socket, bytearray]] = {}
         self._arrivals: list[tuple[float, str]] = []
+        self._answered = 0
         self._poll = select.epoll()
         for number in (0, *self._listeners):
             self._poll.register(number, select.EPOLLIN)
@@ -68,10 +69,11 @@ class Loop:
 
     def _obey(self, command: str) -> bool:
         if command == "count":
-            print(len(self._arrivals), flush=True)
+            print(self._answered, flush=True)
         elif command == "take":
             print(json.dumps(self._arrivals), flush=True)
             self._arrivals.clear()
+            self._answered = 0
         return bool(command)
 
     def _accept(self, listener: socket.socket) -> None:
@@ -99,6 +101,7 @@ class Loop:
             self._arrivals.append((time.time(), request[0]))
             data[:] = request[1]
             if not request[0].startswith("/hang"):
+                self._answered += 1
                 with contextlib.suppress(OSError):
                     connection.send(ANSWER)
 

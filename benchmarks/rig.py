@@ -176,7 +176,7 @@ class Receiver:
         return [(at, path) for at, path in json.loads(self._ask("take"))]
 
     def wait_for(self, count: int, *, until: float) -> bool:
-        """Wait until that many calls came; False if they did not by then, in seconds since 1970."""
+        """Wait until that many calls were answered; False if they were not by then, in seconds since 1970."""
         while self.count() < count:
             if time.time() > until:
                 return False
@@ -257,6 +257,11 @@ class Site:
             self.run([sys.executable, "-m", "benchmarks.inside", "fill", str(count - self.waiting)])
             self.waiting = count
 
+    def empty(self) -> None:
+        """Remove every timer, and the rows that show them."""
+        self.query("TRUNCATE django_celery_beat_clockedschedule, django_celery_beat_periodictask CASCADE")
+        self.waiting = 0
+
     def schedule(self, timers: Sequence[tuple[float, str]]) -> None:
         """Create timers in bulk: (due in seconds since 1970, URL)."""
         self.inside("schedule", data=timers)
@@ -265,7 +270,7 @@ class Site:
         with contextlib.closing(psycopg2.connect(self.database.url)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(sql, arguments)
+                cursor.execute(sql, arguments or None)
                 return list(cursor.fetchall()) if cursor.description else []
 
     def settings(self) -> dict[str, Any]:
