@@ -85,7 +85,8 @@ def check_url(url: str, *, max_length: int) -> None:
         raise ValueError("A URL is required.")
     if len(url) > max_length:
         raise ValueError(f"The URL is longer than {max_length} characters.")
-    if any(character.isspace() or not character.isprintable() or character == "\\" for character in url):
+    # The one space that is printable is the plain one.
+    if not url.isprintable() or " " in url or "\\" in url:
         raise ValueError("The URL has a space, a backslash or a control character; percent-encode it.")
     try:
         parts = urlsplit(url)
