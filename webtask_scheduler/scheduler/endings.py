@@ -40,7 +40,8 @@ CLOSE_PLAIN = """closed AS (
 # moment), what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that is
 # how a row says that a person disabled it.
 CLOSE = f"""ended AS MATERIALIZED (
-  SELECT done.*, timer.owner_id, timer.periodic_task_id AS task_id, task.clocked_id, NOT done.extra AS promised,
+  SELECT done.*, timer.owner_id, timer.flow, timer.periodic_task_id AS task_id, task.clocked_id,
+         NOT done.extra AS promised,
          timer.cron <> '' OR timer.every_seconds IS NOT NULL AS recurring,
          done.pause OR coalesce(NOT task.enabled AND NOT {HANDED_OVER}, false) AS paused
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
@@ -63,8 +64,8 @@ moved AS (
 ),
 next AS (
   INSERT INTO scheduler_delivery
-    (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
-  SELECT next_id, timer_id, 1 + (SELECT max(other.occurrence) FROM scheduler_delivery other
+    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT next_id, timer_id, flow, 1 + (SELECT max(other.occurrence) FROM scheduler_delivery other
                                   WHERE other.timer_id = ended.timer_id),
          moment + 1, false, next_due_at, next_due_at, CASE WHEN paused THEN 'paused' ELSE 'scheduled' END, 0, 0
     FROM ended WHERE promised AND next_due_at IS NOT NULL
@@ -73,12 +74,13 @@ callback_timer AS (
   INSERT INTO scheduler_timer (id, owner_id, web_url, host, created_at, name, options, cron, timezone, outcome_of)
   SELECT callback_id, owner_id, callback_url, callback_host, clock_timestamp(), '', callback_options, '', '', id
     FROM ended WHERE callback_id IS NOT NULL
+  RETURNING id AS callback_id, flow
 ),
 callback AS (
   INSERT INTO scheduler_delivery
-    (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
-  SELECT callback_delivery_id, callback_id, 1, 1, false, now, now, 'scheduled', 0, 0
-    FROM ended, (SELECT clock_timestamp() AS now) clock WHERE callback_id IS NOT NULL
+    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT callback_delivery_id, callback_id, made.flow, 1, 1, false, now, now, 'scheduled', 0, 0
+    FROM ended JOIN callback_timer made USING (callback_id), (SELECT clock_timestamp() AS now) clock
 )"""  # noqa: S608 - only constants are put in
 
 # Of the arrays that `arguments` gives, in this order.

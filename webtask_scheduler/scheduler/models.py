@@ -15,7 +15,7 @@ import uuid_utils.compat
 from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
-from django.db.models.functions import Coalesce
+from django.db.models.functions import Cast, Coalesce
 from django_celery_beat.models import PeriodicTask
 
 # The name that every PeriodicTask of a timer carries. It lives in queues and dashboards and never changes.
@@ -86,6 +86,20 @@ class ClockTimestamp(models.Func):
     output_field = models.DateTimeField()
 
 
+def _flow() -> Any:
+    """Return the expression of Timer.flow."""
+    owner = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(OWNER_BITS)
+    hashed = models.Func(F("host"), function="hashtext", output_field=models.IntegerField())
+    return owner.bitleftshift(32).bitor(Cast(hashed, models.BigIntegerField()).bitand(HOST_BITS))
+
+
+# The two halves of a flow.
+OWNER_BITS = 0x7FFF_FFFF
+HOST_BITS = 0xFFFF_FFFF
+# Lanes of the queue. A claim looks into each, so there are few; a flood to one host fills one of them.
+LANES = 64
+
+
 class Timer(models.Model):
     """A URL and when to call it. Its state is that of its latest promised delivery, so the two cannot disagree."""
 
@@ -96,6 +110,9 @@ class Timer(models.Model):
     web_url = models.CharField(max_length=URL_MAX_LENGTH)
     # Lower-case host of web_url, with its port where one is given.
     host = models.CharField(max_length=261)
+    # Which flow its deliveries belong to: the owner's id in the upper half, a hash of the host in the lower. The queue
+    # is fair among flows.
+    flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)
     created_at = models.DateTimeField()
     name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
     # What was given beyond a URL and a time, under the API's own names and only where it differs from the default: how
@@ -202,6 +219,13 @@ class Delivery(models.Model):
     moment = models.PositiveIntegerField(default=1)
     # Made by "run now", or replayed, beside the promised one.
     extra = models.BooleanField(default=False)
+    # As the timer's, copied: the claim reads no timer to be fair.
+    flow = models.BigIntegerField(default=0, db_default=0)
+    lane = models.GeneratedField(
+        expression=Cast(F("flow").bitrightshift(32).bitxor(F("flow")).bitand(LANES - 1), models.SmallIntegerField()),
+        output_field=models.SmallIntegerField(),
+        db_persist=True,
+    )
     # The promise. Never changed: a reschedule cancels this delivery and makes another.
     due_at = models.DateTimeField()
     # When the claim may take it; equals due_at at first.
@@ -252,8 +276,14 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
-            # Serves dispatch.claim_due, in exactly the order in which it reads.
+            # Serves the lists of what is scheduled, by due time.
             models.Index(F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED)),
+            # Serves the claim from a lane in which nothing is crowded, in exactly the order in which it reads.
+            models.Index(F("lane"), F("next_attempt_at"), name="delivery_lane_idx", condition=Q(state=State.SCHEDULED)),
+            # Serves the claim from a crowded lane, flow by flow.
+            models.Index(
+                F("lane"), F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state=State.SCHEDULED)
+            ),
             # Serves dispatch.reclaim_expired.
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
             # Serves dispatch.release_held.

@@ -162,11 +162,12 @@ timer AS (
   INSERT INTO scheduler_timer
     (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone{columns if full else ""})
   SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', ''"} FROM item
+  RETURNING id AS timer_id, flow
 ),
 delivery AS (
   INSERT INTO scheduler_delivery
-    (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
-  SELECT delivery_id, timer_id, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item
+    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
 )
 SELECT timer_id, due, now FROM item ORDER BY position
 """  # noqa: S608 - only constants are put in
@@ -300,6 +301,8 @@ def edit(timer_id: uuid.UUID, new: NewTimer, *, reschedule: bool, harmless: bool
         if reschedule:
             _set_schedule(timer, new)
         timer.save()
+        timer.refresh_from_db(fields=["flow"])
+        Delivery.objects.open().filter(timer=timer_id).exclude(flow=timer.flow).update(flow=timer.flow)
         TimerLabel.objects.filter(timer=timer_id).delete()
         TimerLabel.objects.bulk_create(TimerLabel(timer_id=timer_id, label=label) for label in label_rows(new.options))
         if reschedule and delivery is not None:
@@ -432,6 +435,7 @@ REPLAYABLE = (State.FAILED, State.MISSED)
 
 def _replay(delivery: Delivery) -> None:
     now = _now()
+    delivery.flow = Timer.objects.values_list("flow", flat=True).get(pk=delivery.timer_id)
     latest = Delivery.objects.promised().filter(timer=delivery.timer_id).order_by("-occurrence").first()
     task = PeriodicTask.objects.select_for_update().filter(timer=delivery.timer_id).first()
     # The timer's own promise again if it is still its latest; else it runs beside the promised one.
@@ -443,6 +447,7 @@ def _replay(delivery: Delivery) -> None:
     delivery.save(
         update_fields=[
             "extra",
+            "flow",
             "state",
             "finished_at",
             "replayed_at",
@@ -461,8 +466,8 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
     """Make an extra delivery, due now, and return its id. The promised one stands, whatever its state."""
     with transaction.atomic():
         # The timer's row serialises the numbering.
-        Timer.objects.select_for_update().get(pk=timer_id)
-        delivery = Delivery(timer_id=timer_id, occurrence=_next_occurrence(timer_id), extra=True)
+        timer = Timer.objects.select_for_update().get(pk=timer_id)
+        delivery = Delivery(timer_id=timer_id, flow=timer.flow, occurrence=_next_occurrence(timer_id), extra=True)
         now = _now()
         delivery.due_at = delivery.next_attempt_at = now
         delivery.save(force_insert=True)
@@ -500,13 +505,22 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
         batch = timer_ids[start : start + BATCH_ROWS]
         with transaction.atomic():
             # The timers' rows serialise the numbering.
-            locked = list(Timer.objects.select_for_update().filter(pk__in=batch).order_by("pk").values_list("pk"))
+            locked = list(
+                Timer.objects.select_for_update().filter(pk__in=batch).order_by("pk").values_list("pk", "flow")
+            )
             numbers = Delivery.objects.filter(timer__in=batch).values_list("timer").annotate(last=Max("occurrence"))
             last = dict(numbers)
             now = _now()
             Delivery.objects.bulk_create(
-                Delivery(timer_id=pk, occurrence=last.get(pk, 0) + 1, extra=True, due_at=now, next_attempt_at=now)
-                for (pk,) in locked
+                Delivery(
+                    timer_id=pk,
+                    flow=flow,
+                    occurrence=last.get(pk, 0) + 1,
+                    extra=True,
+                    due_at=now,
+                    next_attempt_at=now,
+                )
+                for pk, flow in locked
             )
     logger.info("timers_run_now timers=%d", len(timer_ids))
     return len(timer_ids)
@@ -842,7 +856,8 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
         due_at = _recurrence(timer).next_after(max(_now(), delivery.due_at))
         if due_at is not None and (timer.max_occurrences is None or delivery.moment < timer.max_occurrences):
-            restored = Delivery(timer_id=timer.pk, occurrence=_next_occurrence(timer.pk), moment=delivery.moment + 1)
+            restored = Delivery(timer_id=timer.pk, flow=timer.flow, moment=delivery.moment + 1)
+            restored.occurrence = _next_occurrence(timer.pk)
             restored.due_at = restored.next_attempt_at = due_at
             restored.save(force_insert=True)
             _show(timer, task, due_at=due_at)
@@ -998,10 +1013,11 @@ def _end(deliveries: Iterable[Delivery]) -> None:
 
 def _move(delivery: Delivery, *, due_at: datetime, enabled: bool) -> Delivery:
     """Cancel a locked delivery and promise another moment in its place."""
-    Timer.objects.select_for_update().get(pk=delivery.timer_id)
+    timer = Timer.objects.select_for_update().get(pk=delivery.timer_id)
     _end([delivery])
     moved = Delivery(
-        timer_id=delivery.timer_id,
+        timer_id=timer.pk,
+        flow=timer.flow,
         occurrence=_next_occurrence(delivery.timer_id),
         # The same promise of the schedule, at another time.
         moment=delivery.moment,
