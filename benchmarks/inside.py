@@ -19,7 +19,11 @@ django.setup()
 from django.conf import settings  # noqa: E402 - needs the line above
 from django.db import connection  # noqa: E402
 
-from webtask_scheduler.scheduler import dispatch, services  # noqa: E402
+from webtask_scheduler.dispatch.queue import Portion  # noqa: E402
+from webtask_scheduler.dispatch.share import CLAIM_LIMIT  # noqa: E402
+from webtask_scheduler.scheduler import services  # noqa: E402
+from webtask_scheduler.scheduler.models import LANES  # noqa: E402
+from webtask_scheduler.scheduler.queue import claims as queue  # noqa: E402
 
 BATCH = 1000
 HOUR = 3600.0
@@ -83,15 +87,17 @@ def claims(repeats: int) -> None:
         services.schedule(
             [
                 services.NewTimer(web_url=f"http://127.0.0.1/claim/{index}", delay_seconds=0.0)
-                for index in range(dispatch.CLAIM_LIMIT)
+                for index in range(CLAIM_LIMIT)
             ]
         )
         begun = time.perf_counter()
-        claim = dispatch.claim_due(limit=dispatch.CLAIM_LIMIT, ahead_seconds=dispatch.AHEAD_SECONDS)
+        claim = queue.claim_due(
+            [Portion(lane, CLAIM_LIMIT) for lane in range(LANES)], until_seconds=queue.AHEAD_SECONDS
+        )
         if number >= 3:  # the first ones find nothing in memory
             took.append(time.perf_counter() - begun)
-        if len(claim.held) != dispatch.CLAIM_LIMIT:
-            sys.exit(f"Claimed {len(claim.held)}, not {dispatch.CLAIM_LIMIT}.")
+        if len(claim.held) != CLAIM_LIMIT:
+            sys.exit(f"Claimed {len(claim.held)}, not {CLAIM_LIMIT}.")
         with connection.cursor() as cursor:
             # As if they had been called.
             cursor.execute(

@@ -322,7 +322,7 @@ class Service:
     def __init__(self, site: Site, *, workers: int = 1, beats: int = 1, **variables: str) -> None:
         self.site = site
         self._variables = variables
-        self.names = ["web", *launch.names("worker", workers), *launch.names("beat", beats), "flower"]
+        self.names = ["web", *launch.names("worker", workers), "upkeep", *launch.names("beat", beats), "flower"]
         self.web_port, self.flower_port = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -382,7 +382,7 @@ class Service:
                 return answers(f"http://127.0.0.1:{self.web_port}/healthz")
             case "flower":
                 return answers(f"http://127.0.0.1:{self.flower_port}/")
-            case "worker":
+            case "worker" | "upkeep":
                 return "ready." in self.log(name)
         return "beat: Starting..." in self.log(name)
 

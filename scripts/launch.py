@@ -41,7 +41,7 @@ CONFIG = DATA / "supervisor.conf"
 
 # How long each may take to stop before it is killed. The four of the application stop together, so everything is down
 # after at most 10 + 2 + 3 seconds. The worker waits for the calls that it is making.
-STOP_SECONDS = {"web": 4, "worker": 10, "beat": 4, "flower": 3, "redis": 2, "postgres": 3}
+STOP_SECONDS = {"web": 4, "worker": 10, "upkeep": 4, "beat": 4, "flower": 3, "redis": 2, "postgres": 3}
 ALL_STOP_SECONDS = 15.0
 START_SECONDS = 60.0
 POLL_SECONDS = 0.1
@@ -89,7 +89,7 @@ def embedded() -> list[servers.Server]:
 
 def application() -> list[str]:
     """The names of our own processes."""
-    return ["web", *names("worker", number("WORKERS", 1)), *names("beat", number("BEATS", 1)), "flower"]
+    return ["web", *names("worker", number("WORKERS", 1)), "upkeep", *names("beat", number("BEATS", 1)), "flower"]
 
 
 def command(name: str) -> list[str]:
@@ -113,8 +113,10 @@ def command(name: str) -> list[str]:
                 *failures,
                 "config.wsgi:application",
             ]
-        case "worker":
-            pool = ["--pool", "threads", "--concurrency", "4"]
+        case "worker" | "upkeep":
+            # Deliveries on one, whatever takes long on the other.
+            queue = "celery" if name.startswith("worker") else "upkeep"
+            pool = ["--pool", "threads", "--concurrency", "4", "--queues", queue]
             # Workers have nothing to tell each other; asking round would cost a second at every start.
             quiet = ["--without-mingle", "--without-gossip"]
             return [*celery, "worker", *pool, "--hostname", f"{name}@%h", *quiet, "-l", "INFO"]

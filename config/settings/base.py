@@ -104,6 +104,10 @@ CELERY_RESULT_BACKEND = None
 CELERY_TIMEZONE = "UTC"
 CELERY_ENABLE_UTC = True
 CELERY_BEAT_SCHEDULER = "webtask_scheduler.scheduler.beat:TimerScheduler"
+# What takes long has a queue and a worker of its own, so that it never stands before deliveries.
+CELERY_TASK_ROUTES = {
+    f"webtask_scheduler.scheduler.tasks.{name}": {"queue": "upkeep"} for name in ("obey", "reconcile", "bulk", "prune")
+}
 # A worker holds no more messages than it works on; what waits, waits in the broker in order.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Events on: Flower shows workers and tasks out of the box.

@@ -11,30 +11,24 @@ import socket
 import time
 from typing import Any
 
-import kombu.exceptions
-import redis
-from celery.app.base import Celery
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import QuerySet
 from django_celery_beat.models import PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
 
-from webtask_scheduler.scheduler import tasks
-from webtask_scheduler.scheduler.dispatch import PAUSE_SECONDS, Chunk, Dispatcher, PublishError
+from webtask_scheduler.dispatch.dispatcher import PAUSE_SECONDS, Dispatcher
+from webtask_scheduler.dispatch.publisher import BULK_SECONDS, Publisher
+from webtask_scheduler.dispatch.queue import PublishError
 from webtask_scheduler.scheduler.models import TASK_NAME
+from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
 
 logger = logging.getLogger(__name__)
 
-# A broker that does not answer must not hold up the clock.
-BROKER_TIMEOUT_SECONDS = 2.0
 SEEN_SECONDS = 1.0
 
 # Renewed every second; another beat takes over once it has run out.
 LEAD_SECONDS = 3.0
-
-# Between two messages to go on with bulk operations that were begun: longer than a worker takes to begin.
-BULK_SECONDS = 3.0
 
 # Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock. Tells the
 # one that has it whether a bulk operation waits for a worker.
@@ -51,75 +45,6 @@ ON CONFLICT (id) DO UPDATE SET name = excluded.name, expires_at = excluded.expir
 RETURNING EXISTS (SELECT FROM scheduler_bulkoperation WHERE finished_at IS NULL)
 """
 _STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE name = %s"
-
-
-class Publisher:
-    """Sends messages over a broker connection of its own: no retries, short timeouts, made anew after an error."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-        self._connection: Any = None
-        self._producer: Any = None
-
-    def deliver(self, chunk: Chunk) -> None:
-        """Ring for a chunk of claimed deliveries. Raises PublishError."""
-        items = [[str(delivery_id), str(token), host] for delivery_id, token, host in chunk.items]
-        # Both are what a person reads in Flower and in the worker's log.
-        self._send(tasks.deliver, [items], argsrepr=f"({chunk.label})", shadow="deliver")
-
-    def obey(self, periodic_task_ids: list[int]) -> None:
-        """Have a worker look at rows that somebody else changed. Raises PublishError."""
-        self._send(tasks.obey, [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
-
-    def bulk(self) -> None:
-        """Have a worker go on with bulk operations. Raises PublishError."""
-        # The next one is sent by then: without a worker they do not pile up.
-        self._send(tasks.bulk, [], shadow="bulk", expires=2 * BULK_SECONDS)
-
-    def check(self) -> None:
-        """Ask the broker whether it takes anything: a full one answers, and refuses. Raises PublishError."""
-        try:
-            self._open().channel.client.set("webtask_scheduler:check", "", px=1000)
-        except self._errors() as error:
-            self._lost(error)
-
-    def close(self) -> None:
-        if self._connection is not None:
-            self._connection.release()
-        self._connection = self._producer = None
-
-    def _send(self, task: Any, args: list[Any], **options: Any) -> None:
-        try:
-            task.apply_async(args=args, producer=self._open(), retry=False, **options)
-        except self._errors() as error:
-            self._lost(error)
-
-    def _open(self) -> Any:
-        if self._producer is None:
-            timeouts = {
-                "socket_timeout": BROKER_TIMEOUT_SECONDS,
-                "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
-                "max_retries": 0,
-            }
-            options = self._app.conf.broker_transport_options | timeouts
-            self._connection = self._app.connection_for_write(
-                connect_timeout=BROKER_TIMEOUT_SECONDS, transport_options=options
-            )
-            self._producer = self._app.amqp.Producer(self._connection, auto_declare=False)
-        return self._producer
-
-    def _errors(self) -> tuple[type[BaseException], ...]:
-        known = (kombu.exceptions.KombuError, redis.RedisError, OSError)
-        if self._connection is None:
-            return known
-        return (*known, *self._connection.connection_errors, *self._connection.channel_errors)
-
-    def _lost(self, error: BaseException) -> None:
-        try:
-            self.close()
-        except self._errors():
-            self._connection = self._producer = None
-        raise PublishError(str(error)) from error
 
 
 class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
@@ -168,6 +93,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         if self._publisher is None or self._dispatcher is None:
             self._publisher = Publisher(self.app)
             self._dispatcher = Dispatcher(
+                queue=DeliveryQueue(),
                 publish=self._publisher.deliver,
                 dispute=self._dispute,
                 backlog_per_second=settings.WEBTASK_BACKLOG_PER_SECOND,

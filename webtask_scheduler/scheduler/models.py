@@ -28,8 +28,11 @@ CRON_MAX_LENGTH = 200
 # A key of at most 63 characters, "=", and a value of as many.
 LABEL_MAX_LENGTH = 127
 KEY_MAX_LENGTH = 255
-# The database's own bound. The retry policy stops long before it.
-ATTEMPTS_BOUND = 1000
+# The column's own bound. Replays and interruptions count too, so it is far beyond any retry policy; a delivery that
+# comes so far is ended by the start that would pass it.
+ATTEMPTS_BOUND = 30_000
+FAULT_MAX_LENGTH = 300
+MESSAGE_MAX_LENGTH = 300
 
 
 def new_id() -> uuid.UUID:
@@ -86,18 +89,17 @@ class ClockTimestamp(models.Func):
     output_field = models.DateTimeField()
 
 
-def _flow() -> Any:
-    """Return the expression of Timer.flow."""
-    owner = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(OWNER_BITS)
-    hashed = models.Func(F("host"), function="hashtext", output_field=models.IntegerField())
-    return owner.bitleftshift(32).bitor(Cast(hashed, models.BigIntegerField()).bitand(HOST_BITS))
-
-
-# The two halves of a flow.
-OWNER_BITS = 0x7FFF_FFFF
-HOST_BITS = 0xFFFF_FFFF
 # Lanes of the queue. A claim looks into each, so there are few; a flood to one host fills one of them.
 LANES = 64
+
+
+def _flow() -> Any:
+    """Return the expression of Timer.flow: six bits of lane, 25 of the owner's id, 32 of a hash of the host."""
+    owner: Any = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(0x1FF_FFFF)
+    hashed = models.Func(F("host"), function="hashtext", output_field=models.IntegerField())
+    host: Any = Cast(hashed, models.BigIntegerField()).bitand(0xFFFF_FFFF)
+    lane: Any = owner.bitxor(host).bitand(LANES - 1)
+    return lane.bitleftshift(57).bitor(owner.bitleftshift(32)).bitor(host)
 
 
 class Timer(models.Model):
@@ -110,8 +112,7 @@ class Timer(models.Model):
     web_url = models.CharField(max_length=URL_MAX_LENGTH)
     # Lower-case host of web_url, with its port where one is given.
     host = models.CharField(max_length=261)
-    # Which flow its deliveries belong to: the owner's id in the upper half, a hash of the host in the lower. The queue
-    # is fair among flows.
+    # Which flow its deliveries belong to: those of one owner to one host. The queue is fair among flows.
     flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)
     created_at = models.DateTimeField()
     name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
@@ -222,7 +223,7 @@ class Delivery(models.Model):
     # As the timer's, copied: the claim reads no timer to be fair.
     flow = models.BigIntegerField(default=0, db_default=0)
     lane = models.GeneratedField(
-        expression=Cast(F("flow").bitrightshift(32).bitxor(F("flow")).bitand(LANES - 1), models.SmallIntegerField()),
+        expression=Cast(F("flow").bitrightshift(57), models.SmallIntegerField()),
         output_field=models.SmallIntegerField(),
         db_persist=True,
     )
@@ -241,6 +242,8 @@ class Delivery(models.Model):
     lease_expires_at = models.DateTimeField(null=True)
     cancel_requested_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
+    # Why this service itself could not go on with it, and ended it as failed; null otherwise.
+    fault = models.CharField(max_length=FAULT_MAX_LENGTH, null=True)
 
     objects = DeliveryQuerySet.as_manager()
 
@@ -276,14 +279,15 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
-            # Serves the lists of what is scheduled, by due time.
-            models.Index(F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED)),
+            # Serves the lists of what is scheduled, by due time. Not the claim: its statements must never walk along all
+            # that is due, so they leave the condition on `extra` away that would let the planner choose this index.
+            models.Index(
+                F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED, extra=False)
+            ),
             # Serves the claim from a lane in which nothing is crowded, in exactly the order in which it reads.
             models.Index(F("lane"), F("next_attempt_at"), name="delivery_lane_idx", condition=Q(state=State.SCHEDULED)),
-            # Serves the claim from a crowded lane, flow by flow.
-            models.Index(
-                F("lane"), F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state=State.SCHEDULED)
-            ),
+            # Serves the claim from a crowded lane, flow by flow; a lane is a range of flows.
+            models.Index(F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state=State.SCHEDULED)),
             # Serves dispatch.reclaim_expired.
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
             # Serves dispatch.release_held.
@@ -338,7 +342,7 @@ class Attempt(models.Model):
     status_code = models.PositiveSmallIntegerField(null=True)
     error = models.CharField(max_length=11, blank=True, choices=ErrorKind.choices)
     # A sentence for a person; empty for a success.
-    message = models.CharField(max_length=300, blank=True)
+    message = models.CharField(max_length=MESSAGE_MAX_LENGTH, blank=True)
     # The beginning of the answer's body.
     excerpt = models.CharField(max_length=EXCERPT_MAX_LENGTH, blank=True)
 

@@ -1,4 +1,8 @@
-"""The doors for Celery: ring for a chunk of deliveries, run one timer's row as it stands, look after foreign edits."""
+"""The doors for Celery: deliver a chunk, run one timer's row as it stands, look after foreign edits and upkeep.
+
+Deliveries go to a worker's callers and are not waited for. What takes long, upkeep and bulk operations, has a queue of
+its own (see CELERY_TASK_ROUTES) and a worker process of its own, so that it takes nothing from them.
+"""
 
 import time
 import uuid
@@ -12,10 +16,11 @@ from django.conf import settings
 from django.db import connection
 
 from webtask_scheduler import __version__
-from webtask_scheduler.scheduler import dispatch, idempotency, retention, services
+from webtask_scheduler.scheduler import idempotency, retention, services
+from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
-from webtask_scheduler.scheduler.pool import SLOW_PER_SLOT, CallPool
+from webtask_scheduler.scheduler.queue.claims import claim_timer
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
 SWEEP_ROWS = 2000
@@ -41,7 +46,7 @@ def call_pool() -> CallPool:
 @signals.worker_init.connect
 def _open_pool(**_: Any) -> None:
     global _pool  # noqa: PLW0603 - one pool a process is the point
-    threads = settings.WEBTASK_CALLERS * (1 + SLOW_PER_SLOT)
+    threads = settings.WEBTASK_CALLERS * (1 + ROOM_PER_SLOT)
     client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(
         callers=settings.WEBTASK_CALLERS, client=client, timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS
@@ -61,9 +66,13 @@ def _close_pool(**_: Any) -> None:
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.deliver")
-def deliver(items: list[list[str]]) -> None:
-    """Hand claimed deliveries, as [delivery id, lease token, host] triples, to the callers of this process."""
-    call_pool().hand_over([(uuid.UUID(delivery_id), uuid.UUID(token), host) for delivery_id, token, host in items])
+def deliver(items: list[list[Any]]) -> None:
+    """Hand claimed deliveries, as [delivery id, lease token, host, flow] lists, to the callers of this process."""
+    # A beat of the release before sends no flow.
+    call_pool().hand_over(
+        (uuid.UUID(delivery_id), uuid.UUID(token), host, flow[0] if flow else 0)
+        for delivery_id, token, host, *flow in items
+    )
 
 
 @shared_task(name=TASK_NAME)
@@ -72,10 +81,8 @@ def call_timer(timer_id: str) -> None:
 
     It is what a timer's PeriodicTask says, so that a stock scheduler that finds the row fires it too, once.
     """
-    claim = dispatch.claim_due(timer_id=uuid.UUID(timer_id), ahead_seconds=STOCK_AHEAD_SECONDS)
-    for item in sorted(claim.held):
-        time.sleep(max(0.0, item.at - time.monotonic()))
-        call_pool().hand_over([(item.delivery_id, item.token, item.host)])
+    for item in claim_timer(uuid.UUID(timer_id), until_seconds=STOCK_AHEAD_SECONDS).held:
+        call_pool().hand_over([(item.delivery_id, item.token, item.host, item.flow)], at=item.at)
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.obey")

@@ -4,16 +4,12 @@ from django.db import migrations, models
 from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce
 
-FLOW = (
-    Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField())
-    .bitand(0x7FFF_FFFF)
-    .bitleftshift(32)
-    .bitor(
-        Cast(models.Func(F("host"), function="hashtext", output_field=models.IntegerField()), models.BigIntegerField())
-        .bitand(0xFFFF_FFFF)
-    )
-)
-LANE = Cast(F("flow").bitrightshift(32).bitxor(F("flow")).bitand(63), models.SmallIntegerField())
+OWNER = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(0x1FF_FFFF)
+HOST = Cast(
+    models.Func(F("host"), function="hashtext", output_field=models.IntegerField()), models.BigIntegerField()
+).bitand(0xFFFF_FFFF)
+FLOW = OWNER.bitxor(HOST).bitand(63).bitleftshift(57).bitor(OWNER.bitleftshift(32)).bitor(HOST)
+LANE = Cast(F("flow").bitrightshift(57), models.SmallIntegerField())
 
 
 class Migration(migrations.Migration):
@@ -41,6 +37,13 @@ class Migration(migrations.Migration):
             name="lane",
             field=models.GeneratedField(db_persist=True, expression=LANE, output_field=models.SmallIntegerField()),
         ),
+        migrations.RemoveIndex(model_name="delivery", name="delivery_due_idx"),
+        migrations.AddIndex(
+            model_name="delivery",
+            index=models.Index(
+                F("next_attempt_at"), name="delivery_due_idx", condition=Q(state="scheduled", extra=False)
+            ),
+        ),
         migrations.AddIndex(
             model_name="delivery",
             index=models.Index(
@@ -50,7 +53,7 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="delivery",
             index=models.Index(
-                F("lane"), F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state="scheduled")
+                F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state="scheduled")
             ),
         ),
     ]

@@ -28,6 +28,8 @@ COMMANDS = {
     "web": "-m granian --interface wsgi --host 127.0.0.1 --port {port} --workers 1 --blocking-threads 4"
     " --no-ws config.wsgi:application",
     "worker": "-m celery -A config.celery_app worker --pool threads --concurrency 4 --hostname {name}@%h"
+    # One process for both, as a small machine may have it.
+    " --queues celery,upkeep"
     " --without-mingle --without-gossip -l INFO",
     "beat": "-m celery -A config.celery_app beat -l INFO --pidfile= --scheduler {scheduler}",
 }

@@ -14,7 +14,6 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from webtask_scheduler.scheduler import admin as module
 from webtask_scheduler.scheduler import admin_lists, services, signing
-from webtask_scheduler.scheduler.dispatch import claim_due, release_held
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Attempt,
@@ -25,7 +24,9 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
+from webtask_scheduler.scheduler.queue.claims import release_held
 from webtask_scheduler.scheduler.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db

@@ -13,9 +13,11 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
 
 from config.celery_app import app
-from webtask_scheduler.scheduler import dispatch, services
-from webtask_scheduler.scheduler.beat import Publisher, TimerScheduler
-from webtask_scheduler.scheduler.dispatch import Chunk, PublishError
+from webtask_scheduler.dispatch import dispatcher
+from webtask_scheduler.dispatch.publisher import Publisher
+from webtask_scheduler.dispatch.queue import Chunk, Held, PublishError
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.beat import TimerScheduler
 from webtask_scheduler.scheduler.models import Beat, Delivery, Leader, State, new_id
 
 # Stock beat commits and closes connections as it likes.
@@ -46,7 +48,7 @@ def scheduler(celery_app):
 
 def messages(broker, task):
     """Return the headers of the messages that wait for a worker."""
-    waiting = [json.loads(raw) for raw in broker.lrange("celery", 0, -1)]
+    waiting = [json.loads(raw) for queue in ("celery", "upkeep") for raw in broker.lrange(queue, 0, -1)]
     return [message["headers"] for message in waiting if message["headers"]["task"].endswith(task)]
 
 
@@ -61,7 +63,7 @@ def test_tick_rings_for_due_timers_and_returns_the_poll_interval(scheduler, brok
     (headers,) = messages(broker, "tasks.deliver")
     assert headers["argsrepr"].startswith("(timer due ")
     assert str(timer.pk) in headers["argsrepr"]
-    assert 0 < delays[-1] <= dispatch.POLL_SECONDS
+    assert 0 < delays[-1] <= dispatcher.POLL_SECONDS
 
 
 def test_tick_leaves_the_rows_of_timers_to_dispatch(scheduler, make_timer):
@@ -125,7 +127,7 @@ def test_tick_survives_a_dead_broker_and_loses_nothing(scheduler, broker, make_t
     for _ in range(3):
         scheduler._dispatcher._poll_at = 0.0
         scheduler._stock_at = 0.0
-        assert scheduler.tick() <= dispatch.PAUSE_SECONDS
+        assert scheduler.tick() <= dispatcher.PAUSE_SECONDS
     assert time.monotonic() - begun < 3
     scheduler._publisher._app = celery_app
     scheduler._dispatcher._poll_at = 0.0
@@ -140,13 +142,13 @@ def test_publisher_gives_up_on_a_broker_that_does_not_answer():
         publisher = Publisher(silent)
         begun = time.monotonic()
         with pytest.raises(PublishError):
-            publisher.deliver(Chunk(((new_id(), new_id(), "127.0.0.1"),)))
+            publisher.deliver(Chunk((Held(0.0, 10.0, new_id(), new_id(), host="127.0.0.1"),)))
         assert time.monotonic() - begun < 8
 
 
 def test_publisher_works_again_after_its_connection_was_cut(celery_app, broker):
     publisher = Publisher(celery_app)
-    chunk = Chunk(((new_id(), new_id(), "127.0.0.1"),))
+    chunk = Chunk((Held(0.0, 10.0, new_id(), new_id(), host="127.0.0.1"),))
     publisher.deliver(chunk)
     for client in broker.client_list():
         if client["cmd"] != "client|list":

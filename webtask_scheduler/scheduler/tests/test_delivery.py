@@ -6,11 +6,13 @@ from datetime import timedelta
 import pytest
 from django_celery_beat.models import PeriodicTask
 
-from webtask_scheduler.scheduler import leases, services
-from webtask_scheduler.scheduler.delivery import Outcome, call_url, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.scheduler.queue import leases
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 
@@ -20,7 +22,7 @@ def claim(**options):
 
 
 def start(**options):
-    started, early, _ = start_attempts(claim(**options))
+    started, early, *_ = start_attempts(claim(**options))
     assert not early
     return started
 
@@ -40,7 +42,7 @@ def test_start_counts_the_attempt_and_takes_a_longer_lease(make_timer, delivery_
 def test_start_with_a_stale_token_starts_nothing(make_timer, delivery_of):
     timer = make_timer(delay_seconds=-1)
     ((delivery_id, _),) = claim()
-    assert start_attempts([(delivery_id, uuid.uuid4())]) == ([], {}, [])
+    assert start_attempts([(delivery_id, uuid.uuid4())]) == ([], {}, [], [])
     assert delivery_of(timer).state == State.CLAIMED
 
 
@@ -48,13 +50,13 @@ def test_second_message_for_the_same_claim_starts_nothing(make_timer):
     make_timer(delay_seconds=-1)
     pairs = claim()
     assert len(start_attempts(pairs)[0]) == 1
-    assert start_attempts(pairs) == ([], {}, [])
+    assert start_attempts(pairs) == ([], {}, [], [])
 
 
 def test_start_before_its_moment_starts_nothing_and_says_how_long(make_timer, delivery_of):
     timer = make_timer(delay_seconds=0.9)
     ((delivery_id, _),) = pairs = claim(ahead_seconds=1.0)
-    started, early, _ = start_attempts(pairs)
+    started, early, *_ = start_attempts(pairs)
     assert started == []
     assert 0.3 < early[delivery_id] <= 0.9
     assert delivery_of(timer).state == State.CLAIMED
@@ -64,7 +66,7 @@ def test_start_of_a_cancelled_delivery_starts_nothing(make_timer):
     timer = make_timer(delay_seconds=-1)
     pairs = claim()
     services.cancel(timer.pk)
-    assert start_attempts(pairs) == ([], {}, [])
+    assert start_attempts(pairs) == ([], {}, [], [])
 
 
 def test_success_is_recorded_and_shown_by_the_periodic_task(make_timer, delivery_of):
@@ -177,7 +179,7 @@ def test_start_of_a_delivery_whose_calls_are_stopped_holds_it(make_timer, delive
     timer = make_timer("http://stopped.example/", delay_seconds=-1)
     pairs = claim()
     services.stop_calls(host="stopped.example")
-    assert start_attempts(pairs) == ([], {}, [])
+    assert start_attempts(pairs) == ([], {}, [], [])
     assert delivery_of(timer).state == State.HELD
 
 

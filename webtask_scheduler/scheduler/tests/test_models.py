@@ -8,9 +8,10 @@ import pytest
 from django.db import IntegrityError, connection, transaction
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import dispatch, leases, services
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.beat import TimerScheduler
-from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.scheduler.models import LANES, Attempt, Delivery, State
+from webtask_scheduler.scheduler.queue import claims, leases, reclaim
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LEASE = {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.django_db
         ("delivery_finished_iff_final", {"state": State.SUCCEEDED}),
         ("delivery_finished_iff_final", {"state": State.SCHEDULED, "finished_at": NOW}),
         ("delivery_never_early", {"next_attempt_at": datetime(2000, 1, 1, tzinfo=UTC)}),
-        ("delivery_attempts_bounded", {"attempts": 1001, "started_at": NOW}),
+        ("delivery_attempts_bounded", {"attempts": 30_001, "started_at": NOW}),
         ("delivery_attempts_bounded", {"attempts": 1}),
         ("delivery_cancel_requested_while_running", {"cancel_requested_at": NOW}),
     ],
@@ -77,7 +78,10 @@ def test_attempt_refuses_the_same_number_twice(make_timer):
 def _fill(count: int) -> None:
     for start in range(0, count, 1000):
         services.schedule(
-            [services.NewTimer(web_url="http://127.0.0.1:9/", delay_seconds=3600 + start + n) for n in range(1000)]
+            [
+                services.NewTimer(web_url=f"http://127.0.0.{n % 100}:9/", delay_seconds=3600 + start + n)
+                for n in range(1000)
+            ]
         )
     with connection.cursor() as cursor:
         for table in ("scheduler_delivery", "scheduler_timer", "django_celery_beat_periodictask"):
@@ -113,41 +117,64 @@ def _bounds(statement: str, arguments: object, index: str) -> str:
     return lines[at + 1] if lines[at + 1].startswith("Index Cond:") else ""
 
 
-def test_claim_reads_the_due_index_and_no_whole_table(sql):
+CLAIM = {"until": 1.0, "since": 5.0, "token": uuid.uuid4(), "lease": 10.0}
+
+
+def _lanes_and_flows():
+    """Return the first lanes of the table and the flows in them."""
+    pairs = sorted(set(Delivery.objects.values_list("lane", "flow")))[:5]
+    return {"lanes": [lane for lane, _ in pairs], "flows": [flow for _, flow in pairs], "limits": [4] * len(pairs)}
+
+
+def test_claim_of_lanes_reads_the_lane_index_and_no_whole_table():
     _fill(20_000)
-    # A batch as small against this table as a real one is against a million rows: joins by index must pay.
-    arguments = {
-        "ahead": 1.0,
-        "overdue": 5.0,
-        "timer": None,
-        "limit": 20,
-        "token": uuid.uuid4(),
-        "lease": 10.0,
-    }
-    used = _indexes(dispatch._CLAIM, arguments)
-    assert "delivery_due_idx" in used
-    assert "next_attempt_at <=" in _bounds(dispatch._CLAIM, arguments, "delivery_due_idx")
+    arguments = CLAIM | _lanes_and_flows()
+    used = _indexes(claims._CLAIM_LANES, arguments)
+    assert "delivery_lane_idx" in used
+    bounds = _bounds(claims._CLAIM_LANES, arguments, "delivery_lane_idx")
+    assert "lane = " in bounds
+    assert "next_attempt_at <=" in bounds
     assert not {name for name in used if name and name.startswith("seq:")}
+
+
+def test_claim_of_flows_reads_the_flow_index_and_no_whole_table():
+    _fill(20_000)
+    arguments = CLAIM | _lanes_and_flows()
+    bounds = _bounds(claims._CLAIM_FLOWS, arguments, "delivery_flow_idx")
+    assert "flow = " in bounds
+    assert "next_attempt_at <=" in bounds
+    used = _indexes(claims._CLAIM_FLOWS, arguments)
+    assert not {name for name in used if name and name.startswith("seq:")}
+
+
+def test_look_reads_the_lane_index_and_no_whole_table():
+    _fill(20_000)
+    arguments = {"lanes": LANES, "ahead": 1.0, "fresh": 5.0}
+    used = _indexes(claims._LANES, arguments)
+    assert "delivery_lane_idx" in used
+    assert "seq:scheduler_delivery" not in used
+
+
+def test_flows_are_found_by_one_probe_each():
+    _fill(20_000)
+    lanes = _lanes_and_flows()["lanes"]
+    arguments = {"after": [lane << 57 for lane in lanes], "last": [lane + 1 << 57 for lane in lanes]}
+    arguments |= {"most": 500, "ahead": 1.0}
+    used = _indexes(claims._FLOWS, arguments)
+    assert "delivery_flow_idx" in used
+    assert "seq:scheduler_delivery" not in used
 
 
 def test_claim_of_one_timer_reads_its_own_rows():
     _fill(20_000)
-    timer_id = Delivery.objects.first().timer_id
-    arguments = {
-        "ahead": 1.0,
-        "overdue": None,
-        "timer": timer_id,
-        "limit": 500,
-        "token": uuid.uuid4(),
-        "lease": 10.0,
-    }
-    used = _indexes(dispatch._CLAIM, arguments)
+    arguments = CLAIM | {"since": None, "timer": Delivery.objects.first().timer_id}
+    used = _indexes(claims._CLAIM_TIMER, arguments)
     assert not {name for name in used if name and name.startswith("seq:")}
 
 
 def test_reclaim_reads_the_lease_index():
     _fill(20_000)
-    assert "lease_expires_at <" in _bounds(dispatch._EXPIRED, {"limit": 500}, "delivery_lease_idx")
+    assert "lease_expires_at <" in _bounds(reclaim._EXPIRED, {"limit": 500}, "delivery_lease_idx")
 
 
 def test_renewal_reads_deliveries_by_id():

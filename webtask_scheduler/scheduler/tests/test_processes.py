@@ -8,8 +8,9 @@ import pytest
 from django.db import connection
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler import leases, services
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.tests.service import running
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]

@@ -7,9 +7,9 @@ from django.core.management import CommandError, call_command
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import retention, services, tasks
-from webtask_scheduler.scheduler.delivery import Outcome, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, Timer
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 

@@ -8,11 +8,12 @@ from django.db import connection, transaction
 from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler import dispatch, retention, services, tasks
-from webtask_scheduler.scheduler.delivery import Outcome, record_missed, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler import retention, services, tasks
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.queue import reclaim
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 
@@ -255,7 +256,7 @@ def test_lost_call_of_a_timer_that_recurs_is_followed_by_its_next(recurring, sql
     put_back(timer, 10)
     start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
     sql("UPDATE scheduler_delivery SET lease_expires_at = now() - interval '1 s'")
-    assert dispatch.reclaim_expired() == 1
+    assert reclaim.reclaim_expired() == 1
     assert states(timer) == [(1, "failed"), (2, "scheduled")]
     assert Attempt.objects.get().error == "lost"
 

@@ -17,11 +17,12 @@ from django_celery_beat.models import (
 )
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.delivery import call_url, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.test_foreign_edits import (
     DISABLE,
     ENABLE,

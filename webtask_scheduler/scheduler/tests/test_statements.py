@@ -14,22 +14,27 @@ import pytest
 from django.db import connection
 from django.db.backends.signals import connection_created
 
-from webtask_scheduler.scheduler import delivery, dispatch, leases, services
-from webtask_scheduler.scheduler import pool as module
-from webtask_scheduler.scheduler.dispatch import Dispatcher
+from webtask_scheduler.dispatch import dispatcher as dispatch
+from webtask_scheduler.dispatch.dispatcher import Dispatcher
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.delivery import pool as module
+from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
-from webtask_scheduler.scheduler.pool import CallPool
+from webtask_scheduler.scheduler.queue import attempts, claims, leases
 from webtask_scheduler.scheduler.tests.receiver import Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
 KINDS = {
-    dispatch._CLAIM: "claim",
-    dispatch._LOOK: "look",
-    delivery._START: "start",
-    delivery._RECORD: "record",
-    delivery._RECORD_PLAIN: "record",
+    claims._CLAIM_LANES: "claim",
+    claims._CLAIM_FLOWS: "claim",
+    claims._LANES: "look",
+    claims._CLAIMED: "claimed",
+    claims._FLOWS: "flows",
+    attempts._START: "start",
+    attempts._RECORD: "record",
+    attempts._RECORD_PLAIN: "record",
     leases._RENEW: "renew",
     leases._PUT_BACK: "put back",
 }
@@ -83,7 +88,7 @@ def worker(*, callers):
 
     def take():
         while (chunk := messages.get()) is not None:
-            pool.hand_over(chunk.items)
+            pool.hand_over([(item.delivery_id, item.token, item.host, item.flow) for item in chunk.items])
 
     threads = [threading.Thread(target=take) for _ in range(4)]
     for thread in threads:
@@ -109,7 +114,7 @@ def test_statements_for_a_thousand_due_at_once(hosts, statements, settings, monk
         statements.counts.clear()
         begun = time.monotonic()
         with worker(callers=settings.WEBTASK_CALLERS) as publish:
-            dispatcher = Dispatcher(publish=publish, dispute=list)
+            dispatcher = Dispatcher(queue=claims.DeliveryQueue(), publish=publish, dispute=list)
             while (called := sum(len(receiver.calls) for receiver in receivers)) < COUNT:
                 assert time.monotonic() < begun + 60, f"{called} calls"
                 time.sleep(min(dispatcher.turn(), 0.01))

@@ -12,8 +12,7 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from standardwebhooks.webhooks import Webhook
 
-from webtask_scheduler.scheduler.delivery import Outcome, call_url, record_missed, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.http import Client as HTTPClient
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
@@ -26,7 +25,9 @@ from webtask_scheduler.scheduler.models import (
     Timer,
     TimerLabel,
 )
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.service import running
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 URL = "http://a.example/hook"
 JSON = "application/json"

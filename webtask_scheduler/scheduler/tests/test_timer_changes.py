@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from webtask_scheduler.scheduler import services, tasks
-from webtask_scheduler.scheduler.delivery import Outcome, record_outcomes
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer, TimerLabel
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
 from webtask_scheduler.scheduler.serializers import NewTimerSerializer, bulk_filter
 from webtask_scheduler.scheduler.tests.service import running
 from webtask_scheduler.scheduler.tests.test_timer_api import (

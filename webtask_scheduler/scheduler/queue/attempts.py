@@ -1,22 +1,18 @@
-"""What a worker does: start claimed deliveries, call their URLs, record the outcomes.
+"""Starting claimed deliveries and recording the outcomes of their calls, many in one statement.
 
-Start and record are guarded by the lease token: who lost the lease writes nothing. `pool` decides which deliveries are
-started when, and makes their calls side by side.
+Both are guarded by the lease token: who lost the lease writes nothing.
 """
 
-import base64
-import json
-import logging
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import connection
+from django.db import connection, transaction
 
-from webtask_scheduler.scheduler import retry, signing
+from webtask_scheduler.scheduler import retry
 from webtask_scheduler.scheduler.endings import (
     CLOSE,
     CLOSE_PLAIN,
@@ -29,16 +25,9 @@ from webtask_scheduler.scheduler.endings import (
     ending_of,
     read,
 )
-from webtask_scheduler.scheduler.http import CallError, Client, Request
-from webtask_scheduler.scheduler.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
-from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
-
-# Hops of a redirect that are followed where a timer asks for it.
-REDIRECTS_MOST = 3
-# Methods that carry our own body where a timer has none.
-WITH_BODY = ("POST", "PUT", "PATCH")
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, MESSAGE_MAX_LENGTH, State
+from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
+from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +77,8 @@ class Batch(NamedTuple):
     early: dict[uuid.UUID, float]
     # Later than their timers allow: to be given to `record_missed`.
     missed: list[Started]
+    # Cannot be called at all, and why: to be parked.
+    refused: list[tuple[uuid.UUID, Exception | str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +95,8 @@ class Outcome:
     retry_after_seconds: float | None = None
 
 
+EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
+
 # Due by the database's clock, claimed by whoever sent the message, not cancelled since. A row that is claimed but not
 # yet due is answered with the seconds left; one whose calls are stopped is held; one that is too late is told as such.
 _START = f"""
@@ -116,7 +109,7 @@ held AS MATERIALIZED (
          timer.max_lateness_seconds IS NOT NULL AND delivery.attempts = 0 AND delivery.replayed_at IS NULL
            AND NOT delivery.extra
            AND clock_timestamp() > delivery.due_at + make_interval(secs => timer.max_lateness_seconds) AS late,
-         delivery.lease_token, delivery.due_at, delivery.moment,
+         delivery.attempts >= {ATTEMPTS_BOUND} AS exhausted, delivery.lease_token, delivery.due_at, delivery.moment,
          coalesce(delivery.replayed_at, delivery.due_at) AS since,
          delivery.attempts + 1 - delivery.attempts_before AS tries,
          timer.options::text, CASE WHEN NOT delivery.extra THEN {TERMS} END AS terms,
@@ -135,10 +128,11 @@ begun AS (
   UPDATE scheduler_delivery delivery
      SET state = 'running', attempts = attempts + 1, started_at = held.now,
          lease_expires_at = held.now + make_interval(secs => %(lease)s)
-    FROM held WHERE delivery.id = held.id AND held.left <= 0 AND NOT held.stopped AND NOT held.late
+    FROM held WHERE delivery.id = held.id AND held.left <= 0
+     AND NOT held.stopped AND NOT held.late AND NOT held.exhausted
   RETURNING delivery.id, delivery.attempts, {MEANT_FOR} AS meant_for
 )
-SELECT held.left, held.late, begun.attempts,
+SELECT held.left, held.late, held.exhausted, begun.attempts,
        held.id, held.lease_token, held.timer_id, held.web_url, held.host, held.due_at,
        begun.meant_for, held.now, held.moment, held.tries, held.since, held.options, held.terms, held.secrets
   FROM held LEFT JOIN begun ON begun.id = held.id WHERE NOT held.stopped
@@ -209,18 +203,29 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
     with connection.cursor() as cursor:
         cursor.execute(_START, wanted)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
-    batch = Batch([], {}, [])
-    for left, late, attempt, *row in rows:
-        delivery_id, token, timer_id, web_url, host, due_at, meant_for, now, moment, tries, since, *more = row
-        if attempt is None and not late:
-            batch.early[delivery_id] = max(0.0, left)
-            continue
-        call = Started(
-            *(delivery_id, token, timer_id, web_url, host, due_at, meant_for or due_at, attempt or 0, now, begun),
-            *(moment, tries, since, read(more[0]), read(more[1]), more[2]),
-        )
-        (batch.missed if late else batch.started).append(call)
+    batch = Batch([], {}, [], [])
+    for left, late, exhausted, attempt, *row in rows:
+        if exhausted:
+            batch.refused.append((row[0], EXHAUSTED))
+        elif attempt is None and not late:
+            batch.early[row[0]] = max(0.0, left)
+        else:
+            try:
+                call = _started(row, attempt=attempt or 0, begun=begun)
+            except Exception as error:
+                # What is stored cannot be read: that is for this one to bear, not for those started with it.
+                batch.refused.append((row[0], error))
+            else:
+                (batch.missed if late else batch.started).append(call)
     return batch
+
+
+def _started(row: Sequence[Any], *, attempt: int, begun: float) -> Started:
+    delivery_id, token, timer_id, web_url, host, due_at, meant_for, now, moment, tries, since, *more = row
+    return Started(
+        *(delivery_id, token, timer_id, web_url, host, due_at, meant_for or due_at, attempt, now, begun),
+        *(moment, tries, since, read(more[0]), read(more[1]), more[2]),
+    )
 
 
 def record_outcomes(outcomes: Sequence[Outcome]) -> int:
@@ -229,6 +234,25 @@ def record_outcomes(outcomes: Sequence[Outcome]) -> int:
     Returns how many were written: an attempt whose lease was lost is somebody else's to tell. Raises DatabaseError.
     """
     return _write([outcome.call for outcome in outcomes], outcomes, [_ending(outcome) for outcome in outcomes])
+
+
+def record_refused(outcome: Outcome, error: Exception) -> None:
+    """Record an attempt of which `record_outcomes` was refused, and end its delivery with that as its reason.
+
+    What would follow, another moment or a callback, does not: it is what could not be written. Raises DatabaseError
+    where the database is away.
+    """
+    call = outcome.call
+    plain = replace(outcome, excerpt="", message=outcome.message[:MESSAGE_MAX_LENGTH])
+    bare = replace(plain, call=replace(call, options=None, terms=None))
+    try:
+        with transaction.atomic():
+            _write([bare.call], [bare], [Ending(state=State.FAILED)])
+            set_fault(call.delivery_id, error)
+    except Exception as refused:
+        if is_away(refused):
+            raise
+        park(call.delivery_id, error, token=call.token)
 
 
 def record_missed(missed: Sequence[Started]) -> int:
@@ -278,93 +302,3 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         cursor.execute(_RECORD_PLAIN if plain else _RECORD, values if plain else values | arguments(endings))
         written: int = cursor.fetchone()[0]
     return written
-
-
-def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcome:
-    """Make the HTTP call of a started attempt. Raises nothing: what goes wrong is the outcome.
-
-    `timeout_seconds` is for a timer that says nothing of it.
-    """
-    options = call.options or {}
-    begun = time.monotonic()
-    # The start statement's clock, carried on by the monotonic one: the moment the call itself begins.
-    called_at = call.started_at + timedelta(seconds=begun - call.started)
-    status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
-    try:
-        answer = client.call(_request(call, options, called_at=called_at, timeout_seconds=timeout_seconds))
-    except CallError as failure:
-        error, message = failure.kind, str(failure)
-    except Exception:
-        logger.exception("call_crashed delivery=%s", call.delivery_id)
-        error, message = "protocol", "The answer could not be understood."
-    else:
-        status_code = answer.status_code
-        # PostgreSQL's text holds every character but NUL.
-        excerpt = answer.body.decode("utf-8", "replace").replace("\0", "�")[:EXCERPT_MAX_LENGTH]
-        if not _succeeded(status_code, options.get("success_statuses")):
-            error, message = "status", f"The receiver answered {status_code}."
-            if answer.retry_after:
-                retry_after_seconds = retry.retry_after_seconds(answer.retry_after, now=called_at)
-    duration_ms = round((time.monotonic() - begun) * 1000)
-    logger.log(
-        logging.INFO if not error else logging.WARNING,
-        "attempt_ended timer=%s delivery=%s attempt=%d host=%s status=%s error=%s late_ms=%.1f took_ms=%d",
-        call.timer_id,
-        call.delivery_id,
-        call.attempt,
-        call.host.rpartition("@")[2],
-        status_code or "-",
-        error or "-",
-        (called_at - call.meant_for) / timedelta(milliseconds=1),
-        duration_ms,
-    )
-    return Outcome(call, called_at, duration_ms, status_code, error, message, excerpt, retry_after_seconds)
-
-
-def _request(call: Started, options: Mapping[str, Any], *, called_at: datetime, timeout_seconds: float) -> Request:
-    """Return the call of an attempt: the timer's own method, headers and body, and what we say of it."""
-    method = options.get("method", "POST")
-    due_at = call.due_at.astimezone(UTC).isoformat()
-    headers: dict[str, str] = dict(options.get("headers", ()))
-    content_type = options.get("content_type", "")
-    if "body" in options:
-        given = options["body"]
-        body: bytes | None = given.encode() if isinstance(given, str) else json.dumps(given).encode()
-        content_type = content_type or ("text/plain; charset=utf-8" if isinstance(given, str) else "application/json")
-    elif "body_base64" in options:
-        body = base64.b64decode(options["body_base64"])
-        content_type = content_type or "application/octet-stream"
-    elif method in WITH_BODY:
-        body = json.dumps({"task_id": str(call.timer_id), "due_at": due_at, "attempt": call.attempt}).encode()
-        content_type = content_type or "application/json"
-    else:
-        body = None
-    if body is not None and content_type:
-        headers["Content-Type"] = content_type
-    timestamp = int(called_at.timestamp())
-    headers["webhook-id"] = str(call.delivery_id)
-    headers["webhook-timestamp"] = str(timestamp)
-    if call.secrets:
-        headers["webhook-signature"] = signing.signature(
-            call.secrets, message_id=str(call.delivery_id), timestamp=timestamp, body=body or b""
-        )
-    headers["webtask-timer-id"] = str(call.timer_id)
-    headers["webtask-due-at"] = due_at
-    headers["webtask-occurrence"] = str(call.moment)
-    headers["webtask-attempt"] = str(call.attempt)
-    headers["webtask-lateness-ms"] = f"{(called_at - call.meant_for) / timedelta(milliseconds=1):.1f}"
-    return Request(
-        url=call.web_url,
-        method=method,
-        headers=headers,
-        body=body,
-        timeout_seconds=options.get("timeout_seconds", timeout_seconds),
-        redirects=REDIRECTS_MOST if options.get("follow_redirects") else 0,
-    )
-
-
-def _succeeded(status_code: int, statuses: Sequence[int | str] | None) -> bool:
-    """Whether a status is a success: 2xx, or what a timer lists, as numbers and as classes like "3xx"."""
-    if statuses is None:
-        return 200 <= status_code < 300  # noqa: PLR2004 - what HTTP calls success
-    return status_code in statuses or f"{status_code // 100}xx" in statuses

@@ -5,31 +5,16 @@ A lease is a claim with an end time. Its token guards every write: who lost the 
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from django.db import connection
+
+from webtask_scheduler.dispatch.queue import Held
 
 # Covers the second ahead of its moment, the broker and the wait for a slot. A lost message costs this much.
 CLAIMED_LEASE_SECONDS = 10.0
 # Short, so that recovery from a dead process takes seconds; renewed while the process lives.
 RUNNING_LEASE_SECONDS = 20.0
-
-
-@dataclass(order=True, slots=True)
-class Held:
-    """A delivery that this process holds: its moment and the end of its lease, in monotonic seconds."""
-
-    at: float
-    expires: float = field(compare=False)
-    delivery_id: uuid.UUID = field(compare=False)
-    token: uuid.UUID = field(compare=False)
-    # For the people who read the messages; a worker needs neither.
-    timer_id: uuid.UUID | None = field(compare=False, default=None)
-    due_at: datetime | None = field(compare=False, default=None)
-    # Of its URL; a worker decides by it what may be called now.
-    host: str = field(compare=False, default="")
 
 
 # A commit that need not wait for the disk: a crash of the database at worst forgets a claim, a start or a record, which
@@ -53,8 +38,28 @@ held AS MATERIALIZED (
 )
 UPDATE scheduler_delivery delivery
    SET state = 'scheduled', lease_token = NULL, lease_expires_at = NULL,
-       next_attempt_at = CASE WHEN held.wait > 0 THEN clock_timestamp() + make_interval(secs => held.wait)
+       next_attempt_at = CASE WHEN held.wait > 0
+                              THEN greatest(clock_timestamp() + make_interval(secs => held.wait), delivery.due_at)
                               ELSE delivery.next_attempt_at END
+  FROM held WHERE delivery.id = held.id
+"""  # noqa: S608
+
+# Started, and not called: this process lacks descriptors, threads or memory. The attempt is taken back.
+_UNDO = f"""
+WITH {ASYNC_COMMIT},
+item AS MATERIALIZED (
+  SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(waits)s::float8[]) AS i (id, token, wait)
+),
+held AS MATERIALIZED (
+  SELECT delivery.id, item.wait FROM quick, scheduler_delivery delivery
+    JOIN item ON item.id = delivery.id AND item.token = delivery.lease_token
+   WHERE delivery.state = 'running' ORDER BY delivery.id FOR UPDATE OF delivery
+)
+UPDATE scheduler_delivery delivery
+   SET state = CASE WHEN cancel_requested_at IS NULL THEN 'scheduled' ELSE 'cancelled' END,
+       finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN clock_timestamp() END,
+       attempts = attempts - 1, lease_token = NULL, lease_expires_at = NULL,
+       next_attempt_at = greatest(clock_timestamp() + make_interval(secs => held.wait), delivery.due_at)
   FROM held WHERE delivery.id = held.id
 """  # noqa: S608
 
@@ -86,6 +91,20 @@ def put_back(held: Sequence[Held], *, wait_seconds: Sequence[float] = ()) -> Non
         }
         with connection.cursor() as cursor:
             cursor.execute(_PUT_BACK, arguments)
+
+
+def undo_starts(items: Sequence[tuple[uuid.UUID, uuid.UUID]], *, wait_seconds: Sequence[float]) -> None:
+    """Return started deliveries that were not called to the queue, each after its wait: no attempt is counted.
+
+    Takes (delivery id, lease token) pairs; who lost the lease returns nothing. Raises DatabaseError.
+    """
+    arguments: dict[str, Any] = {
+        "ids": [delivery_id for delivery_id, _ in items],
+        "tokens": [token for _, token in items],
+        "waits": list(wait_seconds),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_UNDO, arguments)
 
 
 def renew_leases(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> set[uuid.UUID]:

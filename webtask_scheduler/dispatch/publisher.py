@@ -1,0 +1,88 @@
+"""Messages to workers, by the names of their tasks, over a broker connection of its own."""
+
+from typing import Any
+
+import kombu.exceptions
+import redis
+from celery.app.base import Celery
+
+from webtask_scheduler.dispatch.queue import Chunk, PublishError
+
+# The names live in queues and dashboards and never change.
+TASKS = "webtask_scheduler.scheduler.tasks."
+# A broker that does not answer must not hold up the clock.
+BROKER_TIMEOUT_SECONDS = 2.0
+# Between two messages to go on with bulk operations that were begun: longer than a worker takes to begin.
+BULK_SECONDS = 3.0
+
+
+class Publisher:
+    """Sends messages over a broker connection of its own: no retries, short timeouts, made anew after an error."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Any = None
+        self._producer: Any = None
+
+    def deliver(self, chunk: Chunk) -> None:
+        """Publish a chunk of claimed deliveries. Raises PublishError."""
+        items = [[str(held.delivery_id), str(held.token), held.host, held.flow] for held in chunk.items]
+        # Both are what a person reads in Flower and in the worker's log.
+        self._send("deliver", [items], argsrepr=f"({chunk.label})", shadow="deliver")
+
+    def obey(self, periodic_task_ids: list[int]) -> None:
+        """Have a worker look at rows that somebody else changed. Raises PublishError."""
+        self._send("obey", [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
+
+    def bulk(self) -> None:
+        """Have a worker go on with bulk operations. Raises PublishError."""
+        # The next one is sent by then: without a worker they do not pile up.
+        self._send("bulk", [], shadow="bulk", expires=2 * BULK_SECONDS)
+
+    def check(self) -> None:
+        """Ask the broker whether it takes anything: a full one answers, and refuses. Raises PublishError."""
+        try:
+            self._open().channel.client.set("webtask_scheduler:check", "", px=1000)
+        except self._errors() as error:
+            self._lost(error)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.release()
+        self._connection = self._producer = None
+
+    def _send(self, task: str, args: list[Any], **options: Any) -> None:
+        # By name: a beat needs nothing of what a worker runs.
+        try:
+            self._app.send_task(
+                TASKS + task, args=args, producer=self._open(), retry=False, ignore_result=True, **options
+            )
+        except self._errors() as error:
+            self._lost(error)
+
+    def _open(self) -> Any:
+        if self._producer is None:
+            timeouts = {
+                "socket_timeout": BROKER_TIMEOUT_SECONDS,
+                "socket_connect_timeout": BROKER_TIMEOUT_SECONDS,
+                "max_retries": 0,
+            }
+            options = self._app.conf.broker_transport_options | timeouts
+            self._connection = self._app.connection_for_write(
+                connect_timeout=BROKER_TIMEOUT_SECONDS, transport_options=options
+            )
+            self._producer = self._app.amqp.Producer(self._connection, auto_declare=False)
+        return self._producer
+
+    def _errors(self) -> tuple[type[BaseException], ...]:
+        known = (kombu.exceptions.KombuError, redis.RedisError, OSError)
+        if self._connection is None:
+            return known
+        return (*known, *self._connection.connection_errors, *self._connection.channel_errors)
+
+    def _lost(self, error: BaseException) -> None:
+        try:
+            self.close()
+        except self._errors():
+            self._connection = self._producer = None
+        raise PublishError(str(error)) from error

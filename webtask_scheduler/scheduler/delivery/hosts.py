@@ -1,0 +1,296 @@
+"""What one worker process knows of the hosts that it calls, and which delivery it calls next.
+
+A **slot** is for a call that may be using the processor: its first moments. A call that lasts longer than PATIENCE only
+waits; it gives its slot up and stands in the **waiting room**, which costs a thread and a connection but no time.
+
+Hosts that answer quickly may use every slot; hosts that do not, or of which nothing is known yet, share a part of them.
+So a thousand hosts that hang leave room for those known to be quick. Within each of the two classes, owners have turns,
+and the flows of an owner have turns (a flow is an owner's deliveries to one host); a flow that had nothing waiting goes
+first once, so that a host with a call now and then does not stand behind those with thousands (as fq_codel does it for
+packets, RFC 8290).
+
+Nothing here knows the database or a thread: `Line` is used under its owner's lock.
+"""
+
+import random
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from webtask_scheduler.dispatch.queue import Held
+from webtask_scheduler.dispatch.share import owner_of
+
+# A call under way for longer gives its slot up.
+PATIENCE_SECONDS = 0.05
+# A host is quick while its calls take less than this, on average. More than PATIENCE: where the processors are busy,
+# calls to quick hosts take long too.
+QUICK_SECONDS = 0.15
+# Weight of the latest call in the average.
+WEIGHT = 0.2
+# Of the slots, hosts that are not known to be quick share this part, and one host may take that one.
+TRIAL_SHARE = 0.5
+HOST_SHARE = 0.75
+# Calls of one host in the waiting room: so many that a worker gets WAITING_A_SECOND answers a second from it, within
+# bounds. One that hangs for 30 seconds has the fewest.
+WAITING_LEAST = 4
+WAITING_MOST = 64
+WAITING_A_SECOND = 64.0
+# How long a delivery waits, in the table, that finds the waiting room full.
+PUT_OFF_SECONDS = (5.0, 15.0)
+# Hosts remembered though nothing is under way to them.
+HOSTS_KEPT = 10_000
+
+
+@dataclass(slots=True)
+class Host:
+    """One receiver: what is under way to it, and how long its calls take."""
+
+    name: str
+    # Calls that hold a slot, and calls in the waiting room.
+    slots: int = 0
+    waiting: int = 0
+    # Of recent calls; None before the first has ended, or has lasted for longer than a quick one.
+    seconds: float | None = None
+    # Flows that could go on if this host took more.
+    blocked: "list[Flow]" = field(default_factory=list)
+
+    @property
+    def quick(self) -> bool:
+        return self.seconds is not None and self.seconds < QUICK_SECONDS
+
+    @property
+    def waiting_limit(self) -> int:
+        if self.seconds is None:
+            return WAITING_LEAST
+        return max(WAITING_LEAST, min(WAITING_MOST, round(WAITING_A_SECOND * max(self.seconds, 1.0) ** -1)))
+
+    def took(self, seconds: float) -> None:
+        """Note how long a call took, or has taken so far where that is more than is known."""
+        self.seconds = seconds if self.seconds is None else self.seconds + WEIGHT * (seconds - self.seconds)
+
+
+@dataclass(slots=True)
+class Flow:
+    """What one owner has waiting for one host."""
+
+    owner: int
+    host: Host
+    items: deque[Held] = field(default_factory=deque)
+    # Whether it stands in line, or is blocked by its host; otherwise nobody knows of it but its dictionary.
+    queued: bool = False
+
+
+class Turns:
+    """The flows of one class in line: owners in turn, and within an owner new flows first, then the others in turn."""
+
+    def __init__(self) -> None:
+        self._owners: dict[int, tuple[deque[Flow], deque[Flow]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._owners)
+
+    def add(self, flow: Flow, *, new: bool) -> None:
+        lines = self._owners.setdefault(flow.owner, (deque(), deque()))
+        lines[0 if new else 1].append(flow)
+
+    def pop(self) -> Flow | None:
+        """Take the flow whose turn it is out of line; the next turn is another owner's."""
+        if not self._owners:
+            return None
+        owner = next(iter(self._owners))
+        new, old = lines = self._owners.pop(owner)
+        flow = (new or old).popleft()
+        if new or old:
+            self._owners[owner] = lines
+        return flow
+
+
+@dataclass(slots=True)
+class Running:
+    """A delivery that has been picked: since when it is being called, infinite until then."""
+
+    flow: Flow
+    since: float
+    waits: bool = False
+
+
+class Line:
+    """What waits in this process and what is under way: `add`, `pick`, `begun`, `release`."""
+
+    def __init__(self, *, slots: int, room: int) -> None:
+        self._slots = slots
+        self._room = room
+        self._trial_slots = max(1, round(slots * TRIAL_SHARE))
+        self._host_slots = max(1, round(slots * HOST_SHARE))
+        self._hosts: dict[str, Host] = {}
+        self._hosts_most = HOSTS_KEPT
+        self._flows: dict[tuple[int, str], Flow] = {}
+        self._quick, self._trial = Turns(), Turns()
+        # In slots, by the class that they had when they were picked; and in the waiting room, by owner.
+        self._in_slots: dict[object, tuple[Running, bool]] = {}
+        self._in_trial = 0
+        self._in_room: dict[int, int] = {}
+        self._waiting = 0
+        self.running: dict[object, Running] = {}
+        self.queued = 0
+
+    @property
+    def waits_for_slots(self) -> bool:
+        """Whether something waits that the mere passing of time may let begin."""
+        return bool(self.queued and self._in_slots)
+
+    def add(self, held: Held) -> None:
+        """Take a delivery that waits for a slot."""
+        key = (owner_of(held.flow), held.host)
+        flow = self._flows.get(key)
+        if flow is None:
+            host = self._hosts.get(held.host)
+            if host is None:
+                host = self._hosts[held.host] = Host(held.host)
+            flow = self._flows[key] = Flow(key[0], host)
+        flow.items.append(held)
+        self.queued += 1
+        if not flow.queued:
+            flow.queued = True
+            self._stand(flow, new=True)
+
+    def _stand(self, flow: Flow, *, new: bool = False) -> None:
+        (self._quick if flow.host.quick else self._trial).add(flow, new=new)
+
+    def pick(self, now: float, *, most: int) -> tuple[list[Held], list[tuple[Held, float]]]:
+        """Take at most `most` deliveries that have a slot from here on, and those to put off, with their waits."""
+        self._leave_slots(now)
+        start: list[Held] = []
+        later: list[tuple[Held, float]] = []
+        for turns, quick in ((self._quick, True), (self._trial, False)):
+            while turns and len(start) < most and len(self._in_slots) < self._slots:
+                if not quick and self._in_trial >= self._trial_slots:
+                    break
+                flow = turns.pop()
+                if flow is None or not self._lives(flow):
+                    continue
+                host = flow.host
+                if host.quick != quick:
+                    # It has become known since it stood here.
+                    self._stand(flow)
+                elif self._has_enough(host, quick=quick):
+                    host.blocked.append(flow)
+                elif not quick and not self._has_room(flow.owner):
+                    later += [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]
+                    self.queued -= len(flow.items)
+                    flow.items.clear()
+                    self._forget(flow)
+                else:
+                    start.append(self._take(flow, quick=quick))
+                    if flow.items:
+                        (self._quick if quick else self._trial).add(flow, new=False)
+                    else:
+                        self._forget(flow)
+        return start, later
+
+    def _lives(self, flow: Flow) -> bool:
+        if flow.items:
+            return True
+        self._forget(flow)
+        return False
+
+    def _has_enough(self, host: Host, *, quick: bool) -> bool:
+        """Whether a host must end a call before it gets another."""
+        if quick:
+            # Hosts that were quick and hang all at once fill the room beyond its size, by what they had under way.
+            crowd = host.waiting > 0 and self._waiting >= self._room
+            return crowd or host.slots >= self._host_slots or host.waiting >= host.waiting_limit
+        return host.waiting + host.slots >= host.waiting_limit
+
+    def _has_room(self, owner: int) -> bool:
+        """Whether an owner may have one more in the waiting room: it may have as many as are free."""
+        under_way = self._waiting + self._in_trial
+        return under_way < self._room and self._in_room.get(owner, 0) < max(1, self._room - under_way)
+
+    def _take(self, flow: Flow, *, quick: bool) -> Held:
+        held = flow.items.popleft()
+        self.queued -= 1
+        running = Running(flow, float("inf"))
+        self.running[held.delivery_id] = running
+        self._in_slots[held.delivery_id] = (running, quick)
+        flow.host.slots += 1
+        self._in_trial += not quick
+        return held
+
+    def _forget(self, flow: Flow) -> None:
+        flow.queued = False
+        self._flows.pop((flow.owner, flow.host.name), None)
+
+    def begun(self, delivery_id: object, now: float) -> None:
+        """Note that a picked delivery is being called now: its patience runs from here, not from a slow database."""
+        running = self.running.get(delivery_id)
+        if running is not None:
+            running.since = now
+
+    def _leave_slots(self, now: float) -> None:
+        """Send calls that only wait to the waiting room."""
+        until = now - PATIENCE_SECONDS
+        for delivery_id in [key for key, (running, _) in self._in_slots.items() if running.since <= until]:
+            running, quick = self._in_slots.pop(delivery_id)
+            running.waits = True
+            flow = running.flow
+            flow.host.slots -= 1
+            flow.host.waiting += 1
+            self._in_trial -= not quick
+            self._waiting += 1
+            self._in_room[flow.owner] = self._in_room.get(flow.owner, 0) + 1
+            self._unblock(flow.host)
+
+    def watch(self, now: float) -> None:
+        """Note what calls under way show of their hosts: one that hangs is known before its call ends."""
+        for running in self.running.values():
+            host, lasts = running.flow.host, now - running.since
+            if running.waits and lasts > max(QUICK_SECONDS, host.seconds or 0.0):
+                host.took(lasts)
+
+    def forgive(self, seconds: float) -> None:
+        """Leave a time out of what is known of calls: this process itself was stopped for so long."""
+        for running in self.running.values():
+            running.since += seconds
+
+    def release(self, delivery_id: object, *, answered_at: float | None = None) -> None:
+        """Let go of a picked delivery, whether it was called to its end or not; unknown ones are passed over."""
+        running = self.running.pop(delivery_id, None)
+        if running is None:
+            return
+        host = running.flow.host
+        if running.waits:
+            owner = running.flow.owner
+            host.waiting -= 1
+            self._waiting -= 1
+            self._in_room[owner] -= 1
+            if not self._in_room[owner]:
+                del self._in_room[owner]
+        else:
+            _, quick = self._in_slots.pop(delivery_id)
+            host.slots -= 1
+            self._in_trial -= not quick
+        if answered_at is not None:
+            host.took(max(0.0, answered_at - running.since))
+        if host.blocked:
+            self._unblock(host)
+        if len(self._hosts) > self._hosts_most:
+            self._prune()
+
+    def _unblock(self, host: Host) -> None:
+        for flow in host.blocked:
+            self._stand(flow)
+        host.blocked.clear()
+
+    def _prune(self) -> None:
+        busy = {flow.host.name for flow in self._flows.values()}
+        self._hosts = {name: host for name, host in self._hosts.items() if host.slots or host.waiting or name in busy}
+        self._hosts_most = max(HOSTS_KEPT, 2 * len(self._hosts))
+
+    def drain(self) -> Iterator[Held]:
+        """Take everything that waits."""
+        for flow in self._flows.values():
+            yield from flow.items
+            flow.items.clear()
+        self._flows.clear()
+        self._quick, self._trial, self.queued = Turns(), Turns(), 0

@@ -1,0 +1,520 @@
+"""The callers of one worker process: they start what was handed over, call it, and record what came of it.
+
+A starter thread starts what `hosts.Line` picks, many in one statement; caller threads only call; a ledger thread
+records outcomes and renews leases, many in one statement. Callers never touch the database, so no transaction spans a
+call and two connections serve the process. Whoever hands work over does not wait for it.
+
+A delivery that the database or our own code refuses is parked, and the others go on. A thread that cannot go on ends
+the process, and its supervisor starts it again: a worker without one of its threads would look alive and call nothing.
+"""
+
+import heapq
+import logging
+import math
+import os
+import queue
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar
+
+from django.db import connection
+
+from webtask_scheduler.dispatch.queue import Held
+from webtask_scheduler.scheduler.delivery.call import LocalError, call_url
+from webtask_scheduler.scheduler.delivery.hosts import Line
+from webtask_scheduler.scheduler.http import Client
+from webtask_scheduler.scheduler.queue.attempts import (
+    Batch,
+    Outcome,
+    Started,
+    record_missed,
+    record_outcomes,
+    record_refused,
+    start_attempts,
+)
+from webtask_scheduler.scheduler.queue.faults import each_alone, is_away, park
+from webtask_scheduler.scheduler.queue.leases import (
+    CLAIMED_LEASE_SECONDS,
+    RUNNING_LEASE_SECONDS,
+    put_back,
+    renew_leases,
+    undo_starts,
+)
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RENEW_SECONDS = 5.0
+# A delivery published this much too soon is waited for; a longer wait is left to the queue.
+EARLY_SECONDS = 0.05
+# After an error of the database.
+PAUSE_SECONDS = 0.25
+# Outcomes that one statement records.
+RECORD_LIMIT = 200
+# At shutdown: how long calls under way may take to end by themselves.
+DRAIN_SECONDS = 8.0
+# How often calls under way are looked at for hosts that hang, and, while something waits for a slot, for calls that
+# no longer need theirs.
+WATCH_SECONDS = 0.25
+SLOTS_SECONDS = 0.02
+# Waiting calls under way, for each slot: threads that only wait.
+ROOM_PER_SLOT = 16
+# What such a thread needs; the default of 8 MiB is address space that some machines count.
+STACK_BYTES = 512 * 1024
+# After this machine had no thread, descriptor or memory for a call.
+SHORTAGE_SECONDS = 2.0
+# Failures in a row after which a thread gives up: it would fail for ever.
+FAILURES_MOST = 20
+# What the process ends with where one of its threads cannot go on (EX_SOFTWARE of sysexits.h).
+EXIT_CODE = 70
+
+
+class CallPool:
+    """`hand_over` gives it work; `close` ends it in an orderly way.
+
+    Every delivery that it holds, waiting or running, has its lease renewed. At most `callers` calls hold a slot, and
+    ROOM_PER_SLOT times as many wait for answers.
+    """
+
+    def __init__(
+        self,
+        *,
+        callers: int,
+        client: Client,
+        timeout_seconds: float,
+        note: Callable[[float, int, int], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make a pool whose threads run.
+
+        `note` is called about once a second with how long ago the starter last moved, how much is held and how much is
+        under way; it may raise an error of the database.
+        """
+        self._client = client
+        self._timeout_seconds = timeout_seconds
+        self._clock = clock
+        self._note = note
+        self._threads_most = callers * (1 + ROOM_PER_SLOT) + callers
+        self._calls: queue.SimpleQueue[Started | None] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Outcome | tuple[Started, Exception] | None] = queue.SimpleQueue()
+        # Guards everything below.
+        self._changed = threading.Condition()
+        self._line = Line(slots=callers, room=callers * ROOM_PER_SLOT)
+        self._held: dict[uuid.UUID, Held] = {}
+        # Not due yet, see `hand_over`.
+        self._later: list[Held] = []
+        self._threads: set[threading.Thread] = set()
+        self._spare = callers
+        # No thread could be had until then.
+        self._short_until = 0.0
+        self._moved_at = clock()
+        self._closing = threading.Event()
+        self._end_at = math.inf
+        self._starter = self._thread(self._start_all, "starter")
+        self._ledger = self._thread(self._keep_ledger, "ledger")
+
+    def hand_over(self, items: Iterable[tuple[uuid.UUID, uuid.UUID, str, int]], *, at: float | None = None) -> None:
+        """Take (delivery id, lease token, host, flow) of claimed deliveries, and return at once.
+
+        With `at`, a moment of the monotonic clock, they are not started before it.
+        """
+        now = self._clock()
+        expires = now + CLAIMED_LEASE_SECONDS
+        work = [Held(at or now, expires, key, token, host=host, flow=flow) for key, token, host, flow in items]
+        if self._closing.is_set() and not self._starter.is_alive():
+            put_back(work)
+            return
+        with self._changed:
+            for held in work:
+                known = self._held.get(held.delivery_id)
+                if known is not None and known.token == held.token:
+                    # The broker said it twice.
+                    continue
+                self._held[held.delivery_id] = held
+                if at is None:
+                    self._line.add(held)
+                else:
+                    heapq.heappush(self._later, held)
+            self._changed.notify()
+
+    def stop_taking(self) -> None:
+        """Begin the end: what is not started yet is given back. Safe to call from a signal handler."""
+        self._closing.set()
+
+    def close(self) -> None:
+        """Give back what is not started, let calls end for a while, record the rest as interrupted."""
+        drained_at = self._clock() + DRAIN_SECONDS
+        self._end_at = drained_at + 1.0
+        self._closing.set()
+        with self._changed:
+            self._changed.notify()
+        self._starter.join(DRAIN_SECONDS / 2)
+        while self._line.running and self._clock() < drained_at:
+            time.sleep(0.05)
+        if self._line.running:
+            logger.warning("calls_interrupted running=%d", len(self._line.running))
+            self._client.interrupt()
+        with self._changed:
+            threads = list(self._threads)
+        for _ in threads:
+            self._calls.put(None)
+        for thread in threads:
+            thread.join(max(0.0, self._end_at - self._clock()))
+        self._ended.put(None)
+        self._ledger.join(max(0.5, self._end_at - self._clock()))
+
+    def _thread(self, loop: Callable[[], None], name: str) -> threading.Thread:
+        def run() -> None:
+            try:
+                loop()
+            except BaseException:
+                logger.critical("thread_ended thread=%s", name, exc_info=True)
+                self._give_up()
+
+        thread = threading.Thread(target=run, name=name, daemon=True)
+        thread.start()
+        return thread
+
+    @staticmethod
+    def _give_up() -> None:
+        """End the process at once: what it holds comes back by its leases."""
+        logging.shutdown()
+        os._exit(EXIT_CODE)
+
+    def _turns(self, turn: Callable[[], bool]) -> None:
+        """Take turns until one says it was the last. What a turn raises is logged; too many in a row are raised."""
+        failures = 0
+        while True:
+            try:
+                more = turn()
+            except Exception:
+                failures += 1
+                if failures >= FAILURES_MOST:
+                    raise
+                if failures == 1:
+                    logger.exception("turn_failed thread=%s", threading.current_thread().name)
+                connection.close()
+                time.sleep(PAUSE_SECONDS)
+            else:
+                failures = 0
+                if not more:
+                    break
+        connection.close()
+
+    # The starter
+
+    def _start_all(self) -> None:
+        self._turns(self._start_some)
+
+    def _start_some(self) -> bool:
+        """Start what may be started, waiting a while where nothing may; return whether to go on."""
+        with self._changed:
+            self._moved_at = self._clock()
+            start, later = self._pick()
+            if not start and not later and not self._closing.is_set():
+                # Woken by new work and by each call that ends.
+                self._changed.wait(self._patience())
+                self._moved_at = self._clock()
+                start, later = self._pick()
+            last = self._closing.is_set()
+            if last:
+                later += [(held, 0.0) for held in [*self._line.drain(), *self._later]]
+                self._later.clear()
+        try:
+            if start:
+                self._start(start)
+        finally:
+            if later:
+                self._give_back([held for held, _ in later], [wait for _, wait in later])
+        return not last
+
+    def _patience(self) -> float:
+        if self._line.waits_for_slots:
+            return SLOTS_SECONDS
+        if self._later:
+            return max(0.0, min(0.5, self._later[0].at - self._clock()))
+        return 0.5
+
+    def _pick(self) -> tuple[list[Held], list[tuple[Held, float]]]:
+        """Pick what has a slot, and a thread. Called with the lock held."""
+        now = self._clock()
+        while self._later and self._later[0].at <= now:
+            self._line.add(heapq.heappop(self._later))
+        most = self._threads_most - len(self._line.running)
+        if now < self._short_until:
+            most = min(most, len(self._threads) - len(self._line.running))
+        return self._line.pick(now, most=max(0, most))
+
+    def _start(self, batch: list[Held]) -> None:
+        """Start a batch that holds a slot each. Slots of what does not start are given back."""
+        waiting = {held.delivery_id: held for held in batch}
+        try:
+            while waiting and not self._grow():
+                # No thread for the last of them: it goes back before anything is counted.
+                held = waiting.popitem()[1]
+                self._give_back([held], [SHORTAGE_SECONDS])
+            while waiting:
+                result = self._started(list(waiting.values()))
+                if result is None:
+                    break
+                early = self._sort(result, waiting)
+                if waiting:
+                    # Published a moment too soon by this database's clock, and never early is the promise. More than
+                    # a moment means that a clock was set: the queue keeps it better than this thread.
+                    if min(early.values()) > EARLY_SECONDS or self._closing.is_set():
+                        break
+                    time.sleep(min(early.values()) + 0.0002)
+        finally:
+            if waiting:
+                self._give_back(list(waiting.values()), [0.0] * len(waiting))
+
+    def _started(self, batch: Sequence[Held]) -> Batch | None:
+        """Start a batch while its leases live; None where the database was away for so long."""
+        result = Batch([], {}, [], [])
+        tried = False
+
+        def start(some: Sequence[Held]) -> None:
+            nonlocal tried
+            if tried:
+                # The try before may have been committed though its answer was lost: what nobody called is taken back.
+                known = {call.delivery_id for call in result.started}
+                pairs = [(held.delivery_id, held.token) for held in some if held.delivery_id not in known]
+                undo_starts(pairs, wait_seconds=[0.0] * len(pairs))
+            tried = True
+            more = start_attempts([(held.delivery_id, held.token) for held in some])
+            result.started.extend(more.started)
+            result.early.update(more.early)
+            result.missed.extend(more.missed)
+            result.refused.extend(more.refused)
+
+        def refuse(held: Held, error: Exception) -> None:
+            result.refused.append((held.delivery_id, error))
+
+        done = self._persist(partial(each_alone, start, batch, park=refuse), until=max(h.expires for h in batch))
+        return result if done or result.started else None
+
+    def _sort(self, result: Batch, waiting: dict[uuid.UUID, Held]) -> dict[uuid.UUID, float]:
+        """Have callers call what was started and let go of the rest; what is early stays in `waiting`."""
+        with self._changed:
+            for call in result.started:
+                waiting.pop(call.delivery_id).expires = call.started + RUNNING_LEASE_SECONDS
+                self._line.begun(call.delivery_id, call.started)
+        for call in result.started:
+            self._calls.put(call)
+        if result.missed:
+            self._each_alone(
+                record_missed, result.missed, refuse=lambda call, error: park(call.delivery_id, error, token=call.token)
+            )
+        for delivery_id, reason in result.refused:
+            self._persist(
+                partial(park, delivery_id, reason, token=waiting[delivery_id].token), until=waiting[delivery_id].expires
+            )
+        # What is neither started nor early has ended or is stale: cancelled, paused, stopped, or taken by another.
+        for delivery_id in [delivery_id for delivery_id in waiting if delivery_id not in result.early]:
+            self._let_go(delivery_id)
+            del waiting[delivery_id]
+        return result.early
+
+    def _grow(self) -> bool:
+        """Make sure that each picked delivery has a thread; return whether it has."""
+        with self._changed:
+            while len(self._threads) < len(self._line.running):
+                try:
+                    before = threading.stack_size(STACK_BYTES)
+                    try:
+                        thread = threading.Thread(target=self._call_all, name="caller", daemon=True)
+                        thread.start()
+                    finally:
+                        threading.stack_size(before)
+                except (RuntimeError, MemoryError) as error:
+                    if self._clock() >= self._short_until:
+                        logger.error("threads_short threads=%d error=%r", len(self._threads), str(error))  # noqa: TRY400
+                    self._short_until = self._clock() + SHORTAGE_SECONDS
+                    return False
+                self._threads.add(thread)
+        return True
+
+    def _give_back(self, batch: Sequence[Held], waits: Sequence[float]) -> None:
+        self._persist(lambda: put_back(batch, wait_seconds=waits), until=self._clock() + 1.0)
+        for held in batch:
+            self._let_go(held.delivery_id)
+
+    def _let_go(self, delivery_id: uuid.UUID) -> None:
+        """Forget a delivery, and free its slot if it has one."""
+        with self._changed:
+            self._line.release(delivery_id)
+            self._held.pop(delivery_id, None)
+            self._changed.notify()
+
+    # The callers
+
+    def _call_all(self) -> None:
+        try:
+            while (call := self._calls.get()) is not None:
+                self._call(call)
+                with self._changed:
+                    # After a crowd: those that are left have been enough before it.
+                    if len(self._threads) > len(self._line.running) + self._spare and self._calls.empty():
+                        self._threads.discard(threading.current_thread())
+                        break
+        finally:
+            with self._changed:
+                self._threads.discard(threading.current_thread())
+
+    def _call(self, call: Started) -> None:
+        with self._changed:
+            held = self._held.get(call.delivery_id)
+        answered_at = None
+        if held is None or held.token != call.token or held.expires <= self._clock():
+            # The lease ran out while it waited: nothing was called, so nothing is counted if it is still ours.
+            logger.warning("lease_lost delivery=%s", call.delivery_id)
+            self._ended.put((call, LocalError("The lease ran out before the call.")))
+        else:
+            try:
+                outcome = call_url(call, client=self._client, timeout_seconds=self._timeout_seconds)
+            except Exception as error:
+                self._ended.put((call, error))
+            else:
+                self._ended.put(outcome)
+                answered_at = self._clock()
+        with self._changed:
+            # The slot is free, the lease is held until the outcome is recorded.
+            self._line.release(call.delivery_id, answered_at=answered_at)
+            self._changed.notify()
+
+    # The ledger
+
+    def _keep_ledger(self) -> None:
+        self._renew_at = self._clock() + RENEW_SECONDS
+        self._watched_at = self._noted_at = self._clock()
+        self._turns(self._record_some)
+
+    def _record_some(self) -> bool:
+        """Record outcomes as they come, many in one statement, and renew leases in time; return whether to go on."""
+        outcomes: list[Outcome] = []
+        undone: list[tuple[Started, Exception]] = []
+        last = False
+        try:
+            item = self._ended.get(timeout=max(0.0, min(WATCH_SECONDS, self._renew_at - self._clock())))
+            while item is not None:
+                if isinstance(item, Outcome):
+                    outcomes.append(item)
+                else:
+                    undone.append(item)
+                if self._ended.empty() or len(outcomes) >= RECORD_LIMIT:
+                    break
+                item = self._ended.get()
+            last = item is None
+        except queue.Empty:
+            pass
+        if outcomes:
+            self._record(outcomes)
+        if undone:
+            self._undo(undone)
+        self._watch()
+        if self._clock() >= self._renew_at:
+            self._renew_at = self._clock() + RENEW_SECONDS
+            self._renew()
+        return not last
+
+    def _watch(self) -> None:
+        """Look at the calls under way, and note once a second that this process moves."""
+        now = self._clock()
+        missed = now - self._watched_at
+        if missed < WATCH_SECONDS:
+            return
+        self._watched_at = now
+        with self._changed:
+            if missed > 4 * WATCH_SECONDS:
+                # This process itself was stopped, or waited for the database: that says nothing about its calls.
+                self._line.forgive(missed)
+            self._line.watch(now)
+            idle, held, running = now - self._moved_at, len(self._held), len(self._line.running)
+        if self._note is not None and now >= self._noted_at + 1.0:
+            self._noted_at = now
+            self._persist(partial(self._note, idle, held, running), until=now)
+
+    def _record(self, outcomes: list[Outcome]) -> None:
+        # A success must not become a second call because the database was away: tried until it is back. Nothing piles
+        # up meanwhile, since starting needs the database too.
+        written = self._each_alone(record_outcomes, outcomes, refuse=record_refused)
+        if written != len(outcomes):
+            logger.warning("outcomes_not_recorded count=%d", len(outcomes) - written)
+        self._forget([outcome.call for outcome in outcomes])
+
+    def _each_alone(
+        self, write: Callable[[Sequence[T]], int], items: Sequence[T], *, refuse: Callable[[T, Exception], None]
+    ) -> int:
+        """Write items until the database is back, refusing what it refuses; return how many were written."""
+        written = 0
+
+        def count(some: Sequence[T]) -> None:
+            nonlocal written
+            written += write(some)
+
+        def alone(item: T, error: Exception) -> None:
+            nonlocal written
+            refuse(item, error)
+            written += 1
+
+        self._persist(partial(each_alone, count, items, park=alone), until=math.inf)
+        return written
+
+    def _undo(self, undone: list[tuple[Started, Exception]]) -> None:
+        """Give back what was started and could not be called here: no attempt is counted."""
+        short = [(call, error) for call, error in undone if isinstance(error, LocalError)]
+        if short:
+            logger.warning("calls_not_made count=%d error=%r", len(short), str(short[0][1]))
+            pairs = [(call.delivery_id, call.token) for call, _ in short]
+            waits = [SHORTAGE_SECONDS] * len(pairs)
+            self._persist(lambda: undo_starts(pairs, wait_seconds=waits), until=math.inf)
+        for call, error in undone:
+            if not isinstance(error, LocalError):
+                self._persist(partial(park, call.delivery_id, error, token=call.token), until=math.inf)
+        self._forget([call for call, _ in undone])
+
+    def _forget(self, calls: Iterable[Started]) -> None:
+        with self._changed:
+            for call in calls:
+                held = self._held.get(call.delivery_id)
+                if held is not None and held.token == call.token:
+                    del self._held[call.delivery_id]
+
+    def _renew(self) -> None:
+        with self._changed:
+            pairs = [(held.delivery_id, held.token) for held in self._held.values()]
+        if not pairs:
+            return
+        now = self._clock()
+        kept: set[uuid.UUID] = set()
+        # Once only: the next turn is five seconds away, and a lease outlives three of them.
+        if not self._persist(lambda: kept.update(renew_leases(pairs)), until=now):
+            return
+        with self._changed:
+            for delivery_id, token in pairs:
+                held = self._held.get(delivery_id)
+                if held is not None and held.token == token:
+                    lease = RUNNING_LEASE_SECONDS if delivery_id in self._line.running else CLAIMED_LEASE_SECONDS
+                    held.expires = now + lease if delivery_id in kept else 0.0
+
+    def _persist(self, statement: Callable[[], object], *, until: float) -> bool:
+        """Run a statement, again after each error of the database until a moment; return whether it worked."""
+        failed = False
+        while True:
+            try:
+                statement()
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                connection.close()
+                if not failed:
+                    logger.warning("database_failing error=%r", str(error).strip())
+                failed = True
+                if self._clock() + PAUSE_SECONDS > (self._end_at if self._closing.is_set() else until):
+                    return False
+                time.sleep(PAUSE_SECONDS)
+            else:
+                return True
