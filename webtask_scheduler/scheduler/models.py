@@ -279,8 +279,8 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
-            # Serves the lists of what is scheduled, by due time. Not the claim: its statements must never walk along all
-            # that is due, so they leave the condition on `extra` away that would let the planner choose this index.
+            # Serves the lists of what is scheduled, by due time. Not the claim: it must never walk along all that is
+            # due, so its statements leave the condition on `extra` away that would let the planner choose this index.
             models.Index(
                 F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED, extra=False)
             ),

@@ -225,7 +225,7 @@ def test_delivery_that_has_had_all_attempts_is_failed_and_the_others_start(pool,
 
 
 @pytest.mark.parametrize("name", ["start_attempts", "record_outcomes"])
-def test_delivery_that_the_database_refuses_harms_itself_only(
+def test_delivery_that_the_database_refuses_harms_itself_only(  # noqa: PLR0917 - fixtures
     pool, make_timer, receiver, delivery_of, monkeypatch, name
 ):
     timers = [make_timer(receiver.url(f"/{number}"), delay_seconds=-1) for number in range(10)]
@@ -313,7 +313,8 @@ def test_clock_of_the_database_that_steps_back_holds_nothing_up(pool, make_timer
     running.hand_over(claim_for_pool())
     receiver.wait_for(1)
     sql(
-        "UPDATE scheduler_delivery SET due_at = due_at + interval '1 hour', next_attempt_at = due_at + interval '1 hour'"
+        "UPDATE scheduler_delivery"
+        " SET due_at = due_at + interval '1 hour', next_attempt_at = due_at + interval '1 hour'"
     )
     wait_until(lambda: delivery_of(moved).state == State.SCHEDULED)
     other = make_timer(receiver.url("/other"), delay_seconds=-1)
