@@ -29,7 +29,7 @@ from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
 from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services, signing
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.admin_lists import (
     LISTED,
     NOT_WAITING,
@@ -60,6 +60,7 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
+from webtask_scheduler.scheduler.outgoing import signing
 
 admin.site.site_header = "Webtask scheduler"
 admin.site.site_title = "Webtask scheduler"

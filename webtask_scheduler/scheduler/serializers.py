@@ -19,7 +19,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import http, recurrence, retry, search, services, signing
+from webtask_scheduler.scheduler import recurrence, retry, search, services
 from webtask_scheduler.scheduler.models import (
     NAME_MAX_LENGTH,
     URL_MAX_LENGTH,
@@ -32,6 +32,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
     host_of,
 )
+from webtask_scheduler.scheduler.outgoing import checks, signing
 from webtask_scheduler.scheduler.problems import PastDue
 
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
@@ -201,7 +202,7 @@ class WebUrlField(serializers.CharField):
         if not isinstance(data, str):
             self.fail("invalid")
         try:
-            http.check_url(data, max_length=URL_MAX_LENGTH)
+            checks.check_url(data, max_length=URL_MAX_LENGTH)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from error
         if len(host_of(data)) > HOST_MAX_LENGTH:
@@ -258,12 +259,12 @@ def _too_far() -> str:
         "type": "object",
         "additionalProperties": {
             "type": "string",
-            "maxLength": http.HEADER_VALUE_MAX_LENGTH,
+            "maxLength": checks.HEADER_VALUE_MAX_LENGTH,
             # Visible characters of Latin-1, spaces and tabs between them.
             "pattern": r"^([!-~\u00a1-\u00ff]([\t -~\u00a0-\u00ff]*[!-~\u00a1-\u00ff])?)?$",
         },
-        "propertyNames": {"pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", "maxLength": http.HEADER_NAME_MAX_LENGTH},
-        "maxProperties": http.HEADERS_MOST,
+        "propertyNames": {"pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", "maxLength": checks.HEADER_NAME_MAX_LENGTH},
+        "maxProperties": checks.HEADERS_MOST,
     }
 )
 class HeadersField(serializers.Field[Any, Any, Any, Any]):
@@ -273,7 +274,7 @@ class HeadersField(serializers.Field[Any, Any, Any, Any]):
         if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
             raise serializers.ValidationError("An object of header names and texts is required.")
         try:
-            return http.check_headers(data)
+            return checks.check_headers(data)
         except ValueError as error:
             raise serializers.ValidationError(str(error)) from error
 

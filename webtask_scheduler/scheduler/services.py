@@ -18,7 +18,7 @@ from django.db.models import Count, F, Max
 from django.db.models.functions import Now
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import search, signing
+from webtask_scheduler.scheduler import search
 from webtask_scheduler.scheduler.endings import HANDED_OVER
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
@@ -32,6 +32,7 @@ from webtask_scheduler.scheduler.models import (
     host_of,
     new_id,
 )
+from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.recurrence import (
     Recurrence,
     ScheduleError,

@@ -18,8 +18,8 @@ from django.db import connection
 from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import idempotency, retention, services
 from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
-from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
+from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.claims import claim_timer
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.

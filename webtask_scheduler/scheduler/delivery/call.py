@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from webtask_scheduler.scheduler import retry, signing
-from webtask_scheduler.scheduler.http import CallError, Client, Request
+from webtask_scheduler.scheduler import retry
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
+from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import admin as module
-from webtask_scheduler.scheduler import admin_lists, services, signing
+from webtask_scheduler.scheduler import admin_lists, services
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Attempt,
@@ -24,6 +24,7 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
+from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.queue.claims import release_held
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due

@@ -8,8 +8,8 @@ from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.delivery.call import call_url
-from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due

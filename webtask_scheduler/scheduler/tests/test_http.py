@@ -7,9 +7,11 @@ import time
 
 import pytest
 
-from webtask_scheduler.scheduler import http
-from webtask_scheduler.scheduler.http import CallError, Client, Request, check_headers, check_url
 from webtask_scheduler.scheduler.models import ErrorKind
+from webtask_scheduler.scheduler.outgoing import checks
+from webtask_scheduler.scheduler.outgoing import client as http
+from webtask_scheduler.scheduler.outgoing.checks import check_headers, check_url
+from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.tests.receiver import Receiver
 
 
@@ -491,7 +493,7 @@ def test_check_headers_takes(headers, client, receiver):
         {"X": "y" * 4097},
         {"X-One": "1", "x-oNE": "2"},
         {f"X-{number}": "y" * 4094 for number in range(4)},
-        *[{name: "x"} for name in sorted(http.OWN_HEADERS)],
+        *[{name: "x"} for name in sorted(checks.OWN_HEADERS)],
         {"HOST": "x"},
         {"Webhook-Signature": "x"},
         {"WebTask-Timer-Id": "x"},

@@ -17,8 +17,8 @@ from django_celery_beat.models import PeriodicTask
 from webtask_scheduler.scheduler.delivery import hosts
 from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
-from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due

@@ -7,7 +7,7 @@ import time
 import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from webtask_scheduler.scheduler.signing import check_secret, new_secret, signature
+from webtask_scheduler.scheduler.outgoing.signing import check_secret, new_secret, signature
 
 BODY = b'{"task_id": "0192", "due_at": "2030-01-01T00:00:00+00:00"}'
 

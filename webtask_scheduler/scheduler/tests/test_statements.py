@@ -19,8 +19,8 @@ from webtask_scheduler.dispatch.dispatcher import Dispatcher
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
-from webtask_scheduler.scheduler.http import Client
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import attempts, claims, leases
 from webtask_scheduler.scheduler.tests.receiver import Receiver
 

@@ -13,7 +13,6 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from standardwebhooks.webhooks import Webhook
 
 from webtask_scheduler.scheduler.delivery.call import call_url
-from webtask_scheduler.scheduler.http import Client as HTTPClient
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Attempt,
@@ -25,6 +24,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
     TimerLabel,
 )
+from webtask_scheduler.scheduler.outgoing.client import Client as HTTPClient
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.service import running
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due

@@ -9,7 +9,6 @@ resolved in threads of their own that a call waits for no longer than it may.
 import base64
 import functools
 import ipaddress
-import re
 import socket
 import threading
 import time
@@ -28,6 +27,8 @@ from requests import adapters, exceptions
 from urllib3 import connection, connectionpool
 from urllib3.exceptions import LocationParseError, NameResolutionError, NewConnectionError
 
+from webtask_scheduler.scheduler.outgoing.checks import BAD_HOST, check_url
+
 # Connecting is refused sooner than the whole call: a host that does not answer at all is not worth thirty seconds.
 CONNECT_TIMEOUT_SECONDS = 10.0
 # Read at the most; what comes after is not waited for.
@@ -42,116 +43,12 @@ RETRY_AFTER_LENGTH = 100
 # Of the URL that a redirect leads to. Longer ones than a timer's are usual: they carry signatures.
 LOCATION_MAX_LENGTH = 8192
 
-# Of headers that a timer is given. Receivers commonly refuse more than 8 KiB in one line or 16 KiB in all.
-HEADERS_MOST = 50
-HEADER_NAME_MAX_LENGTH = 100
-HEADER_VALUE_MAX_LENGTH = 4096
-HEADERS_MAX_BYTES = 16 * 1024
-# They frame the message, belong to one connection, or promise what is not done here.
-OWN_HEADERS = frozenset(
-    {
-        "host",
-        "content-length",
-        "connection",
-        "keep-alive",
-        "proxy-connection",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-        "expect",
-        "accept-encoding",
-    }
-)
-OWN_PREFIXES = ("webhook-", "webtask-")
-
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-# Visible characters of Latin-1, spaces and tabs between them.
-_VALUE = re.compile(r"(?:[!-~\xa1-\xff](?:[\t -~\xa0-\xff]*[!-~\xa1-\xff])?)?")
-
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _PORTS = {"http": 80, "https": 443}
 # Not told to another host.
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 # They describe a body, and go with it.
 _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
-
-
-def check_url(url: str, *, max_length: int) -> None:
-    """Make sure that a URL can be called as it stands. Raises ValueError with a sentence for a person."""
-    if not url:
-        raise ValueError("A URL is required.")
-    if len(url) > max_length:
-        raise ValueError(f"The URL is longer than {max_length} characters.")
-    # The one space that is printable is the plain one.
-    if not url.isprintable() or " " in url or "\\" in url:
-        raise ValueError("The URL has a space, a backslash or a control character; percent-encode it.")
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise ValueError(_BAD_HOST) from error
-    if parts.scheme not in ("http", "https"):
-        raise ValueError("The URL must begin with http:// or https://.")
-    _check_host(parts.scheme, parts.netloc)
-
-
-_BAD_HOST = "The URL's host or port is not valid."
-
-
-# Timers come many to a host, and this is the dear part. A refusal is not kept, and need not be.
-@functools.lru_cache(4096)
-def _check_host(scheme: str, netloc: str) -> None:
-    """Make sure that there is a host, that its name can resolve, and that its port can be connected to."""
-    try:
-        parts = urlsplit(f"{scheme}://{netloc}/")
-        port = parts.port
-        if not parts.hostname:
-            raise ValueError("The URL has no host.")  # noqa: TRY301
-        # What the call itself does first: a name that cannot be encoded is refused here rather than at its moment.
-        prepared = requests.models.PreparedRequest()
-        prepared.prepare_url(f"{scheme}://{netloc}/", None)
-        host = (urlsplit(prepared.url or "").hostname or "").removesuffix(".")
-    except (exceptions.RequestException, ValueError) as error:
-        raise ValueError(str(error) if str(error).startswith("The URL") else _BAD_HOST) from error
-    if port == 0:
-        raise ValueError(_BAD_HOST)
-    # DNS knows no longer names and labels; a resolver would only say so at the call's moment.
-    if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004
-        raise ValueError("The URL's host is too long, or has an empty part.")
-
-
-def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Make sure that headers can be sent as they stand, and return them. Raises ValueError with a sentence."""
-    if len(headers) > HEADERS_MOST:
-        raise ValueError(f"There are more than {HEADERS_MOST} headers.")
-    seen: set[str] = set()
-    size = 0
-    for name, value in headers.items():
-        # Shown as a literal: what is wrong with it may not be visible otherwise.
-        shown = f"The header {name[:HEADER_NAME_MAX_LENGTH]!r}"
-        lowered = name.lower()
-        if len(name) > HEADER_NAME_MAX_LENGTH:
-            raise ValueError(f"{shown} has a name of more than {HEADER_NAME_MAX_LENGTH} characters.")
-        if not _TOKEN.fullmatch(name):
-            raise ValueError(f"{shown} has a name that is not valid; letters, digits and hyphens are.")
-        if lowered in OWN_HEADERS or lowered.startswith(OWN_PREFIXES):
-            raise ValueError(f"{shown} is not for timers to give: this service sets it itself, or never sends it.")
-        if lowered in seen:
-            raise ValueError(f"{shown} is given twice; upper and lower case do not matter.")
-        if len(value) > HEADER_VALUE_MAX_LENGTH:
-            raise ValueError(f"{shown} is longer than {HEADER_VALUE_MAX_LENGTH} characters.")
-        if not _VALUE.fullmatch(value):
-            raise ValueError(
-                f"{shown} has a value that cannot be sent: a space at an end, a line break or another control"
-                " character, or a character beyond Latin-1."
-            )
-        seen.add(lowered)
-        size += len(name) + len(value)
-        if size > HEADERS_MAX_BYTES:
-            raise ValueError(f"{shown} makes the headers longer than {HEADERS_MAX_BYTES} bytes together.")
-    return dict(headers)
 
 
 class CallError(Exception):
@@ -364,7 +261,7 @@ class Client:
                 request = _redirected(request, answer.status_code, headers["Location"])
                 prepared = self._prepared(request)
             except ValueError as error:
-                reason = str(error) if str(error).startswith("The URL") else _BAD_HOST
+                reason = str(error) if str(error).startswith("The URL") else BAD_HOST
                 raise CallError("redirect", f"The redirect cannot be followed. {reason}") from error
             answer, headers = self._send(prepared, call.remaining())
         return answer
