@@ -33,7 +33,7 @@ OWN_HEADERS = frozenset(
 )
 OWN_PREFIXES = ("webhook-", "webtask-")
 
-_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Visible characters of Latin-1, spaces and tabs between them.
 _VALUE = re.compile(r"(?:[!-~\xa1-\xff](?:[\t -~\xa0-\xff]*[!-~\xa1-\xff])?)?")
 
@@ -93,7 +93,7 @@ def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
         lowered = name.lower()
         if len(name) > HEADER_NAME_MAX_LENGTH:
             raise ValueError(f"{shown} has a name of more than {HEADER_NAME_MAX_LENGTH} characters.")
-        if not _TOKEN.fullmatch(name):
+        if not TOKEN.fullmatch(name):
             raise ValueError(f"{shown} has a name that is not valid; letters, digits and hyphens are.")
         if lowered in OWN_HEADERS or lowered.startswith(OWN_PREFIXES):
             raise ValueError(f"{shown} is not for timers to give: this service sets it itself, or never sends it.")

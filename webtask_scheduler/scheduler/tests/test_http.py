@@ -8,8 +8,8 @@ import time
 import pytest
 
 from webtask_scheduler.scheduler.models import ErrorKind
-from webtask_scheduler.scheduler.outgoing import checks
-from webtask_scheduler.scheduler.outgoing import client as http
+from webtask_scheduler.scheduler.outgoing import checks, connections
+from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing.checks import check_headers, check_url
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.tests.receiver import Receiver
@@ -209,7 +209,7 @@ def test_redirect_may_name_another_password(client, receiver, elsewhere):
     ],
 )
 def test_origin_is_scheme_host_and_port(one, other, same):
-    assert (http._origin(one) == http._origin(other)) is same
+    assert (client_module._origin(one) == client_module._origin(other)) is same
 
 
 @pytest.mark.parametrize("allowed", [1, 3])
@@ -292,20 +292,20 @@ def test_interrupt_ends_a_call_after_its_redirect(client, receiver):
     assert kinds == ["interrupted"]
 
 
-def test_call_that_ends_between_hops_leaves_the_kept_connection_alone(client, receiver, monkeypatch):
+def test_call_that_ends_between_hops_leaves_the_kept_connection_alone(receiver):
     # The connection of the first hop is back in the pool while the second one's name is looked up.
-    resolve = http._resolve
+    released = threading.Event()
 
-    def dawdle(host, *rest):
-        if host == "slow.example":
-            client.interrupt()
-            raise TimeoutError
-        return resolve(host, *rest)
+    def dawdle(*_, **__):
+        client.interrupt()
+        released.wait(10)
+        return []
 
-    monkeypatch.setattr(http, "_resolve", dawdle)
+    client = Client(callers=4, user_agent="test/1", getaddrinfo=dawdle)
     assert failure(client, receiver.redirect(302, "http://slow.example/"), redirects=1) == "interrupted"
     call(client, receiver.url())
     assert len({seen.connection for seen in receiver.calls}) == 1
+    released.set()
 
 
 def test_keeps_no_cookie(client, receiver):
@@ -315,7 +315,7 @@ def test_keeps_no_cookie(client, receiver):
 
 
 def test_reads_no_more_than_the_limit(client, receiver):
-    assert len(call(client, receiver.url("/large")).body) == http.BODY_LIMIT_BYTES
+    assert len(call(client, receiver.url("/large")).body) == connections.BODY_LIMIT_BYTES
 
 
 def test_keeps_the_connection_for_the_next_call(client, receiver):
@@ -325,7 +325,7 @@ def test_keeps_the_connection_for_the_next_call(client, receiver):
 
 
 def test_does_not_use_a_connection_that_was_idle(client, receiver, monkeypatch):
-    monkeypatch.setattr(http, "IDLE_LIMIT_SECONDS", 0.0)
+    monkeypatch.setattr(connections, "IDLE_LIMIT_SECONDS", 0.0)
     for _ in range(2):
         call(client, receiver.url())
     assert len({seen.connection for seen in receiver.calls}) == 2
@@ -352,9 +352,9 @@ def test_ends_at_its_deadline_in_a_dawdling_handshake(client, receiver):
         assert time.monotonic() - begun < 2.0
 
 
-def test_ends_at_its_deadline_with_a_hanging_resolver(client, monkeypatch):
+def test_ends_at_its_deadline_with_a_hanging_resolver():
     released = threading.Event()
-    monkeypatch.setattr(http.socket, "getaddrinfo", lambda *_, **__: released.wait(10))
+    client = Client(callers=4, user_agent="test/1", getaddrinfo=lambda *_, **__: released.wait(10))
     begun = time.monotonic()
     assert failure(client, "http://slow.example/", timeout=0.5) == "timeout"
     assert time.monotonic() - begun < 2.0

@@ -1,0 +1,108 @@
+"""The end of a call: a deadline that holds whatever the other side does.
+
+Timeouts of single reads do not bound a body that drips, a handshake that dawdles or a resolver that hangs. A watchdog
+therefore stops whatever a call waits for when its deadline has passed.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+WATCH_INTERVAL_SECONDS = 0.1
+
+logger = logging.getLogger(__name__)
+
+
+class Stoppable(Protocol):
+    """Something that a thread waits for, and that another thread can stop. Stopping raises nothing."""
+
+    def stop(self) -> None: ...
+
+
+class Deadline:
+    """The deadline of one call, and what to stop when it passes."""
+
+    __slots__ = ("_lock", "_waits_for", "at", "ended_by")
+
+    def __init__(self, at: float) -> None:
+        self.at = at
+        # Empty, or the kind of error that the call was ended with.
+        self.ended_by = ""
+        self._waits_for: Stoppable | None = None
+        self._lock = threading.Lock()
+
+    def attach(self, waits_for: Stoppable) -> None:
+        """Remember what the call waits for from now on. Raises TimeoutError where the call has been ended."""
+        with self._lock:
+            self._waits_for = waits_for
+            if self.ended_by:
+                raise TimeoutError
+
+    def detach(self) -> bool:
+        """Forget what the call waits for; return whether it was not stopped."""
+        with self._lock:
+            self._waits_for = None
+            return not self.ended_by
+
+    def end(self, kind: str) -> None:
+        # Under the lock: a connection that was detached may serve another call a moment later.
+        with self._lock:
+            self.ended_by = self.ended_by or kind
+            if self._waits_for is not None:
+                self._waits_for.stop()
+
+    def remaining(self) -> float:
+        """Return the seconds left. Raises TimeoutError where none are, or where the call has been ended."""
+        left = self.at - time.monotonic()
+        if left <= 0 or self.ended_by:
+            self.ended_by = self.ended_by or "timeout"
+            raise TimeoutError
+        return left
+
+
+class Watchdog:
+    """One thread that ends late calls and runs `tidy` now and then, which returns whether it has more to do later."""
+
+    def __init__(self, tidy: Callable[[], bool]) -> None:
+        self._tidy = tidy
+        self._deadlines: set[Deadline] = set()
+        self._changed = threading.Condition()
+        self._rests = False
+        threading.Thread(target=self._run, name="call-watchdog", daemon=True).start()
+
+    def add(self, deadline: Deadline) -> None:
+        # Adding to a set and copying it are single steps of the interpreter; the lock is needed only to wake the
+        # thread, which looks at the set once more after it has said that it rests.
+        self._deadlines.add(deadline)
+        if self._rests:
+            with self._changed:
+                self._changed.notify()
+
+    def discard(self, deadline: Deadline) -> None:
+        self._deadlines.discard(deadline)
+
+    def end_all(self, kind: str) -> None:
+        for deadline in list(self._deadlines):
+            deadline.end(kind)
+
+    def _run(self) -> None:
+        more = False
+        while True:
+            with self._changed:
+                self._rests = not more
+                if self._rests and not self._deadlines:
+                    self._changed.wait()
+                self._rests = False
+            time.sleep(WATCH_INTERVAL_SECONDS)
+            # Every deadline depends on this thread: it must outlive any surprise.
+            try:
+                now = time.monotonic()
+                for deadline in list(self._deadlines):
+                    if deadline.at <= now:
+                        deadline.end("timeout")
+                more = self._tidy() or bool(self._deadlines)
+            except Exception:
+                logger.exception("call_watchdog_failed")
+                more = True
