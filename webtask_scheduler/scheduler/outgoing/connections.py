@@ -156,7 +156,12 @@ class Connections:
         """Return a connection, attached to the deadline. Raises CallError, LocalError, TimeoutError."""
         while (kept := self._take_idle(origin)) is not None:
             if time.monotonic() - kept.idle_since < IDLE_LIMIT_SECONDS and kept.is_silent():
-                deadline.attach(kept)
+                try:
+                    deadline.attach(kept)
+                except TimeoutError:
+                    deadline.detach()
+                    self.close(kept)
+                    raise
                 return kept
             self.close(kept)
         return self._connect(origin, deadline)

@@ -11,6 +11,7 @@
 
 import ipaddress
 import os
+import resource
 import socket
 import threading
 import time
@@ -30,6 +31,8 @@ QUEUE_SECONDS = 1.0
 FRESH_SECONDS = 3.0
 # A look-up that took longer counts as one that hung. Healthy ones take milliseconds.
 SLOW_SECONDS = 2.0
+# A look-up that has not ended by then never may; the next call starts another beside it.
+ABANDON_SECONDS = 120.0
 # What is remembered of names: the oldest go first.
 NAMES_MOST = 10_000
 # getaddrinfo needs little; most of it is never touched.
@@ -76,6 +79,9 @@ class _Lookup:
         self.found: Addresses = []
         self.error: BaseException | None = None
 
+    def has_run_for(self, seconds: float) -> bool:
+        return self.started_at is not None and time.monotonic() - self.started_at > seconds
+
 
 class Names:
     """A resolver for any number of threads."""
@@ -106,7 +112,7 @@ class Names:
         waiter = _Waiter()
         with self._lock:
             lookup = self._lookups.get(host)
-            if lookup is None:
+            if lookup is None or lookup.has_run_for(ABANDON_SECONDS):
                 lookup = self._lookups[host] = _Lookup(host, self._standings.get(host, _NEW))
                 self._queues[lookup.standing].append(lookup)
             lookup.waiters.append(waiter)
@@ -170,7 +176,8 @@ class Names:
             self._under_way[level] -= 1
         now = time.monotonic()
         lookup.found, lookup.error, lookup.done = found or [], error, True
-        del self._lookups[lookup.name]
+        if self._lookups.get(lookup.name) is lookup:
+            del self._lookups[lookup.name]
         self._standings.pop(lookup.name, None)
         if now - (lookup.started_at or now) > SLOW_SECONDS:
             _remember(self._standings, lookup.name, _SLOW)
@@ -225,10 +232,18 @@ def _remember(memory: dict[str, Value], name: str, value: Value) -> None:
 def _explained(error: BaseException) -> CallError | LocalError:
     if is_local(error) or (isinstance(error, socket.gaierror) and error.errno == socket.EAI_MEMORY):
         return LocalError(f"No name can be looked up: {error}.")
-    # Without a descriptor, the resolver says that it knows no such name.
-    try:
-        os.close(os.dup(0))
-    except OSError as lack:
-        if is_local(lack):
-            return LocalError("No name can be looked up: too many open files.")
+    if _descriptors_are_scarce():
+        return LocalError("No name can be looked up: too many open files.")
     return CallError("dns", "The host's name does not resolve.")
+
+
+def _descriptors_are_scarce() -> bool:
+    """Return whether a look-up may have failed for want of a descriptor: the resolver then knows no such name."""
+    try:
+        lowest_free = os.dup(0)
+    except OSError as lack:
+        return is_local(lack)
+    os.close(lowest_free)
+    # Others may have closed some since.
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return limit != resource.RLIM_INFINITY and lowest_free >= limit - limit // 8

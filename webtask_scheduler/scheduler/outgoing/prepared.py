@@ -20,7 +20,7 @@ PORTS = {"http": 80, "https": 443}
 # What `requests` would send as it stands: no user, no percent sign, nothing to encode. "/." is looked for apart.
 _PLAIN_URL = re.compile(
     r"(https?)://([A-Za-z0-9._-]+(?::[0-9]{1,5})?)"
-    r"((?:/[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?)((?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]*)?)"
+    r"((?:/[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?)((?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]+)?)"
 )
 _WITH_LENGTH_ZERO = frozenset({"POST", "PUT", "PATCH"})
 

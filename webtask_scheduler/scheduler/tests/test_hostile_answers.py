@@ -198,9 +198,9 @@ CASES = [
     bad("endless chunk size", CHUNKED, forever=b"0" * 4096),
     bad("endless chunk extension", CHUNKED + b"2;", forever=b"x" * 4096, words="too long"),
     bad("NUL in a chunk extension", CHUNKED + b"2;\0\r\nok\r\n0\r\n\r\n"),
-    Case("endless small chunks", (CHUNKED,), 200, b"x" * 65536, forever=b"1\r\nx\r\n" * 1000),
+    Case("endless small chunks", (CHUNKED,), 200, b"x" * 4096, forever=b"1\r\nx\r\n" * 1000),
     bad(
-        "endless small chunks with extensions", CHUNKED, forever=(b"1;" + b"e" * 200 + b"\r\nx\r\n") * 50, words="1024"
+        "endless small chunks with extensions", CHUNKED, forever=(b"1;" + b"e" * 250 + b"\r\nx\r\n") * 50, words="1024"
     ),
     bad("endless trailers", CHUNKED + b"0\r\n", forever=b"X: 1\r\n" * 500, words="trailers"),
     bad("endless trailer", CHUNKED + b"0\r\nX: ", forever=b"x" * 4096, words="trailers"),
@@ -272,8 +272,9 @@ def test_hostile_answer_ends_in_time_and_the_next_call_gets_its_own(client, serv
     except CallError as failure:
         outcome, body, words = failure.kind, b"", str(failure)
     took, cpu = time.monotonic() - begun, time.thread_time() - cpu
-    if case.name == "another answer a little later":
-        time.sleep(0.15)
+    # A call that is written while the connection is being closed fails; no client can know.
+    if case.name in ("another answer a little later", "answer and end"):
+        time.sleep(0.2)
     # Another timer's call to the same host.
     own = f"/own/{id(case)}"
     other = client.call(Request(url=server.url(own), timeout_seconds=5))
