@@ -19,7 +19,7 @@ from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import idempotency, retention, services
 from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
-from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
 from webtask_scheduler.scheduler.queue.claims import claim_timer
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
@@ -46,6 +46,7 @@ def call_pool() -> CallPool:
 @signals.worker_init.connect
 def _open_pool(**_: Any) -> None:
     global _pool  # noqa: PLW0603 - one pool a process is the point
+    raise_descriptor_limit()
     threads = settings.WEBTASK_CALLERS * (1 + ROOM_PER_SLOT)
     client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(

@@ -11,14 +11,10 @@ from typing import Any
 from webtask_scheduler.scheduler import retry
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
 from webtask_scheduler.scheduler.outgoing import signing
-from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
+from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
 
 logger = logging.getLogger(__name__)
-
-
-class LocalError(Exception):
-    """The machine lacks descriptors, threads or memory; nothing was asked of the receiver."""
 
 
 # Hops of a redirect that are followed where a timer asks for it.

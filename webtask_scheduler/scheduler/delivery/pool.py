@@ -23,9 +23,9 @@ from typing import TypeVar
 from django.db import connection
 
 from webtask_scheduler.dispatch.queue import Held
-from webtask_scheduler.scheduler.delivery.call import LocalError, call_url
+from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.delivery.hosts import Line
-from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.outgoing.client import Client, LocalError
 from webtask_scheduler.scheduler.queue.attempts import (
     Batch,
     Outcome,
