@@ -38,14 +38,22 @@ CLOSE_PLAIN = """closed AS (
 
 # The long form, for batches in which a timer recurs or calls back. `done` has, beside (id, timer_id, extra, state,
 # moment), what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that is
-# how a row says that a person disabled it.
-CLOSE = f"""ended AS MATERIALIZED (
+# how a row says that a person disabled it. The timers that recur are locked by a statement before, see queue.states.
+# The row is locked here, and so read as it stands now: a bare `.update()` takes no lock of ours.
+CLOSE = f"""shown AS MATERIALIZED (
+  SELECT task.id, task.enabled, task.one_off, task.last_run_at, task.clocked_id
+    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
+    JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
+   WHERE done.state IN ('succeeded', 'failed', 'missed') AND NOT done.extra
+   ORDER BY task.id FOR NO KEY UPDATE OF task
+),
+ended AS MATERIALIZED (
   SELECT done.*, timer.owner_id, timer.flow, timer.periodic_task_id AS task_id, task.clocked_id,
          NOT done.extra AS promised,
          timer.cron <> '' OR timer.every_seconds IS NOT NULL AS recurring,
          done.pause OR coalesce(NOT task.enabled AND NOT {HANDED_OVER}, false) AS paused
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
-    LEFT JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
+    LEFT JOIN shown task ON task.id = timer.periodic_task_id
     LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
    WHERE done.state IN ('succeeded', 'failed', 'missed')
 ),

@@ -1,8 +1,9 @@
 """Deleting what ended long ago, in batches: running timers come first."""
 
 from datetime import timedelta
+from typing import Any
 
-from django.db import connection
+from django.db import connection, transaction
 from django.db.models.functions import Now
 
 from webtask_scheduler.scheduler.models import BulkOperation
@@ -20,29 +21,36 @@ def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = Fal
     counts them all instead, and deletes nothing. Deleted are the rows of ours and the PeriodicTask and ClockedSchedule
     made for them; a ClockedSchedule that other tasks use stays.
     """
-    with connection.cursor() as cursor:
-        cursor.execute(_COUNT_ENDED if dry_run else _PRUNE, {"seconds": older_than.total_seconds(), "limit": limit})
+    with transaction.atomic(), connection.cursor() as cursor:
+        values: dict[str, Any] = {"seconds": older_than.total_seconds(), "limit": limit}
+        if dry_run:
+            cursor.execute(_COUNT_ENDED, values)
+        else:
+            cursor.execute(_LOCK_ENDED, values)
+            cursor.execute(_PRUNE, values | {"timers": [row[0] for row in cursor.fetchall()]})
         return int(cursor.fetchone()[0])
 
 
 # Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
 _ENDED = """
   SELECT timer_id FROM scheduler_delivery old
-   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s) {timers}
      AND NOT EXISTS (
        SELECT FROM scheduler_delivery other WHERE other.timer_id = old.timer_id
           AND (other.finished_at IS NULL OR (other.finished_at, other.id) > (old.finished_at, old.id)))
    ORDER BY finished_at {limit}
 """
-_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED.format(limit='')}) ended"  # noqa: S608 - only constants are put in
+_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED.format(timers='', limit='')}) ended"  # noqa: S608 - only constants are put in
+# Who replays or runs a timer holds its row: one that is locked is not ended, or will not be for long.
+_LOCK_ENDED = f"""
+SELECT id FROM scheduler_timer WHERE id IN ({_ENDED.format(timers="", limit="LIMIT %(limit)s")})
+ ORDER BY id FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - only constants are put in
 # One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
-# keys are checked at the end.
+# keys are checked at the end. It looks again at what has ended: somebody may have replayed it before it was locked.
 _PRUNE = f"""
-WITH ended AS MATERIALIZED ({_ENDED.format(limit="LIMIT %(limit)s")}),
-locked AS MATERIALIZED (
-  SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)
-   ORDER BY delivery.id FOR UPDATE OF delivery
-),
+WITH ended AS MATERIALIZED ({_ENDED.format(timers="AND timer_id = ANY(%(timers)s::uuid[])", limit="")}),
+locked AS MATERIALIZED (SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)),
 labels AS (DELETE FROM scheduler_timerlabel label USING ended WHERE label.timer_id = ended.timer_id),
 attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
 deliveries AS (DELETE FROM scheduler_delivery USING locked WHERE scheduler_delivery.id = locked.id),

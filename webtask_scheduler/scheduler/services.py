@@ -1,20 +1,20 @@
 """What a person may ask of timers: schedule, edit, cancel, pause, resume, run now, replay.
 
 Each function is one short transaction, checks the rules, and writes both halves: our rows and the PeriodicTask that
-shows them. Locks are taken in one order: Delivery, Timer, PeriodicTask.
+shows them. It begins with the timer's lock: see `queue.states`, which says in which order locks are taken.
 """
 
 import json
 import logging
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
-from django.db.models import Count, F, Max
+from django.db.models import Count, F, Q
 from django.db.models.functions import Now
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
@@ -33,6 +33,7 @@ from webtask_scheduler.scheduler.models import (
     new_id,
 )
 from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.recurrence import (
     Recurrence,
     ScheduleError,
@@ -45,9 +46,8 @@ logger = logging.getLogger(__name__)
 
 Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
-
-# Not called yet, and not held back by its own row.
-HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
+# What an edit makes of a timer: what it is to be, and whether another moment is promised.
+Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
 
 
 class TimerEndedError(ValidationError):
@@ -65,7 +65,7 @@ class NothingPromisedError(ValidationError):
 
 
 class NothingToReplayError(ValidationError):
-    """There is no failed or missed delivery."""
+    """There is no failed or missed delivery, or the latest such one is being sent again already."""
 
     def __init__(self, timer_id: uuid.UUID) -> None:
         super().__init__(f"Timer {timer_id} has no delivery that failed or was missed.", code="nothing_to_replay")
@@ -283,19 +283,17 @@ def _shape(cron: str, every_seconds: float | None) -> dict[str, Any] | None:
     return None
 
 
-def edit(timer_id: uuid.UUID, new: NewTimer, *, reschedule: bool, harmless: bool = False) -> None:
-    """Make a timer what `new` says; later attempts see it. With `reschedule`, another moment is promised.
+def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
+    """Change a timer to what `change` makes of it; later attempts see it.
 
-    An edit that is `harmless`, of name, labels and metadata alone, is taken of a timer that has ended too. Raises
-    TimerEndedError, NothingPromisedError.
+    `change` is called with the timer locked, so that of two edits at once the second sees what the first has made. An
+    edit that is `descriptive_only`, of name, labels and metadata, is taken of a timer that has ended too. Raises
+    Timer.DoesNotExist, TimerEndedError, NothingPromisedError, and whatever `change` raises.
     """
     with transaction.atomic():
-        if harmless:
-            _lock_open([timer_id])
-            delivery = None
-        else:
-            delivery = _promised(timer_id)
-        timer = Timer.objects.select_for_update().get(pk=timer_id)
+        timer, deliveries = _lock(timer_id)
+        new, reschedule = change(timer)
+        delivery = None if descriptive_only else _promised(timer_id)
         timer.web_url, timer.host = new.web_url, host_of(new.web_url)
         timer.name, timer.options = new.name, dict(new.options) or None
         timer.max_lateness_seconds = new.max_lateness_seconds
@@ -303,14 +301,16 @@ def edit(timer_id: uuid.UUID, new: NewTimer, *, reschedule: bool, harmless: bool
             _set_schedule(timer, new)
         timer.save()
         timer.refresh_from_db(fields=["flow"])
-        Delivery.objects.open().filter(timer=timer_id).exclude(flow=timer.flow).update(flow=timer.flow)
+        moved = [one.pk for one in deliveries if one.flow != timer.flow]
+        if moved:
+            Delivery.objects.filter(pk__in=moved).update(flow=timer.flow)
         TimerLabel.objects.filter(timer=timer_id).delete()
         TimerLabel.objects.bulk_create(TimerLabel(timer_id=timer_id, label=label) for label in label_rows(new.options))
         if reschedule and delivery is not None:
             if new.recurrence is not None:
                 due_at = _first_due(new.recurrence)
             else:
-                due_at = new.due_at or _now() + timedelta(seconds=new.delay_seconds or 0.0)
+                due_at = new.due_at or states.database_now() + timedelta(seconds=new.delay_seconds or 0.0)
             _promise(timer, delivery, due_at=due_at)
     logger.info("timer_edited timer=%s rescheduled=%s", timer_id, reschedule)
 
@@ -323,7 +323,7 @@ def _set_schedule(timer: Timer, new: NewTimer) -> None:
 def _promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
     """Promise another moment in place of a locked delivery, and show it in the PeriodicTask."""
     task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
-    moved = _move(delivery, due_at=due_at, enabled=task is None or task.enabled)
+    moved = states.move(timer, delivery, due_at=due_at, enabled=task is None or task.enabled)
     if task is not None:
         _show(timer, task, due_at=due_at)
     return moved
@@ -373,9 +373,13 @@ def _recurrence(timer: Timer) -> Recurrence:
 
 
 def cancel(timer_id: uuid.UUID) -> None:
-    """Cancel a timer for good; nothing happens where it has ended. A call in flight may land, no retry follows."""
+    """Cancel a timer for good; nothing happens where it has ended. A call in flight may land, no retry follows.
+
+    Raises Timer.DoesNotExist.
+    """
     with transaction.atomic():
-        _end(_lock_open([timer_id]))
+        _, deliveries = _lock(timer_id)
+        states.end(deliveries)
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False)
     logger.info("timer_cancelled timer=%s", timer_id)
 
@@ -383,95 +387,84 @@ def cancel(timer_id: uuid.UUID) -> None:
 def pause(timer_id: uuid.UUID) -> None:
     """Hold a timer back until it is resumed. A call in flight may land; its retries wait too.
 
-    Raises TimerEndedError.
+    Raises Timer.DoesNotExist, TimerEndedError.
     """
     with transaction.atomic():
-        _pause(_promised(timer_id))
+        _lock(timer_id)
+        states.pause([_promised(timer_id)])
         # Pausing leaves no last run, as the stock admin does: see dispatch, "handed over".
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
     logger.info("timer_paused timer=%s", timer_id)
 
 
 def resume(timer_id: uuid.UUID) -> None:
-    """Let a paused timer go on; one whose moment has passed is due at once. Raises TimerEndedError."""
+    """Let a paused timer go on; one whose moment has passed is due at once.
+
+    Raises Timer.DoesNotExist, TimerEndedError.
+    """
     with transaction.atomic():
-        _resume(_promised(timer_id))
+        _lock(timer_id)
+        states.resume([_promised(timer_id)])
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=True)
     logger.info("timer_resumed timer=%s", timer_id)
 
 
 def reschedule(timer_id: uuid.UUID, *, due_at: datetime) -> None:
-    """Promise another moment instead: the waiting delivery is cancelled and a new one made. Raises TimerEndedError.
+    """Promise another moment instead: the waiting delivery is cancelled and a new one made.
 
-    A timer that recurs goes on by its schedule after it.
+    A timer that recurs goes on by its schedule after it. Raises Timer.DoesNotExist, TimerEndedError.
     """
     with transaction.atomic():
-        delivery = _promised(timer_id)
-        _promise(Timer.objects.select_for_update().get(pk=timer_id), delivery, due_at=due_at)
+        timer, _ = _lock(timer_id)
+        _promise(timer, _promised(timer_id), due_at=due_at)
     logger.info("timer_rescheduled timer=%s due_at=%s", timer_id, due_at.isoformat())
 
 
 def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
     """Send a delivery that failed or was missed again, now, with fresh attempts; its history stays.
 
-    Without `delivery_id`, the latest such one of the timer. Returns its id. Raises NothingToReplayError.
+    Without `delivery_id`, the latest such one of the timer; while that one is being sent again already, no other is
+    taken in its place: of two requests at once, one replays. Returns its id. Raises Timer.DoesNotExist,
+    NothingToReplayError.
     """
     with transaction.atomic():
-        _lock_open([timer_id])
-        lost = Delivery.objects.select_for_update().filter(timer=timer_id, state__in=REPLAYABLE)
+        timer, _ = _lock(timer_id, deliveries=None)
+        wanted = Q(state__in=states.REPLAYABLE)
         if delivery_id is not None:
-            lost = lost.filter(pk=delivery_id)
-        delivery = lost.order_by("-occurrence").first()
-        if delivery is None:
+            wanted &= Q(pk=delivery_id)
+        else:
+            wanted |= Q(replayed_at__isnull=False) & states.OPEN
+        latest = Delivery.objects.filter(wanted, timer=timer_id).order_by("-occurrence").values_list("pk").first()
+        # Upkeep deletes past deliveries without the timer's lock.
+        locked = states.lock_deliveries(Q(pk__in=latest or (), state__in=states.REPLAYABLE))
+        if not locked:
             raise NothingToReplayError(timer_id)
-        Timer.objects.select_for_update().get(pk=timer_id)
-        _replay(delivery)
+        (delivery,) = locked
+        _replay(timer, delivery)
     logger.info("timer_replayed timer=%s delivery=%s", timer_id, delivery.pk)
     return delivery.pk
 
 
-# The dead letters.
-REPLAYABLE = (State.FAILED, State.MISSED)
-
-
-def _replay(delivery: Delivery) -> None:
-    now = _now()
-    delivery.flow = Timer.objects.values_list("flow", flat=True).get(pk=delivery.timer_id)
-    latest = Delivery.objects.promised().filter(timer=delivery.timer_id).order_by("-occurrence").first()
-    task = PeriodicTask.objects.select_for_update().filter(timer=delivery.timer_id).first()
+def _replay(timer: Timer, delivery: Delivery) -> None:
+    latest = _latest(timer.pk)
+    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
     # The timer's own promise again if it is still its latest; else it runs beside the promised one.
-    delivery.extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
-    delivery.state, delivery.finished_at = State.SCHEDULED, None
-    delivery.replayed_at, delivery.attempts_before = now, delivery.attempts
-    delivery.next_attempt_at = max(now, delivery.due_at)
-    delivery.cancel_requested_at = None
-    delivery.save(
-        update_fields=[
-            "extra",
-            "flow",
-            "state",
-            "finished_at",
-            "replayed_at",
-            "attempts_before",
-            "next_attempt_at",
-            "cancel_requested_at",
-        ]
-    )
-    if not delivery.extra and task is not None:
+    extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
+    states.replay(delivery, flow=timer.flow, extra=extra)
+    if not extra and task is not None:
         PeriodicTask.objects.filter(pk=task.pk).update(enabled=True, last_run_at=None)
         if task.clocked_id is not None:
             ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
 
 
 def run_now(timer_id: uuid.UUID) -> uuid.UUID:
-    """Make an extra delivery, due now, and return its id. The promised one stands, whatever its state."""
+    """Make an extra delivery, due now, and return its id. The promised one stands, whatever its state.
+
+    Raises Timer.DoesNotExist.
+    """
     with transaction.atomic():
-        # The timer's row serialises the numbering.
-        timer = Timer.objects.select_for_update().get(pk=timer_id)
-        delivery = Delivery(timer_id=timer_id, flow=timer.flow, occurrence=_next_occurrence(timer_id), extra=True)
-        now = _now()
-        delivery.due_at = delivery.next_attempt_at = now
-        delivery.save(force_insert=True)
+        timer, _ = _lock(timer_id, deliveries=None)
+        (delivery,) = states.make_extras([timer])
     logger.info("timer_run_now timer=%s delivery=%s", timer_id, delivery.pk)
     return delivery.pk
 
@@ -503,26 +496,9 @@ def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
 def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
     """Make an extra delivery, due now, for each of many timers; return how many. See `run_now`."""
     for start in range(0, len(timer_ids), BATCH_ROWS):
-        batch = timer_ids[start : start + BATCH_ROWS]
         with transaction.atomic():
-            # The timers' rows serialise the numbering.
-            locked = list(
-                Timer.objects.select_for_update().filter(pk__in=batch).order_by("pk").values_list("pk", "flow")
-            )
-            numbers = Delivery.objects.filter(timer__in=batch).values_list("timer").annotate(last=Max("occurrence"))
-            last = dict(numbers)
-            now = _now()
-            Delivery.objects.bulk_create(
-                Delivery(
-                    timer_id=pk,
-                    flow=flow,
-                    occurrence=last.get(pk, 0) + 1,
-                    extra=True,
-                    due_at=now,
-                    next_attempt_at=now,
-                )
-                for pk, flow in locked
-            )
+            locked = states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None)
+            states.make_extras(locked.timers)
     logger.info("timers_run_now timers=%d", len(timer_ids))
     return len(timer_ids)
 
@@ -530,26 +506,21 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
 def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
     """Cancel timers for good, in one transaction; return how many were not ended yet. See `cancel`."""
     with transaction.atomic():
-        open_ = _lock_open(timer_ids)
-        deliveries = Delivery.objects.filter(pk__in=[delivery.pk for delivery in open_])
-        now = _now()
-        deliveries.filter(state=State.RUNNING, cancel_requested_at=None).update(cancel_requested_at=now)
-        waiting = deliveries.exclude(state=State.RUNNING)
-        waiting.update(state=State.CANCELLED, finished_at=now, lease_token=None, lease_expires_at=None)
+        _, deliveries = states.lock(timer_ids)
+        live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
+        states.end(deliveries)
         PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
-    return len({delivery.timer_id for delivery in open_ if delivery.cancel_requested_at is None})
+    return len(live)
 
 
 def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
     """Replay the latest failed or missed promised delivery of each timer whose status that is; return how many."""
     with transaction.atomic():
-        _lock_open(timer_ids)
-        promised = Delivery.objects.promised().filter(timer__in=list(timer_ids))
-        latest = [one.pk for one in promised.order_by("timer", "-occurrence").distinct("timer")]
-        lost = list(Delivery.objects.select_for_update().filter(pk__in=latest, state__in=REPLAYABLE).order_by("pk"))
-        list(Timer.objects.select_for_update().filter(pk__in=[one.timer_id for one in lost]).order_by("pk"))
+        timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
+        latest = [one.pk for one in states.latest_promised(list(timers))]
+        lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
         for delivery in lost:
-            _replay(delivery)
+            _replay(timers[delivery.timer_id], delivery)
     return len(lost)
 
 
@@ -585,7 +556,7 @@ def step_bulk(operation: BulkOperation, wanted: search.Filter) -> bool:
         operation.matched += len(page.timer_ids)
         operation.cursor = page.next or ""
         if page.next is None:
-            operation.finished_at = _now()
+            operation.finished_at = states.database_now()
         operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
     if page.next is None:
         logger.info("bulk_ended bulk=%s matched=%d changed=%d", operation.pk, operation.matched, operation.changed)
@@ -633,15 +604,14 @@ def resume_calls(*, host: str = "") -> bool:
 
 
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
-    """Lock the open deliveries, then the timers, of PeriodicTasks that somebody else is about to write.
+    """Lock the timers, and their open deliveries, of PeriodicTasks that somebody else is about to write.
 
     Inside the writer's transaction this keeps the one order of locks; outside of any it does nothing that lasts.
     Returns the timers.
     """
     with transaction.atomic():
-        timers = list(Timer.objects.filter(periodic_task__in=list(periodic_task_ids)))
-        _lock_open([timer.pk for timer in timers])
-        return list(Timer.objects.select_for_update().filter(pk__in=[t.pk for t in timers]).order_by("pk"))
+        timer_ids = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
+        return states.lock(list(timer_ids)).timers
 
 
 def check_edit(task: PeriodicTask) -> None:
@@ -649,7 +619,7 @@ def check_edit(task: PeriodicTask) -> None:
     timer = Timer.objects.filter(periodic_task=task.pk).first()
     if timer is None:
         return
-    if not _has_ended(_latest(timer.pk)):
+    if not states.has_ended(_latest(timer.pk)):
         return
     schedules = ("interval_id", "crontab_id", "solar_id", "clocked_id")
     stored = PeriodicTask.objects.filter(pk=task.pk).values(*schedules).first()
@@ -665,7 +635,7 @@ def check_schedule_edit(schedule: Schedule) -> None:
         return
     timer_id = None
     for timer_id in schedule.periodictask_set.values_list("timer", flat=True):
-        if timer_id is None or not _has_ended(_latest(timer_id)):
+        if timer_id is None or not states.has_ended(_latest(timer_id)):
             return
     if timer_id is not None:
         raise TimerEndedError(timer_id)
@@ -680,7 +650,7 @@ def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
     else:
         row = (schedule.every, schedule.period, *[None] * (len(CRONTAB) + 1))
     for timer in timers:
-        if not _has_ended(_latest(timer.pk)):
+        if not states.has_ended(_latest(timer.pk)):
             try:
                 _read(timer, *row)
             except ScheduleError as error:
@@ -694,16 +664,16 @@ def obey(periodic_task_ids: Iterable[int]) -> int:
     ended are put back to the truth instead.
     """
     changed = 0
-    for timer in Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk"):
+    timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk")
+    for timer_id in timers.values_list("pk", flat=True):
         with transaction.atomic():
-            _lock_open([timer.pk])
-            # Read again: somebody else may have written it since.
-            locked = Timer.objects.select_for_update().filter(pk=timer.pk).first()
-            delivery = _latest(timer.pk)
-            rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
-            task = rows.filter(timer=timer.pk).first()
-            if locked is not None and delivery is not None and task is not None:
-                changed += _obey(locked, delivery, task)
+            # Read when it is locked: somebody else may have written it since.
+            for timer in states.lock([timer_id]).timers:
+                delivery = _latest(timer_id)
+                rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
+                task = rows.filter(timer=timer_id).first()
+                if delivery is not None and task is not None:
+                    changed += _obey(timer, delivery, task)
     return changed
 
 
@@ -711,7 +681,7 @@ def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
     """Cancel the timers of PeriodicTasks that are being deleted. Their records stay."""
     timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
     with transaction.atomic():
-        _end(_lock_open(list(timers)))
+        states.end(states.lock(list(timers)).deliveries)
 
 
 def handed_over(periodic_task_id: int) -> None:
@@ -827,7 +797,7 @@ def _microseconds(seconds: float) -> int:
 
 
 def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
-    if _has_ended(delivery):
+    if states.has_ended(delivery):
         return _restore(timer, delivery, task)
     before = (delivery.state, delivery.pk)
     adopted, refused = None, False
@@ -841,11 +811,11 @@ def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     if adopted is not None:
         delivery = _promise(timer, delivery, due_at=adopted)
     elif not refused and task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
-        delivery = _move(delivery, due_at=task.clocked.clocked_time, enabled=task.enabled)
+        delivery = states.move(timer, delivery, due_at=task.clocked.clocked_time, enabled=task.enabled)
     elif task.enabled:
-        _resume(delivery)
+        states.resume([delivery])
     elif not _handed_over(task):
-        _pause(delivery)
+        states.pause([delivery])
     return refused or before != (delivery.state, delivery.pk)
 
 
@@ -855,12 +825,9 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     One that recurs and should have gone on is given its next delivery.
     """
     if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
-        due_at = _recurrence(timer).next_after(max(_now(), delivery.due_at))
+        due_at = _recurrence(timer).next_after(max(states.database_now(), delivery.due_at))
         if due_at is not None and (timer.max_occurrences is None or delivery.moment < timer.max_occurrences):
-            restored = Delivery(timer_id=timer.pk, flow=timer.flow, moment=delivery.moment + 1)
-            restored.occurrence = _next_occurrence(timer.pk)
-            restored.due_at = restored.next_attempt_at = due_at
-            restored.save(force_insert=True)
+            states.promise(timer, due_at=due_at, moment=delivery.moment + 1)
             _show(timer, task, due_at=due_at)
             return True
     # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
@@ -910,7 +877,7 @@ def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
 def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
     """Return the schedule that a row shows, for a timer, and its next moment. Raises ScheduleError."""
     every, period, *fields, zone = row
-    now, starts_at = _now(), timer.starts_at
+    now, starts_at = states.database_now(), timer.starts_at
     # The first moment of an interval is a bound that somebody set if it is more than the interval away.
     if starts_at and timer.every_seconds and (starts_at - now).total_seconds() <= timer.every_seconds:
         starts_at = None
@@ -931,8 +898,12 @@ def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
     return recurrence, due_at
 
 
-def _lock_open(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:
-    return list(Delivery.objects.select_for_update().open().filter(timer__in=timer_ids).order_by("pk"))
+def _lock(timer_id: uuid.UUID, *, deliveries: Q | None = states.OPEN) -> tuple[Timer, list[Delivery]]:
+    """Lock one timer and those of its deliveries that fit, as `states.lock`. Raises Timer.DoesNotExist."""
+    locked = states.lock([timer_id], deliveries=deliveries)
+    if not locked.timers:
+        raise Timer.DoesNotExist
+    return locked.timers[0], locked.deliveries
 
 
 def _latest(timer_id: uuid.UUID) -> Delivery | None:
@@ -940,91 +911,25 @@ def _latest(timer_id: uuid.UUID) -> Delivery | None:
 
 
 def _promised(timer_id: uuid.UUID) -> Delivery:
-    """Lock and return the promised delivery of a timer that has not ended."""
-    _lock_open([timer_id])
+    """Return the promised delivery of a locked timer that has not ended. Raises TimerEndedError."""
     delivery = _latest(timer_id)
-    if delivery is None or _has_ended(delivery):
+    if delivery is None or states.has_ended(delivery):
         raise TimerEndedError(timer_id)
     return delivery
 
 
-def _has_ended(latest: Delivery | None) -> bool:
-    """Whether nothing more is promised: a call in flight whose timer was cancelled does not come back either."""
-    return latest is not None and (latest.is_final or latest.cancel_requested_at is not None)
-
-
 def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
     tasks = dict(Timer.objects.filter(periodic_task__in=periodic_task_ids).values_list("pk", "periodic_task_id"))
-    _lock_open(list(tasks))
-    promised = Delivery.objects.promised().filter(timer__in=list(tasks))
-    latest = list(promised.order_by("timer", "-occurrence").distinct("timer"))
-    live = [delivery for delivery in latest if not _has_ended(delivery)]
-    deliveries = Delivery.objects.filter(pk__in=[delivery.pk for delivery in live])
+    states.lock(list(tasks))
+    latest = states.latest_promised(list(tasks))
+    live = [delivery for delivery in latest if not states.has_ended(delivery)]
     rows = PeriodicTask.objects.filter(pk__in=[tasks[delivery.timer_id] for delivery in live])
     if enabled:
-        deliveries.filter(state=State.PAUSED).update(state=State.SCHEDULED)
+        states.resume(live)
         rows.update(enabled=True)
     else:
-        deliveries.filter(state__in=HOLDABLE).update(state=State.PAUSED, lease_token=None, lease_expires_at=None)
+        states.pause(live)
         # As in `pause`.
         rows.update(enabled=False, last_run_at=None)
-    return Switched(done=len(live), ended=[delivery.timer_id for delivery in latest if _has_ended(delivery)])
-
-
-def _next_occurrence(timer_id: uuid.UUID) -> int:
-    last: int = Delivery.objects.filter(timer=timer_id).aggregate(last=Max("occurrence"))["last"] or 0
-    return last + 1
-
-
-def _now() -> datetime:
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT clock_timestamp()")
-        moment: datetime = cursor.fetchone()[0]
-        return moment
-
-
-def _write(delivery: Delivery, state: State) -> None:
-    """Write a waiting state, giving up the lease that a claim may hold: its message will start nothing."""
-    delivery.state = state
-    delivery.lease_token = delivery.lease_expires_at = None
-    delivery.save(update_fields=["state", "lease_token", "lease_expires_at"])
-
-
-def _pause(delivery: Delivery) -> None:
-    if delivery.state in HOLDABLE:
-        _write(delivery, State.PAUSED)
-
-
-def _resume(delivery: Delivery) -> None:
-    if delivery.state == State.PAUSED:
-        _write(delivery, State.SCHEDULED)
-
-
-def _end(deliveries: Iterable[Delivery]) -> None:
-    """Cancel locked deliveries; one whose call is in flight is marked, and ends when the call does."""
-    for delivery in deliveries:
-        if delivery.state == State.RUNNING:
-            Delivery.objects.filter(pk=delivery.pk, cancel_requested_at=None).update(cancel_requested_at=_now())
-        else:
-            delivery.finished_at = _now()
-            delivery.state = State.CANCELLED
-            delivery.lease_token = delivery.lease_expires_at = None
-            delivery.save(update_fields=["state", "finished_at", "lease_token", "lease_expires_at"])
-
-
-def _move(delivery: Delivery, *, due_at: datetime, enabled: bool) -> Delivery:
-    """Cancel a locked delivery and promise another moment in its place."""
-    timer = Timer.objects.select_for_update().get(pk=delivery.timer_id)
-    _end([delivery])
-    moved = Delivery(
-        timer_id=timer.pk,
-        flow=timer.flow,
-        occurrence=_next_occurrence(delivery.timer_id),
-        # The same promise of the schedule, at another time.
-        moment=delivery.moment,
-        due_at=due_at,
-        next_attempt_at=due_at,
-        state=State.SCHEDULED if enabled else State.PAUSED,
-    )
-    moved.save(force_insert=True)
-    return moved
+    ended = [delivery.timer_id for delivery in latest if states.has_ended(delivery)]
+    return Switched(done=len(live), ended=ended)

@@ -366,18 +366,15 @@ class TimerView(TimerAPIView):
         patch = request.data
         if not isinstance(patch, dict):
             raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
-        with _conflicts(), transaction.atomic():
-            # Of two edits at once, each changes what it names.
-            for locked in services.lock_for_edit([timer.periodic_task_id] if timer.periodic_task_id else []):
-                timer = locked
-            new, reschedule = edited(timer, patch)
-            services.edit(timer.pk, new, reschedule=reschedule, harmless=patch.keys() <= HARMLESS)
+        with _conflicts():
+            services.edit(timer.pk, lambda locked: edited(locked, patch), descriptive_only=patch.keys() <= HARMLESS)
         return Response(_shown_timer(request, timer.pk))
 
     @schema.cancel_timer
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002
         timer = _own_timer(request, id)
-        services.cancel(timer.pk)
+        with _conflicts():
+            services.cancel(timer.pk)
         return Response(_shown_timer(request, timer.pk))
 
 
@@ -390,6 +387,9 @@ def _conflicts() -> Iterator[None]:
         raise Conflict(error.messages[0]) from error
     except services.NothingPromisedError as error:
         raise exceptions.ValidationError(error.messages) from error
+    except Timer.DoesNotExist as error:
+        # Pruned since it was looked up.
+        raise exceptions.NotFound(NO_TIMER) from error
 
 
 class PauseView(TimerAPIView):
@@ -425,7 +425,8 @@ class RunView(TimerAPIView):
         _read(NothingSerializer, _object(request))
 
         def make() -> Response:
-            delivery_id = services.run_now(timer.pk)
+            with _conflicts():
+                delivery_id = services.run_now(timer.pk)
             return Response(_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=201)
 
         return _once(request, make)

@@ -72,6 +72,10 @@ FAILURES_MOST = 20
 EXIT_CODE = 70
 
 
+class LeaseLostError(LocalError):
+    """A call was not made because its lease had run out."""
+
+
 class CallPool:
     """`hand_over` gives it work; `close` ends it in an orderly way.
 
@@ -370,8 +374,7 @@ class CallPool:
         answered_at = None
         if held is None or held.token != call.token or held.expires <= self._clock():
             # The lease ran out while it waited: nothing was called, so nothing is counted if it is still ours.
-            logger.warning("lease_lost delivery=%s", call.delivery_id)
-            self._ended.put((call, LocalError("The lease ran out before the call.")))
+            self._ended.put((call, LeaseLostError("The lease ran out before the call.")))
         else:
             try:
                 outcome = call_url(call, client=self._client, timeout_seconds=self._timeout_seconds)
@@ -469,7 +472,7 @@ class CallPool:
         if short:
             logger.warning("calls_not_made count=%d error=%r", len(short), str(short[0][1]))
             pairs = [(call.delivery_id, call.token) for call, _ in short]
-            waits = [SHORTAGE_SECONDS] * len(pairs)
+            waits = [0.0 if isinstance(error, LeaseLostError) else SHORTAGE_SECONDS for _, error in short]
             self._persist(lambda: undo_starts(pairs, wait_seconds=waits), until=math.inf)
         for call, error in undone:
             if not isinstance(error, LocalError):

@@ -28,6 +28,7 @@ from webtask_scheduler.scheduler.endings import (
 from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, MESSAGE_MAX_LENGTH, State
 from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
+from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,8 +172,9 @@ done AS (
   UPDATE scheduler_delivery delivery
      SET state = held.state, lease_token = NULL, lease_expires_at = NULL,
          finished_at = CASE WHEN held.state <> 'scheduled' THEN clock_timestamp() END,
+         -- Not before the promise, though the database's clock was set back.
          next_attempt_at = CASE WHEN held.state = 'scheduled'
-                                THEN clock_timestamp() + make_interval(secs => item.wait)
+                                THEN greatest(clock_timestamp() + make_interval(secs => item.wait), delivery.due_at)
                                 ELSE delivery.next_attempt_at END
     FROM held JOIN item USING (id) WHERE delivery.id = held.id
   RETURNING delivery.timer_id, delivery.extra, delivery.state{returned}
@@ -182,9 +184,10 @@ SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
 
 
-# Planning what nobody needs costs as much as a record: most batches have no timer that recurs or calls back.
+# Planning what nobody needs costs as much as a record: most batches have no timer that recurs or calls back. Two
+# statements, sent together and one transaction: the second sees what was committed until the timers were locked.
 _RECORD_PLAIN = _record(item_types="", item_columns="", returned="", close=CLOSE_PLAIN)
-_RECORD = _record(
+_RECORD = f"{LOCK_TIMERS};" + _record(
     item_types=f", {ITEM_TYPES}",
     item_columns=f", {ITEM_COLUMNS}",
     returned=f", delivery.id, delivery.moment, {ITEM_COLUMNS}",
@@ -298,7 +301,10 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         "excerpts": [outcome and outcome.excerpt for outcome in outcomes],
     }
     plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options for call in calls)
+    if not plain:
+        # Only these are given another delivery.
+        values |= arguments(endings) | {"timer_ids": [call.timer_id for call in calls if call.terms]}
     with connection.cursor() as cursor:
-        cursor.execute(_RECORD_PLAIN if plain else _RECORD, values if plain else values | arguments(endings))
+        cursor.execute(_RECORD_PLAIN if plain else _RECORD, values)
         written: int = cursor.fetchone()[0]
     return written

@@ -101,7 +101,7 @@ _DUE_OF_FLOWS = f"""
 _DUE_OF_TIMER = f"""
   SELECT id, timer_id, extra, due_at FROM quick, scheduler_delivery
    WHERE state = 'scheduled' AND timer_id = %(timer)s AND {_RANGE}
-   ORDER BY next_attempt_at LIMIT 1 FOR UPDATE OF scheduler_delivery SKIP LOCKED
+   ORDER BY next_attempt_at LIMIT 100 FOR UPDATE OF scheduler_delivery SKIP LOCKED
 """  # noqa: S608 - only constants are put in
 
 
@@ -191,7 +191,7 @@ def claim_due(portions: Sequence[Portion], *, until_seconds: float = 0.0, since_
 
 
 def claim_timer(timer_id: uuid.UUID, *, until_seconds: float = 0.0) -> Claim:
-    """Take one due delivery of a timer, if there is one. See `claim_due`."""
+    """Take the due deliveries of a timer: its promised one, and what runs beside it. See `claim_due`."""
     return _claim(_CLAIM_TIMER, {"timer": timer_id}, until_seconds, None)
 
 

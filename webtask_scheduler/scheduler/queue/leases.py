@@ -59,7 +59,9 @@ UPDATE scheduler_delivery delivery
    SET state = CASE WHEN cancel_requested_at IS NULL THEN 'scheduled' ELSE 'cancelled' END,
        finished_at = CASE WHEN cancel_requested_at IS NOT NULL THEN clock_timestamp() END,
        attempts = attempts - 1, lease_token = NULL, lease_expires_at = NULL,
-       next_attempt_at = greatest(clock_timestamp() + make_interval(secs => held.wait), delivery.due_at)
+       next_attempt_at = CASE WHEN held.wait > 0
+                              THEN greatest(clock_timestamp() + make_interval(secs => held.wait), delivery.due_at)
+                              ELSE delivery.next_attempt_at END
   FROM held WHERE delivery.id = held.id
 """  # noqa: S608
 
@@ -94,8 +96,9 @@ def put_back(held: Sequence[Held], *, wait_seconds: Sequence[float] = ()) -> Non
 
 
 def undo_starts(items: Sequence[tuple[uuid.UUID, uuid.UUID]], *, wait_seconds: Sequence[float]) -> None:
-    """Return started deliveries that were not called to the queue, each after its wait: no attempt is counted.
+    """Return started deliveries that were not called to the queue, at once or each after its wait.
 
+    No attempt is counted, and nothing is written down as lost.
     Takes (delivery id, lease token) pairs; who lost the lease returns nothing. Raises DatabaseError.
     """
     arguments: dict[str, Any] = {

@@ -34,7 +34,8 @@ SELECT delivery.id, delivery.state, delivery.attempts, delivery.attempts_before,
        CASE WHEN NOT delivery.extra THEN {TERMS} END AS terms, timer.options::text
   FROM scheduler_delivery delivery JOIN scheduler_timer timer ON timer.id = delivery.timer_id
  WHERE delivery.state IN ('claimed', 'running') AND delivery.lease_expires_at < statement_timestamp()
- ORDER BY delivery.lease_expires_at LIMIT %(limit)s FOR UPDATE OF delivery SKIP LOCKED
+ ORDER BY delivery.lease_expires_at LIMIT %(limit)s
+   FOR UPDATE OF delivery SKIP LOCKED FOR NO KEY UPDATE OF timer SKIP LOCKED
 """  # noqa: S608 - only constants are put in
 
 # An expired claim goes back free of charge: no call was made. An expired call is written down as lost. The database's
@@ -64,7 +65,7 @@ done AS (
 SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
 
-LOST = "The process that made this call vanished; its outcome is unknown."
+LOST = "The process that was to make this call vanished: whether it was made, and its outcome, is unknown."
 
 
 def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> int:

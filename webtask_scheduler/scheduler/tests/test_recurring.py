@@ -496,9 +496,8 @@ def test_disabled_recurring_row_is_paused_and_enabled_goes_on(recurring, deliver
 def test_shared_schedule_is_left_to_the_others(recurring):
     timer = recurring(DAILY)
     other = PeriodicTask.objects.create(name="an operator's", task="their.task", crontab=timer.periodic_task.crontab)
-    services.edit(
-        timer.pk, services.NewTimer(web_url=timer.web_url, recurrence=Recurrence(cron="0 7 * * *")), reschedule=True
-    )
+    new = services.NewTimer(web_url=timer.web_url, recurrence=Recurrence(cron="0 7 * * *"))
+    services.edit(timer.pk, lambda _: (new, True))
     other.refresh_from_db()
     assert other.crontab.hour == "9"
     assert PeriodicTask.objects.get(timer=timer).crontab.hour == "7"

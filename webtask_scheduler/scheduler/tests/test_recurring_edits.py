@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
@@ -473,14 +474,14 @@ def test_schedule_that_timers_share_stays_shared(recurring, make_timer, admin_cl
 
 def test_what_somebody_else_writes_meanwhile_is_kept(recurring, monkeypatch):
     timer = recurring("interval")
-    lock = services._lock_open
+    lock = states.lock
 
     def lock_late(ids):
         Timer.objects.update(name="by the API")
         return lock(ids)
 
     IntervalSchedule.objects.update(every=2)
-    monkeypatch.setattr(services, "_lock_open", lock_late)
+    monkeypatch.setattr(states, "lock", lock_late)
     services.obey([timer.periodic_task_id])
     timer.refresh_from_db()
     assert (timer.name, timer.every_seconds) == ("by the API", 7200)

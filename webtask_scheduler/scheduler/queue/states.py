@@ -1,0 +1,180 @@
+"""The states of deliveries as people change them, and the order in which locks are taken.
+
+**The order of locks**, for every transaction and every statement that waits for more than one row:
+
+1. timers, by id, `FOR NO KEY UPDATE`;
+2. their deliveries, by id, `FOR UPDATE`;
+3. their PeriodicTasks, then the schedules that those show.
+
+`lock` takes the first two, and LOCK_TIMERS the first for statements in SQL. Whoever holds a timer's row may number and
+make its deliveries, replay them, and decide by `PeriodicTask.enabled`: nobody else does so meanwhile. Services, the
+receivers of foreign edits, pruning, and the record of a timer that recurs need it. Whoever only moves one delivery on
+from the state that it is in does not: claim, start, renewal, putting back, and the record of a timer that is called
+once. These lock deliveries alone, by id, and never wait for a timer.
+
+The reclaim of leases finds deliveries by their leases, so it locks them together with their timers. It must not wait:
+it skips what is locked and comes back a second later.
+
+PostgreSQL runs a statement against what was committed when it began. A statement that waits for a row reads that row
+again afterwards, and no other. So what decides (whether a task is enabled, the highest number so far) is read by a
+statement that begins after the lock was taken, or is locked itself by the statement that reads it.
+"""
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connection
+from django.db.models import Max, Q
+
+from webtask_scheduler.scheduler.models import Delivery, State, Timer
+
+# Not called yet, and not held back by its own row.
+HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
+# The dead letters.
+REPLAYABLE = (State.FAILED, State.MISSED)
+
+# To be run before, and in the transaction of, a statement that makes deliveries of these timers.
+LOCK_TIMERS = """
+SELECT FROM scheduler_timer WHERE id = ANY(%(timer_ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
+"""
+
+OPEN = Q(finished_at__isnull=True)
+
+
+class Locked(NamedTuple):
+    """Rows locked until the transaction ends, each kind in the order of its ids."""
+
+    timers: list[Timer]
+    deliveries: list[Delivery]
+
+
+def lock(timer_ids: Sequence[uuid.UUID], *, deliveries: Q | None = OPEN) -> Locked:
+    """Lock timers, then those of their deliveries that fit a condition, by default the open ones; with None, none.
+
+    To be called inside a transaction. Timers that are not there any more are left out. Raises DatabaseError.
+    """
+    # Options hold bodies, which few callers read.
+    rows = Timer.objects.select_for_update(no_key=True).filter(pk__in=timer_ids).order_by("pk").defer("options")
+    timers = list(rows)
+    if deliveries is None:
+        return Locked(timers, [])
+    # Another statement: it sees what was made while this one waited for the timers.
+    return Locked(timers, lock_deliveries(deliveries, timer__in=[timer.pk for timer in timers]))
+
+
+def lock_deliveries(condition: Q, **more: Any) -> list[Delivery]:
+    """Lock deliveries of timers that are locked already. Raises DatabaseError."""
+    return list(Delivery.objects.select_for_update().filter(condition, **more).order_by("pk"))
+
+
+def latest_promised(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:
+    """Return the latest promised delivery of each timer. Raises DatabaseError."""
+    promised = Delivery.objects.promised().filter(timer__in=timer_ids)
+    return list(promised.order_by("timer", "-occurrence").distinct("timer"))
+
+
+def has_ended(latest: Delivery | None) -> bool:
+    """Whether nothing more is promised: a call in flight whose timer was cancelled does not come back either."""
+    return latest is not None and (latest.is_final or latest.cancel_requested_at is not None)
+
+
+def database_now() -> datetime:
+    """Return the database's clock. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT clock_timestamp()")
+        now: datetime = cursor.fetchone()[0]
+        return now
+
+
+# The changes. Each takes locked deliveries; the state in its WHERE guards against a caller that forgot to lock.
+
+
+def pause(deliveries: Sequence[Delivery]) -> None:
+    """Hold back what is not being called; a claim's message will start nothing. Raises DatabaseError."""
+    _write(deliveries, State.PAUSED, of=HOLDABLE, lease_token=None, lease_expires_at=None)
+
+
+def resume(deliveries: Sequence[Delivery]) -> None:
+    """Let what is paused wait for its moment again. Raises DatabaseError."""
+    _write(deliveries, State.SCHEDULED, of=(State.PAUSED,))
+
+
+def end(deliveries: Sequence[Delivery]) -> None:
+    """Cancel deliveries; one whose call is in flight is marked, and ends when the call does. Raises DatabaseError."""
+    now = database_now()
+    running = [delivery.pk for delivery in deliveries if delivery.state == State.RUNNING]
+    marked = Delivery.objects.filter(pk__in=running, state=State.RUNNING, cancel_requested_at=None)
+    marked.update(cancel_requested_at=now)
+    waiting = (*HOLDABLE, State.PAUSED)
+    _write(deliveries, State.CANCELLED, of=waiting, finished_at=now, lease_token=None, lease_expires_at=None)
+
+
+def _write(deliveries: Sequence[Delivery], state: State, *, of: Sequence[State], **values: Any) -> None:
+    found = [delivery for delivery in deliveries if delivery.state in of]
+    if not found:
+        return
+    Delivery.objects.filter(pk__in=[delivery.pk for delivery in found], state__in=of).update(state=state, **values)
+    for delivery in found:
+        delivery.state = state
+        for name, value in values.items():
+            setattr(delivery, name, value)
+
+
+def promise(timer: Timer, *, due_at: datetime, moment: int, enabled: bool = True) -> Delivery:
+    """Make a locked timer's next promised delivery; it has no other open one. Raises DatabaseError."""
+    delivery = Delivery(
+        timer_id=timer.pk,
+        flow=timer.flow,
+        occurrence=_last_numbers([timer]).get(timer.pk, 0) + 1,
+        moment=moment,
+        due_at=due_at,
+        next_attempt_at=due_at,
+        state=State.SCHEDULED if enabled else State.PAUSED,
+    )
+    delivery.save(force_insert=True)
+    return delivery
+
+
+def move(timer: Timer, delivery: Delivery, *, due_at: datetime, enabled: bool) -> Delivery:
+    """Cancel a locked delivery and promise another moment in its place. Raises DatabaseError."""
+    end([delivery])
+    # The same promise of the schedule, at another time.
+    return promise(timer, due_at=due_at, moment=delivery.moment, enabled=enabled)
+
+
+def make_extras(timers: Sequence[Timer]) -> list[Delivery]:
+    """Make an extra delivery, due now, of each of these locked timers. Raises DatabaseError."""
+    last, now = _last_numbers(timers), database_now()
+    return Delivery.objects.bulk_create(
+        Delivery(
+            timer_id=timer.pk,
+            flow=timer.flow,
+            occurrence=last.get(timer.pk, 0) + 1,
+            extra=True,
+            due_at=now,
+            next_attempt_at=now,
+        )
+        for timer in timers
+    )
+
+
+def _last_numbers(timers: Sequence[Timer]) -> dict[uuid.UUID, int]:
+    numbers = Delivery.objects.filter(timer__in=[timer.pk for timer in timers]).values_list("timer")
+    return dict(numbers.annotate(last=Max("occurrence")))
+
+
+def replay(delivery: Delivery, *, flow: int, extra: bool) -> None:
+    """Send a locked dead letter again, now, with fresh attempts. Raises DatabaseError."""
+    now = database_now()
+    values: dict[str, Any] = {
+        "extra": extra,
+        "flow": flow,
+        "finished_at": None,
+        "replayed_at": now,
+        "attempts_before": delivery.attempts,
+        "next_attempt_at": max(now, delivery.due_at),
+        "cancel_requested_at": None,
+    }
+    _write([delivery], State.SCHEDULED, of=REPLAYABLE, **values)
