@@ -165,12 +165,8 @@ def ids_in(term: str) -> tuple[uuid.UUID, uuid.UUID] | None:
 
 
 def host_in(text: str) -> str:
-    """Return the host of a URL or of its beginning, with or without a scheme."""
-    text = text.strip().lower()
-    try:
-        return host_of(text if "://" in text else f"http://{text}")
-    except ValueError:
-        return ""
+    """Return the canonical host of a URL or of its beginning, with or without a scheme."""
+    return host_of(text)
 
 
 def with_latest(path: str) -> "Prefetch[Any]":

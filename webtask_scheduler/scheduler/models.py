@@ -9,7 +9,6 @@ import math
 import uuid
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
 
 import uuid_utils.compat
 from django.conf import settings
@@ -17,6 +16,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce
 from django_celery_beat.models import PeriodicTask
+
+from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
 # The name that every PeriodicTask of a timer carries. It lives in queues and dashboards and never changes.
 TASK_NAME = "webtask_scheduler.scheduler.tasks.call_timer"
@@ -41,9 +42,8 @@ def new_id() -> uuid.UUID:
 
 
 def host_of(web_url: str) -> str:
-    """Return the host of a checked URL in lower case, with its port where one is given."""
-    parts = urlsplit(web_url)
-    return parts.netloc.rpartition("@")[2].lower()
+    """Return the canonical host of a URL, as Timer.host has it."""
+    return canonical_host(web_url)
 
 
 class State(models.TextChoices):
@@ -110,7 +110,7 @@ class Timer(models.Model):
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.SET_NULL, null=True, related_name="timer")
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="timers")
     web_url = models.CharField(max_length=URL_MAX_LENGTH)
-    # Lower-case host of web_url, with its port where one is given.
+    # Canonical host of web_url, so that one host has one name here: see rules.hosts.
     host = models.CharField(max_length=261)
     # Which flow its deliveries belong to: those of one owner to one host. The queue is fair among flows.
     flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)

@@ -17,6 +17,7 @@ from django.db import connection
 
 from webtask_scheduler.scheduler.models import LEASED, State
 from webtask_scheduler.scheduler.retry import MAX_AGE_SECONDS
+from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
 # Rows that one page may look at: some hundred milliseconds.
 SCANNED_MOST = 20_000
@@ -266,7 +267,7 @@ def filter_of(values: Mapping[str, Any], *, owner_id: int | None, everyone: bool
         owner_id=owner_id,
         everyone=everyone,
         statuses=tuple(State(name) for name in values.get("status", ())),
-        host=values.get("host", "").lower(),
+        host=canonical_host(values.get("host", "")),
         label=values.get("label", ""),
         due_from=values.get("due_from"),
         due_to=values.get("due_to"),

@@ -591,15 +591,16 @@ def add_secret(secret: str | None, *, owner_id: int | None) -> SigningSecret | N
 
 def stop_calls(*, host: str = "", reason: str = "") -> CallStop:
     """Start no more calls to a host, or to any; those in flight may land. What comes due is held meanwhile."""
-    stop, _ = CallStop.objects.update_or_create(host=host.lower(), defaults={"reason": reason})
+    stop, _ = CallStop.objects.update_or_create(host=host_of(host), defaults={"reason": reason})
     logger.warning("calls_stopped host=%s reason=%s", stop.host or "*", reason)
     return stop
 
 
 def resume_calls(*, host: str = "") -> bool:
     """Lift a stop; the beats release what was held within a second, oldest first. Returns whether there was one."""
-    lifted, _ = CallStop.objects.filter(host=host.lower()).delete()
-    logger.warning("calls_resumed host=%s", host.lower() or "*")
+    host = host_of(host)
+    lifted, _ = CallStop.objects.filter(host=host).delete()
+    logger.warning("calls_resumed host=%s", host or "*")
     return bool(lifted)
 
 
