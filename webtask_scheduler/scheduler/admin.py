@@ -588,18 +588,28 @@ class PeriodicTaskAdmin(TimerColumns, WishAdmin, StockPeriodicTaskAdmin):  # typ
         if others.exists():
             super().run_tasks(request, others)
         if timers:
-            done = services.run_many_now([timer_id for _, timer_id, _ in timers])
-            self.message_user(request, f"{_timers(done)} called now, besides what is promised.", messages.SUCCESS)
+            ran = services.run_many_now([timer_id for _, timer_id, _ in timers])
+            if ran.done:
+                text = f"{_timers(ran.done)} called now, besides what is promised."
+                self.message_user(request, text, messages.SUCCESS)
+            self._warn_ended(request, ran.ended)
+            if ran.full:
+                whose = "it" if len(ran.full) == 1 else "each"
+                text = f"not called: {services.EXTRA_OPEN_MOST} runs of {whose} have not ended yet."
+                self.message_user(request, f"{_timers(len(ran.full))} {text}", messages.WARNING)
 
     def _switch(self, request: HttpRequest, ids: Sequence[int], *, enabled: bool) -> None:
         switched = services.switch_many(ids, enabled=enabled)
         if switched.done:
             word = "enabled" if enabled else "disabled"
             self.message_user(request, f"{_timers(switched.done)} successfully {word}.", messages.SUCCESS)
-        if switched.ended:
-            ended, which = len(switched.ended), f": {switched.ended[0]}" if len(switched.ended) == 1 else ""
-            has, stay = ("has", "stays as it is") if ended == 1 else ("have", "stay as they are")
-            subject = f"{ended:,} timer{'s' if ended != 1 else ''}"
+        self._warn_ended(request, switched.ended)
+
+    def _warn_ended(self, request: HttpRequest, ended: Sequence[Any]) -> None:
+        if ended:
+            count, which = len(ended), f": {ended[0]}" if len(ended) == 1 else ""
+            has, stay = ("has", "stays as it is") if count == 1 else ("have", "stay as they are")
+            subject = f"{count:,} timer{'s' if count != 1 else ''}"
             self.message_user(
                 request, f"{subject} {has} ended and {stay}{which}. Make new timers instead.", messages.WARNING
             )

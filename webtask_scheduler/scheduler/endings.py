@@ -198,7 +198,9 @@ def _callback(
         "labels": options.get("labels", {}),
         "metadata": options.get("metadata"),
     }
-    return url, {"body": json.dumps(body), "content_type": "application/json"}
+    # A callback leads no further than its timer's own calls may.
+    depth = {"depth": options["depth"]} if "depth" in options else {}
+    return url, {"body": json.dumps(body), "content_type": "application/json", **depth}
 
 
 def arguments(endings: Sequence[Ending]) -> dict[str, list[Any]]:

@@ -117,7 +117,8 @@ class Timer(models.Model):
     created_at = models.DateTimeField()
     name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
     # What was given beyond a URL and a time, under the API's own names and only where it differs from the default: how
-    # it is called, its retry policy, labels, metadata, callbacks. Null for a plain timer, which is most of them.
+    # it is called, its retry policy, labels, metadata, callbacks; and `depth`, how many calls led to its making. Null
+    # for a plain timer, which is most of them.
     options = GivenField(null=True)
     # The schedule of a recurring timer, of which this is the truth: five fields in a time zone, or an interval whose
     # first moment is starts_at. Both empty for one that is called once.

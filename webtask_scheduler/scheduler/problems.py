@@ -38,6 +38,15 @@ class Conflict(exceptions.APIException):
     default_code = "conflict"
 
 
+class LoopDetected(exceptions.APIException):
+    status_code = HTTPStatus.LOOP_DETECTED
+    default_detail = (
+        "This request was led to by a call of a timer that was itself made so: a loop. If the request is a client's"
+        " own, send it without the headers `webtask-timer-id` and `webtask-depth`."
+    )
+    default_code = "loop"
+
+
 class PastDue(exceptions.APIException):
     """A moment that has passed, where the client asked for that to be refused; its detail is of fields.
 

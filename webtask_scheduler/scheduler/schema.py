@@ -16,7 +16,7 @@ from drf_spectacular.utils import (
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.models import KEY_MAX_LENGTH
-from webtask_scheduler.scheduler.problems import KeyReused, Unavailable
+from webtask_scheduler.scheduler.problems import KeyReused, LoopDetected, Unavailable
 from webtask_scheduler.scheduler.serializers import (
     BATCH_MOST,
     METHODS,
@@ -44,6 +44,7 @@ from webtask_scheduler.scheduler.serializers import (
     TimerSerializer,
     TimersSerializer,
 )
+from webtask_scheduler.scheduler.services import EXTRA_OPEN_MOST
 
 _ID = "019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11"
 _SCHEDULED = {
@@ -294,6 +295,12 @@ def _problems(*codes: int) -> dict[Any, OpenApiResponse]:
             "Service Unavailable",
             Unavailable.default_detail,
         ),
+        508: _problem(
+            "A call of this service led to this request, too deep to go on; nothing was stored.",
+            508,
+            "Loop Detected",
+            LoopDetected.default_detail,
+        ),
     }
     return {(code, "application/problem+json"): known[code] for code in codes}
 
@@ -373,7 +380,7 @@ create_timer = _described(
                 OpenApiExample("Recurring", value=_RECURRING, response_only=True),
             ],
         ),
-        **_problems(400, 403, 409, 411, 413, 415, 422, 503),
+        **_problems(400, 403, 409, 411, 413, 415, 422, 503, 508),
     },
     parameters=[_KEY, _LOCATION, _REPLAYED],
     examples=[
@@ -435,7 +442,7 @@ create_batch = _described(
                 OpenApiExample("One of two", value={"results": [{"timer": _SCHEDULED}, _REFUSED]}, response_only=True)
             ],
         ),
-        **_problems(400, 403, 409, 411, 413, 415, 422, 503),
+        **_problems(400, 403, 409, 411, 413, 415, 422, 503, 508),
     },
     parameters=[_KEY, _REPLAYED],
     examples=[
@@ -495,7 +502,10 @@ edit_timer = _described(
     " that has ended, name, labels and metadata can still be changed.",
     parameters=[_TASK_ID],
     request=EditSerializer,
-    responses={200: _timer_answer("The timer as it is now.", "Moved", _SCHEDULED), **_problems(*_WRITING, 409, 422)},
+    responses={
+        200: _timer_answer("The timer as it is now.", "Moved", _SCHEDULED),
+        **_problems(*_WRITING, 409, 422, 508),
+    },
     examples=[
         OpenApiExample("In an hour instead", value={"hours": 1}, request_only=True),
         OpenApiExample(
@@ -549,9 +559,10 @@ resume_timer = _action(
 run_timer = _action(
     "timer_run",
     "Run a timer now",
-    "Makes an extra delivery, due now, whatever the timer's status; what is promised stands.",
+    f"Makes an extra delivery, due now; what is promised stands. A timer that has ended is not run, nor one of which"
+    f" {EXTRA_OPEN_MOST} extra deliveries have not ended yet.",
     parameters=[_TASK_ID, _KEY, _REPLAYED],
-    responses={201: OpenApiResponse(DeliverySerializer, "The extra delivery."), **_problems(*_WRITING, 409, 422)},
+    responses={201: OpenApiResponse(DeliverySerializer, "The extra delivery."), **_problems(*_WRITING, 409, 422, 508)},
 )
 replay_timer = _action(
     "timer_replay",
@@ -562,7 +573,7 @@ replay_timer = _action(
     request=ReplaySerializer,
     responses={
         200: OpenApiResponse(DeliverySerializer, "The delivery, waiting again."),
-        **_problems(*_WRITING, 409, 422),
+        **_problems(*_WRITING, 409, 422, 508),
     },
 )
 list_deliveries = _action(
@@ -648,7 +659,7 @@ begin_bulk = _described(
         202: OpenApiResponse(
             BulkStatusSerializer, "Begun.", examples=[OpenApiExample("Begun", value=_BULK, response_only=True)]
         ),
-        **_problems(400, 403, 409, 411, 413, 415, 422, 503),
+        **_problems(400, 403, 409, 411, 413, 415, 422, 503, 508),
     },
     examples=[
         OpenApiExample(
@@ -742,12 +753,18 @@ timer_due = OpenApiWebhook(
                     {
                         "in": "header",
                         "name": name,
-                        "required": True,
+                        "required": name != "webtask-depth",
                         "description": description,
                         "schema": {"type": kind} | ({"format": form} if form else {}),
                     }
                     for name, kind, form, description in (
                         ("webtask-timer-id", "string", "uuid", "The timer's `task_id`."),
+                        (
+                            "webtask-depth",
+                            "integer",
+                            "",
+                            "Of a timer that a call of another one led to: requests that pass this on make no timers.",
+                        ),
                         ("webtask-due-at", "string", "date-time", "The promised moment."),
                         ("webtask-occurrence", "integer", "", "Which of the timer's moments, from 1."),
                         ("webtask-attempt", "integer", "", "Counts the calls for this moment, from 1."),

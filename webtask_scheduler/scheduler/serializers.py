@@ -748,6 +748,7 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     schedule = _schedule_given(timer)
     given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
     given |= timer.options or {}
+    depth = given.pop("depth", None)
     serializer: NewTimerSerializer = EditSerializer()
     unknown = patch.keys() - serializer.fields.keys()
     # To take away what is not there is no change.
@@ -767,6 +768,8 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     if reschedule:
         serializer = NewTimerSerializer()
     new: services.NewTimer = serializer.run_validation(merged)
+    if depth is not None:
+        new = replace(new, options={**new.options, "depth": depth})
     return new, reschedule
 
 
@@ -840,6 +843,12 @@ class TimerSerializer(serializers.Serializer[Any]):
     )
     callback_for = serializers.UUIDField(
         required=False, help_text="Of a callback: the `delivery_id` whose outcome it carries."
+    )
+
+    depth = serializers.IntegerField(
+        min_value=1,
+        required=False,
+        help_text="Of a timer that a call of another timer led to: its own calls may make no timers.",
     )
 
     def get_fields(self) -> dict[str, Any]:

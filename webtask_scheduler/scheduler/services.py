@@ -53,8 +53,19 @@ Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
 class TimerEndedError(ValidationError):
     """The timer has ended. Make a new one instead."""
 
+    def __init__(self, timer_id: uuid.UUID, advice: str = "Make a new timer instead.") -> None:
+        super().__init__(f"Timer {timer_id} has ended and stays as it is. {advice}", code="final")
+
+
+class TooManyRunsError(ValidationError):
+    """The timer has as many open extra deliveries as it may have."""
+
     def __init__(self, timer_id: uuid.UUID) -> None:
-        super().__init__(f"Timer {timer_id} has ended and stays as it is. Make a new timer instead.", code="final")
+        super().__init__(
+            f"Timer {timer_id} has {EXTRA_OPEN_MOST} extra deliveries that have not ended. Wait until one has;"
+            " cancelling the timer ends them all.",
+            code="runs",
+        )
 
 
 class NothingPromisedError(ValidationError):
@@ -425,7 +436,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
 
     Without `delivery_id`, the latest such one of the timer; while that one is being sent again already, no other is
     taken in its place: of two requests at once, one replays. Returns its id. Raises Timer.DoesNotExist,
-    NothingToReplayError.
+    NothingToReplayError, TooManyRunsError.
     """
     with transaction.atomic():
         timer, _ = _lock(timer_id, deliveries=None)
@@ -440,6 +451,8 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         if not locked:
             raise NothingToReplayError(timer_id)
         (delivery,) = locked
+        if _extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
+            raise TooManyRunsError(timer_id)
         _replay(timer, delivery)
     logger.info("timer_replayed timer=%s delivery=%s", timer_id, delivery.pk)
     return delivery.pk
@@ -457,13 +470,28 @@ def _replay(timer: Timer, delivery: Delivery) -> None:
             ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
 
 
-def run_now(timer_id: uuid.UUID) -> uuid.UUID:
-    """Make an extra delivery, due now, and return its id. The promised one stands, whatever its state.
+# Open extra deliveries of one timer: more than a person asks for, and what a timer that runs itself may breed.
+EXTRA_OPEN_MOST = 10
 
-    Raises Timer.DoesNotExist.
+
+def _extras(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """Return how many open extra deliveries each timer has that has any."""
+    open_ = Delivery.objects.open().filter(timer__in=list(timer_ids), extra=True)
+    return dict(open_.values_list("timer").annotate(count=Count("pk")))
+
+
+def run_now(timer_id: uuid.UUID) -> uuid.UUID:
+    """Make an extra delivery, due now, and return its id. The promised one stands.
+
+    Raises Timer.DoesNotExist, TimerEndedError, TooManyRunsError.
     """
     with transaction.atomic():
         timer, _ = _lock(timer_id, deliveries=None)
+        if states.has_ended(_latest(timer_id)):
+            # Else a timer that runs itself would go on after it was cancelled.
+            raise TimerEndedError(timer_id, "Make a new timer instead, or replay a delivery that failed.")
+        if _extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
+            raise TooManyRunsError(timer_id)
         (delivery,) = states.make_extras([timer])
     logger.info("timer_run_now timer=%s delivery=%s", timer_id, delivery.pk)
     return delivery.pk
@@ -493,14 +521,29 @@ def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
     return Switched(done=done, ended=ended)
 
 
-def run_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
-    """Make an extra delivery, due now, for each of many timers; return how many. See `run_now`."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What running many came to: how many are called, which have ended, and which have too many open runs."""
+
+    done: int
+    ended: list[uuid.UUID]
+    full: list[uuid.UUID]
+
+
+def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
+    """Make an extra delivery, due now, for each of many timers that may have one. See `run_now`."""
+    done, ended, full = 0, [], []
     for start in range(0, len(timer_ids), BATCH_ROWS):
         with transaction.atomic():
-            locked = states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None)
-            states.make_extras(locked.timers)
-    logger.info("timers_run_now timers=%d", len(timer_ids))
-    return len(timer_ids)
+            timers = states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None).timers
+            ids = [timer.pk for timer in timers]
+            over = {delivery.timer_id for delivery in states.latest_promised(ids) if states.has_ended(delivery)}
+            crowded = {pk for pk, count in _extras(ids).items() if count >= EXTRA_OPEN_MOST} - over
+            done += len(states.make_extras([timer for timer in timers if timer.pk not in over | crowded]))
+            ended += [pk for pk in ids if pk in over]
+            full += [pk for pk in ids if pk in crowded]
+    logger.info("timers_run_now timers=%d ended=%d full=%d", done, len(ended), len(full))
+    return Ran(done=done, ended=ended, full=full)
 
 
 def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:

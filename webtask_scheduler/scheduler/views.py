@@ -41,6 +41,7 @@ from webtask_scheduler.scheduler.problems import (
     Conflict,
     KeyReused,
     LengthRequired,
+    LoopDetected,
     NotUTF8,
     PastDue,
     TooLarge,
@@ -242,6 +243,11 @@ def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, 
     owner_id = _owner(request)
     if owner_id is not None:
         timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]
+    depth = _depth(request)
+    if depth > DEPTH_MOST:
+        raise LoopDetected
+    if depth:
+        timers = [dataclasses.replace(timer, options={**timer.options, "depth": depth}) for timer in timers]
     with _conflicts():
         stored = services.schedule(timers)
     return [stored_body(one, timer) for one, timer in zip(stored, timers, strict=True)]
@@ -253,6 +259,31 @@ def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIExcep
         return read_timer(item), None
     except (exceptions.ValidationError, PastDue) as error:
         return None, error
+
+
+# How deep timers may make timers. One: what a call of this service leads to may make timers, and their calls may not.
+DEPTH_MOST = 1
+
+
+def _depth(request: Request) -> int:
+    """Return how many calls of this service, one led to by the other, led to this request.
+
+    As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and whoever reacts to a call by asking
+    this service again is expected to pass it on. A call of a timer that was made so carries its depth, too.
+    """
+    if not request.headers.keys() & {"Webtask-Timer-Id", "Webtask-Depth"}:
+        return 0
+    depth = request.headers.get("Webtask-Depth", "0")
+    return 1 + int(depth) if re.fullmatch(r"[0-9]{1,4}", depth) else 1 + DEPTH_MOST
+
+
+def _refuse_called(request: Request) -> None:
+    """Refuse what would call again, in a request that a call led to. Raises LoopDetected.
+
+    A run or a replay has no timer of its own that could carry how deep it is, so none is allowed.
+    """
+    if _depth(request):
+        raise LoopDetected("A call of this service led to this request, and it would lead to another: a loop.")
 
 
 _KEY = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
@@ -366,8 +397,15 @@ class TimerView(TimerAPIView):
         patch = request.data
         if not isinstance(patch, dict):
             raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
+
+        def change(locked: Timer) -> tuple[services.NewTimer, bool]:
+            new, reschedule = edited(locked, patch)
+            if reschedule:
+                _refuse_called(request)
+            return new, reschedule
+
         with _conflicts():
-            services.edit(timer.pk, lambda locked: edited(locked, patch), descriptive_only=patch.keys() <= HARMLESS)
+            services.edit(timer.pk, change, descriptive_only=patch.keys() <= HARMLESS)
         return Response(_shown_timer(request, timer.pk))
 
     @schema.cancel_timer
@@ -383,7 +421,7 @@ def _conflicts() -> Iterator[None]:
     """Answer 409 to what cannot be done to a timer as it is."""
     try:
         yield
-    except (services.TimerEndedError, services.NothingToReplayError) as error:
+    except (services.TimerEndedError, services.NothingToReplayError, services.TooManyRunsError) as error:
         raise Conflict(error.messages[0]) from error
     except services.NothingPromisedError as error:
         raise exceptions.ValidationError(error.messages) from error
@@ -424,6 +462,8 @@ class RunView(TimerAPIView):
         timer = _own_timer(request, id)
         _read(NothingSerializer, _object(request))
 
+        _refuse_called(request)
+
         def make() -> Response:
             with _conflicts():
                 delivery_id = services.run_now(timer.pk)
@@ -439,6 +479,7 @@ class ReplayView(TimerAPIView):
     def post(self, request: Request, id: str) -> Response:  # noqa: A002
         timer = _own_timer(request, id)
         values = _read(ReplaySerializer, _object(request))
+        _refuse_called(request)
 
         def make() -> Response:
             with _conflicts():
@@ -514,6 +555,8 @@ class BulksView(TimerAPIView):
     @schema.begin_bulk
     def post(self, request: Request) -> Response:
         values = _read(BulkSerializer, request.data)
+        if values["action"] == BulkOperation.Action.REPLAY:
+            _refuse_called(request)
 
         def make() -> Response:
             operation = BulkOperation(

@@ -94,6 +94,8 @@ def _request(call: Started, options: Mapping[str, Any], *, called_at: datetime, 
             call.secrets, message_id=str(call.delivery_id), timestamp=timestamp, body=body or b""
         )
     headers["webtask-timer-id"] = str(call.timer_id)
+    if "depth" in options:
+        headers["webtask-depth"] = str(options["depth"])
     headers["webtask-due-at"] = due_at
     headers["webtask-occurrence"] = str(call.moment)
     headers["webtask-attempt"] = str(call.attempt)

@@ -721,11 +721,24 @@ def test_toggle_turns_each_row(admin_client, make_timer, other_task):
 
 
 def test_run_makes_extra_deliveries_and_keeps_the_promise(admin_client, make_timer, ended):
-    timers = [make_timer(), ended()]
+    timers = [make_timer(), make_timer()]
     said = run_action(admin_client, "run_tasks", [timer.periodic_task for timer in timers])
     assert said == ["2 timers were called now, besides what is promised."]
     assert Delivery.objects.filter(extra=True, state=State.SCHEDULED, due_at__lte=timezone.now()).count() == 2
     assert Delivery.objects.get(timer=timers[0], extra=False).state == State.SCHEDULED
+
+
+def test_run_says_which_have_ended_and_which_have_too_many_open_runs(admin_client, make_timer, ended):
+    plain, done, full = make_timer(), ended(), make_timer()
+    for _ in range(services.EXTRA_OPEN_MOST):
+        services.run_now(full.pk)
+    said = run_action(admin_client, "run_tasks", [timer.periodic_task for timer in (plain, done, full)])
+    assert said == [
+        "1 timer was called now, besides what is promised.",
+        f"1 timer has ended and stays as it is: {done.pk}. Make new timers instead.",
+        "1 timer was not called: 10 runs of it have not ended yet.",
+    ]
+    assert Delivery.objects.filter(extra=True).count() == services.EXTRA_OPEN_MOST + 1
 
 
 def test_run_of_another_task_stays_as_stock_has_it(admin_client, other_task):
@@ -826,10 +839,11 @@ def test_stranger_is_sent_to_the_login(client):
 
 def test_timer_page_shows_deliveries_and_attempts_newest_first(page, ended):
     timer = ended(State.FAILED, status_code=500)
-    extra = services.run_now(timer.pk)
+    extra = Delivery(timer=timer, occurrence=2, extra=True, due_at=timezone.now(), next_attempt_at=timezone.now())
+    extra.save(force_insert=True)
     text = page(change(timer))
     promised = Delivery.objects.get(timer=timer, extra=False).pk
-    assert text.index(f">{extra}<") < text.index(f">{promised}<")
+    assert text.index(f">{extra.pk}<") < text.index(f">{promised}<")
     assert ">500<" in text
 
 

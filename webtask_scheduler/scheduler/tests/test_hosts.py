@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webtask_scheduler.scheduler import admin_lists, services
-from webtask_scheduler.scheduler.delivery import start_attempts
-from webtask_scheduler.scheduler.dispatch import claim_due
 from webtask_scheduler.scheduler.models import CallStop, State, Timer
+from webtask_scheduler.scheduler.queue.attempts import start_attempts
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 
 def full_width(text):

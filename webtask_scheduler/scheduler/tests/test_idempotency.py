@@ -32,8 +32,8 @@ def user():
 
 @pytest.fixture
 def failed(client):
-    """A timer with a dead letter."""
-    timer = create(client, retry={"max_attempts": 1})
+    """A timer that goes on, with a dead letter."""
+    timer = create(client, every="PT1H", retry={"max_attempts": 1})
     put_back(timer["task_id"])
     run(status_code=500, error="status")
     return timer

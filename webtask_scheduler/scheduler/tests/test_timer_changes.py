@@ -361,7 +361,7 @@ def test_pause_and_resume(client):
 
 
 @db
-def test_run_makes_an_extra_delivery_whatever_the_status(client):
+def test_run_makes_an_extra_delivery_beside_the_promised_one(client):
     timer = create(client)
     answer = post(client, None, path(timer, "/run"))
     assert answer.status_code == 201
@@ -373,7 +373,7 @@ def test_run_makes_an_extra_delivery_whatever_the_status(client):
     (extra, promised) = client.get(path(timer, "/deliveries")).json()["deliveries"]
     assert (extra["delivery_id"], extra["status"]) == (body["delivery_id"], "succeeded")
     assert (promised["extra"], promised["status"], promised["occurrence"]) == (False, "scheduled", 1)
-    client.delete(path(timer))
+    post(client, None, path(timer, "/pause"))
     assert post(client, None, path(timer, "/run")).status_code == 201
 
 
