@@ -101,6 +101,8 @@ CELERY_BROKER_URL = REDIS_URL
 # Nobody waits for a result: the outcome of a call is a row in PostgreSQL.
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_BACKEND = None
+# Else django-celery-beat lists a task of its own that deletes old results, and sends it each night.
+CELERY_RESULT_EXPIRES = None
 CELERY_TIMEZONE = "UTC"
 CELERY_ENABLE_UTC = True
 CELERY_BEAT_SCHEDULER = "webtask_scheduler.scheduler.beat:TimerScheduler"
@@ -208,6 +210,8 @@ WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default
 WEBTASK_BODY_LIMIT_BYTES = env.int("WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024)
 # Days that timers are kept after they ended; 0 keeps them forever.
 WEBTASK_RETENTION_DAYS = env.int("WEBTASK_RETENTION_DAYS", default=30)
+# Deliveries that a timer keeps, the latest, with their attempts; 0 keeps all until they are too old.
+WEBTASK_KEEP_DELIVERIES = env.int("WEBTASK_KEEP_DELIVERIES", default=1000)
 # The furthest moment that a timer may promise: ten years.
 WEBTASK_HORIZON_SECONDS = env.int("WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600)
 

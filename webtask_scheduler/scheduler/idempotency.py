@@ -6,12 +6,8 @@ without its key.
 
 import json
 from dataclasses import dataclass
-from datetime import timedelta
 
 from django.db import connection
-from django.db.models.functions import Now
-
-from webtask_scheduler.scheduler.models import IdempotencyKey
 
 # How long a creating call may be repeated under its key.
 KEY_HOURS = 24
@@ -96,7 +92,20 @@ def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: byt
             raise KeyTakenError
 
 
-def prune() -> int:
-    """Forget keys older than KEY_HOURS; return how many."""
-    gone, _ = IdempotencyKey.objects.filter(created_at__lt=Now() - timedelta(hours=KEY_HOURS)).delete()
-    return gone
+# Rows of one DELETE.
+PRUNE_ROWS = 1000
+
+
+def prune(*, limit: int = PRUNE_ROWS) -> int:
+    """Forget keys older than KEY_HOURS; return how many. One batch."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            DELETE FROM scheduler_idempotencykey WHERE id IN (
+              SELECT id FROM scheduler_idempotencykey
+               WHERE created_at < statement_timestamp() - make_interval(hours => %s)
+               ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED)
+            """,
+            [KEY_HOURS, limit],
+        )
+        return int(cursor.rowcount)

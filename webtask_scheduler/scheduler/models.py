@@ -15,6 +15,7 @@ from django.conf import settings
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce
+from django.db.models.lookups import Exact
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
@@ -91,6 +92,8 @@ class ClockTimestamp(models.Func):
 
 # Lanes of the queue. A claim looks into each, so there are few; a flood to one host fills one of them.
 LANES = 64
+# One of so many deliveries of a timer is in the index of timers that have had many. A power of two.
+MARKED_EVERY = 64
 
 
 def _flow() -> Any:
@@ -280,6 +283,13 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
+            # Serves retention.trim: it leads to timers that have had many deliveries, and holds few of them.
+            models.Index(
+                F("timer"),
+                F("occurrence"),
+                name="delivery_many_idx",
+                condition=Q(Exact(F("occurrence").bitand(MARKED_EVERY - 1), 0)),
+            ),
             # Serves the lists of what is scheduled, by due time. Not the claim: it must never walk along all that is
             # due, so its statements leave the condition on `extra` away that would let the planner choose this index.
             models.Index(
@@ -437,6 +447,8 @@ class BulkOperation(models.Model):
 
     class Meta:
         indexes = [
+            # Serves retention.prune_bulk.
+            models.Index(F("finished_at"), name="bulk_finished_idx", condition=Q(finished_at__isnull=False)),
             # Serves tasks.bulk: what was begun and not ended.
             models.Index(F("id"), name="bulk_unfinished_idx", condition=Q(finished_at__isnull=True)),
         ]

@@ -7,7 +7,7 @@ sends no signal; the claim and `services.reconcile` see to that.
 from typing import Any
 
 from celery import signals
-from django.db.models.signals import post_save, pre_delete, pre_save
+from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import services
@@ -22,6 +22,7 @@ def connect() -> None:
     pre_save.connect(_before_task, sender=PeriodicTask)
     post_save.connect(_after_task, sender=PeriodicTask)
     pre_delete.connect(_deleting_task, sender=PeriodicTask)
+    post_delete.connect(_deleted_task, sender=PeriodicTask)
     for schedule in (ClockedSchedule, CrontabSchedule, IntervalSchedule):
         pre_save.connect(_before_schedule, sender=schedule)
         post_save.connect(_after_schedule, sender=schedule)
@@ -38,6 +39,8 @@ def _before_task(instance: PeriodicTask, **_: Any) -> None:
     if instance.pk is not None and instance.task == TASK_NAME and not _in_beat:
         services.lock_for_edit([instance.pk])
         services.check_edit(instance)
+        stored = PeriodicTask.objects.filter(pk=instance.pk).first()
+        instance._schedules_before = services.schedules_of(stored) if stored else {}  # noqa: SLF001 - for _after_task
 
 
 def _after_task(instance: PeriodicTask, created: bool, **_: Any) -> None:
@@ -47,11 +50,17 @@ def _after_task(instance: PeriodicTask, created: bool, **_: Any) -> None:
         services.handed_over(instance.pk)
     else:
         services.obey([instance.pk])
+        services.drop_schedules(getattr(instance, "_schedules_before", {}))
 
 
 def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
     if instance.task == TASK_NAME:
         services.obey_deleted([instance.pk])
+
+
+def _deleted_task(instance: PeriodicTask, **_: Any) -> None:
+    if instance.task == TASK_NAME:
+        services.drop_schedules(services.schedules_of(instance))
 
 
 def _tasks_of(schedule: services.Schedule) -> list[int]:

@@ -357,6 +357,31 @@ def _show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
         every, period = shape["interval"]
         rows["interval_id"] = _own(IntervalSchedule, task.interval_id, every=every, period=period)
     PeriodicTask.objects.filter(pk=task.pk).update(**rows, one_off=shape is None)
+    drop_schedules(schedules_of(task))
+
+
+SCHEDULES = {"clocked_id": ClockedSchedule, "crontab_id": CrontabSchedule, "interval_id": IntervalSchedule}
+
+
+def schedules_of(task: PeriodicTask) -> dict[str, int]:
+    """Return the ids of the schedule's rows that a PeriodicTask uses, by its columns."""
+    return {name: pk for name in SCHEDULES if (pk := getattr(task, name)) is not None}
+
+
+def drop_schedules(rows: Mapping[str, int]) -> None:
+    """Delete rows that a timer's PeriodicTask has just stopped using, where no other task uses them.
+
+    Only these: a schedule that no timer used may be kept by an operator for later. In SQL: the models' own delete()
+    takes along a task that somebody gives the schedule at the same moment; this way its foreign key refuses it.
+    """
+    with connection.cursor() as cursor:
+        for name, pk in rows.items():
+            table = SCHEDULES[name]._meta.db_table  # noqa: SLF001 - Django means it so
+            cursor.execute(
+                f"DELETE FROM {table} WHERE id = %s AND NOT EXISTS"  # noqa: S608 - only constants are put in
+                f" (SELECT FROM django_celery_beat_periodictask WHERE {name} = %s)",
+                [pk, pk],
+            )
 
 
 def _own(model: Any, pk: int | None, **values: Any) -> int:

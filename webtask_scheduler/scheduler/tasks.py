@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 from celery import shared_task, signals
@@ -16,7 +15,7 @@ from django.conf import settings
 from django.db import connection
 
 from webtask_scheduler import __version__
-from webtask_scheduler.scheduler import idempotency, retention, services
+from webtask_scheduler.scheduler import retention, services
 from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
@@ -151,14 +150,7 @@ def _step_bulk(operation: BulkOperation) -> None:
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.prune")
 def prune() -> None:
-    """Delete timers that ended before the retention setting, in batches, for at most PRUNE_SECONDS."""
-    idempotency.prune()
-    if not settings.WEBTASK_RETENTION_DAYS:
-        return
-    older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
-    ends_at = time.monotonic() + PRUNE_SECONDS
-    retention.prune_bulk(older_than=older_than)
+    """Delete what the settings do not keep, in batches, for at most PRUNE_SECONDS; one at a time."""
     with _alone("prune") as alone:
-        for step in (retention.prune, retention.prune_past):
-            while alone and time.monotonic() < ends_at and step(older_than=older_than):
-                time.sleep(retention.PAUSE_SECONDS)
+        if alone:
+            retention.run(seconds=PRUNE_SECONDS)

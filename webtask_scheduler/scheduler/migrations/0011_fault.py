@@ -3,7 +3,7 @@ from django.db.models import Q
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0007_flows")]
+    dependencies = [("scheduler", "0010_growth")]
 
     operations = [
         migrations.AddField(
