@@ -7,10 +7,14 @@ import time
 from typing import Any
 
 import kombu
-from celery import Celery
+from celery import Celery, signals
 from celery.app.amqp import AMQP
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
+
+
+# As in the settings: upkeep works in large steps.
+STATEMENT_SECONDS = 30.0
 
 
 class Connection(kombu.Connection):
@@ -42,3 +46,13 @@ class Broker(AMQP):
 app = Celery("webtask_scheduler", amqp=Broker)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+@signals.worker_init.connect
+@signals.beat_init.connect
+def _bound_waits(**_: Any) -> None:
+    """Let a worker and a beat give up on a database that does not answer; a frozen one would hold them for ever."""
+    # Late: every process of Django imports this module, before its settings are read.
+    from config.database.base import bound_waits
+
+    bound_waits(statement_seconds=STATEMENT_SECONDS)

@@ -6,6 +6,8 @@ from typing import Any
 import django
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 
+from config.database.base import bound_waits
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
 
 
@@ -23,5 +25,9 @@ class Handler(WSGIHandler):
     request_class = Request
 
 
+# Nobody waits longer for an answer: a load balancer or a client gives up, and four threads serve this process.
+STATEMENT_SECONDS = 6.0
+
 django.setup(set_prefix=False)
+bound_waits(statement_seconds=STATEMENT_SECONDS, reports=True)
 application = Handler()

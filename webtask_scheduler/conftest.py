@@ -6,9 +6,15 @@ from typing import Any
 import pytest
 from django.db import connection
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.tests.receiver import Receiver
+
+
+@pytest.fixture(autouse=True)
+def _facts_of_this_test() -> None:
+    """What one test's database said must not be told in the next."""
+    facts.forget()
 
 
 @pytest.fixture

@@ -498,3 +498,30 @@ class Beat(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+class Worker(models.Model):
+    """A worker process, when it was last seen, and how far its threads are; see `facts.note_worker`."""
+
+    class Kind(models.TextChoices):
+        CALLS = "calls"
+        UPKEEP = "upkeep"
+
+    name = models.CharField(max_length=100)
+    kind = models.CharField(max_length=6, choices=Kind.choices)
+    seen_at = models.DateTimeField()
+    # When its starter and its ledger last completed a turn.
+    starter_at = models.DateTimeField()
+    ledger_at = models.DateTimeField()
+    # Deliveries in its hands, and calls under way.
+    held = models.PositiveIntegerField()
+    running = models.PositiveIntegerField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["name", "kind"], name="worker_once_per_kind"),
+            models.CheckConstraint(condition=Q(kind__in=["calls", "upkeep"]), name="worker_kind_known"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name

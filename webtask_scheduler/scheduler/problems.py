@@ -1,5 +1,6 @@
 """Errors as RFC 9457 problem details: what was wrong, and with which field."""
 
+import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -150,5 +151,12 @@ def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Answer a fault of ours; the log has the traceback."""
+    """Answer a fault of ours, of which the log has the traceback; or, with 503, a database that is away."""
+    if isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
+        answer = _plain(request, 503, str(Unavailable.default_detail)) or HttpResponse(_AWAY, status=503)
+        answer["Retry-After"] = str(Unavailable.wait)
+        return answer
     return _plain(request, 500, "Something went wrong on our side.") or defaults.server_error(request)
+
+
+_AWAY = "<!doctype html><title>Service Unavailable</title><h1>Service Unavailable</h1><p>The database does not answer."

@@ -19,7 +19,7 @@ from django.utils import timezone
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import recurrence, retry, search, services
+from webtask_scheduler.scheduler import facts, recurrence, retry, search, services
 from webtask_scheduler.scheduler.models import (
     NAME_MAX_LENGTH,
     URL_MAX_LENGTH,
@@ -870,7 +870,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
         "time_left_in_seconds": max(0, left),
         "next_attempt_at": due_at,
         "finished_at": None,
-        "reason": NOT_YET if left > 0 else NOT_CLAIMED,
+        "reason": NOT_YET if left > 0 else facts.gather().cause(host_of(timer.web_url)) or NOT_CLAIMED,
         "attempts": [],
     }
     if timer.name:
@@ -898,7 +898,7 @@ def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: lis
         "time_left_in_seconds": delivery.time_left_seconds(now=now),
         "next_attempt_at": _shown(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else None,
         "finished_at": delivery.finished_at and _shown(delivery.finished_at),
-        "reason": _reason(delivery, now=now, attempts=attempts),
+        "reason": _reason(timer.host, delivery, now=now, attempts=attempts),
         "attempts": AttemptSerializer(attempts, many=True).data if attempts else [],
     }
     if timer.name:
@@ -1165,26 +1165,38 @@ class MadeSecretSerializer(SecretSerializer):
         fields = (*SecretSerializer.Meta.fields, "secret")  # type: ignore[assignment]  # one more
 
 
-def _reason(delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
+def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
     """Say in a sentence why a timer has not been called successfully."""
     last = attempts[-1].message if attempts else ""
     if delivery.cancel_requested_at and not delivery.is_final:
         return "It was cancelled while its call was in flight; that call may still land, no retry follows."
-    if delivery.state == State.SCHEDULED:
-        if last:
-            return f"Attempt {attempts[-1].number} failed: {last} It is tried again at next_attempt_at."
-        if delivery.due_at > now:
-            return NOT_YET
-        if delivery.next_attempt_at > now:
-            return "Its host is slow to answer, so it waits for other calls there; it is called at next_attempt_at."
-        return NOT_CLAIMED
+    if not delivery.is_final and delivery.state != State.PAUSED:
+        return _waits(host, delivery, now=now, attempts=attempts)
     calls = "attempt" if delivery.attempts == 1 else "attempts"
     return {
-        State.CLAIMED: "A beat has claimed it; a worker calls it at its moment.",
-        State.RUNNING: "A worker is calling it now.",
-        State.HELD: "Calls to its host, or all calls, are stopped by an operator.",
         State.PAUSED: "It is paused; resume it to let it go on.",
         State.FAILED: f"It was given up after {delivery.attempts} {calls}. {last}".strip(),
         State.CANCELLED: "It was cancelled.",
         State.MISSED: "Its moment had passed by more than its allowed lateness.",
     }.get(State(delivery.state))
+
+
+def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str:
+    """Say what an open delivery waits for, and what stands in its way."""
+    last = f"Attempt {attempts[-1].number} failed: {attempts[-1].message}" if attempts and attempts[-1].message else ""
+    if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
+        slow = "Its host is slow to answer, so it waits for other calls there; it is called at next_attempt_at."
+        again = f"{last} It is tried again at next_attempt_at." if last else ""
+        return again or (NOT_YET if delivery.due_at > now else slow)
+    found = facts.gather()
+    cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)
+    if delivery.state == State.SCHEDULED:
+        return f"{last} {cause or 'It is due to be tried again.'}" if last else cause or NOT_CLAIMED
+    if delivery.state == State.CLAIMED:
+        behind = f"A beat has claimed it; {found.behind}" if found.behind else ""
+        return cause or behind or "A beat has claimed it; a worker calls it at its moment."
+    if delivery.state == State.HELD:
+        return cause or "Calls to its host were stopped and are resumed; it is called within seconds."
+    if found.has_live_worker:
+        return "A worker is calling it now."
+    return "A worker was calling it, and no worker is at work now; what became of the call is not known yet."

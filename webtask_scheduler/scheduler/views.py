@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import math
@@ -11,7 +10,6 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
-import redis
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.migrations.executor import MigrationExecutor
@@ -26,11 +24,11 @@ from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
-from webtask_scheduler.scheduler import idempotency, schema, search, services
+from config.database.base import wait_at_most
+from webtask_scheduler.scheduler import facts, idempotency, schema, search, services
 from webtask_scheduler.scheduler.models import (
     KEY_MAX_LENGTH,
     Attempt,
-    Beat,
     BulkOperation,
     ClockTimestamp,
     Delivery,
@@ -70,9 +68,8 @@ from webtask_scheduler.scheduler.serializers import (
     timer_body,
 )
 
-# A beat that was not seen for this long is taken for gone.
-BEAT_SEEN_SECONDS = 5.0
-BROKER_TIMEOUT_SECONDS = 2.0
+# How long a probe waits for the database: with the broker's own limit, less than the 5 s that probes are given.
+PROBE_SECONDS = 2.5
 
 
 class JSONParser(parsers.JSONParser):
@@ -645,19 +642,30 @@ def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
 @csrf_exempt
 @require_safe
 def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
-    """Answer 200 when timers can be created and will be called, else 503; the body says what is missing."""
-    checks = {"database": "ok", "migrations": "ok", "beat": "ok", "broker": _broker()}
+    """Answer 200 when timers can be created and will be called, else 503; the body says what is missing.
+
+    It is for monitoring and for a start that waits for the service. While all calls are stopped it answers 503: no
+    timer will be called. A load balancer asks `/healthz`, or a stop would take the API and the admin away as well.
+    """
+    parts = ("database", "migrations", "beat", "worker", "calls")
+    checks = dict.fromkeys(parts, "ok") | {"broker": facts.broker_trouble(at_once=True) or "ok"}
+    body: dict[str, Any] = {}
     try:
-        if _migrated():
-            checks["beat"] = _beat()
-        else:
-            checks["migrations"] = "not applied: run manage.py migrate"
-            checks["beat"] = "not known before migrations are applied"
+        with wait_at_most(PROBE_SECONDS):
+            if _migrated():
+                found = facts.gather(at_once=True)
+                checks["beat"] = found.beat_trouble or "ok"
+                checks["worker"] = found.worker_trouble or "ok"
+                checks["calls"] = "calls are stopped" if found.all_stopped else "ok"
+                body["backlog"] = {"overdue": found.overdue, "oldest_seconds": round(found.overdue_seconds, 1)}
+            else:
+                checks["migrations"] = "not applied: run manage.py migrate"
+                checks |= dict.fromkeys(parts[2:], "not known before migrations are applied")
     except (DatabaseError, InterfaceError):
         connection.close()
-        checks |= dict.fromkeys(("database", "migrations", "beat"), "the database does not answer")
+        checks |= dict.fromkeys(parts, "the database does not answer")
     ready = set(checks.values()) == {"ok"}
-    body = {"status": "ok" if ready else "unavailable", "checks": checks}
+    body = {"status": "ok" if ready else "unavailable", "checks": checks} | body
     return HttpResponse(json.dumps(body), content_type="application/json", status=200 if ready else 503)
 
 
@@ -671,26 +679,3 @@ def _migrated() -> bool:
         executor = MigrationExecutor(connection)
         _seen_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
     return _seen_migrated
-
-
-def _beat() -> str:
-    age = Beat.objects.annotate(age=ClockTimestamp()).order_by("-seen_at").values_list("age", "seen_at").first()
-    if age is None:
-        return "no beat was ever seen"
-    seconds = (age[0] - age[1]).total_seconds()
-    return "ok" if seconds <= BEAT_SEEN_SECONDS else f"no beat was seen for {seconds:.0f} s"
-
-
-@functools.cache
-def _broker_client() -> redis.Redis:
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=BROKER_TIMEOUT_SECONDS, socket_connect_timeout=BROKER_TIMEOUT_SECONDS
-    )
-
-
-def _broker() -> str:
-    try:
-        _broker_client().ping()
-    except redis.RedisError:
-        return "the broker does not answer"
-    return "ok"

@@ -1,0 +1,322 @@
+"""What is so now: whether beats and workers are at work, what is stopped, and how much waits.
+
+One set of facts stands behind `/readyz`, a timer's `reason`, `manage.py calls status` and the admin's banner, so that
+they never disagree. Reading them is one statement on indexes; `gather` keeps the answer for a second in each process.
+"""
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+from django.conf import settings
+from django.db import connection
+
+from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
+
+# A beat or a worker that was not seen for so long is taken for gone. They write once a second.
+SEEN_SECONDS = 5.0
+# A thread of a worker that has not moved for so long, while its process goes on writing, is stuck.
+STUCK_SECONDS = 10.0
+# Facts that every GET may ask for are this old at most, and what is known of a broker that does not answer, which
+# costs BROKER_TIMEOUT_SECONDS to find out.
+FRESH_SECONDS = 1.0
+BROKER_AWAY_SECONDS = 5.0
+BROKER_TIMEOUT_SECONDS = 1.5
+# More than this many are not counted.
+COUNT_MOST = 10_000
+WORKERS_MOST = 200
+# Waiting for a worker for longer than this is worth a word.
+BEHIND_SECONDS = 2.0
+
+CALLS = "calls"
+UPKEEP = "upkeep"
+
+# Its own row is spared: one statement cannot delete and update it.
+_NOTE = f"""
+WITH {ASYNC_COMMIT},
+gone AS (DELETE FROM scheduler_worker WHERE seen_at < clock_timestamp() - interval '1 hour' AND name <> %(name)s)
+INSERT INTO scheduler_worker (name, kind, seen_at, starter_at, ledger_at, held, running)
+SELECT %(name)s, %(kind)s, clock_timestamp(), clock_timestamp() - make_interval(secs => %(starter)s),
+       clock_timestamp() - make_interval(secs => %(ledger)s), %(held)s, %(running)s FROM quick
+ON CONFLICT (name, kind) DO UPDATE SET seen_at = excluded.seen_at, starter_at = excluded.starter_at,
+  ledger_at = excluded.ledger_at, held = excluded.held, running = excluded.running
+"""  # noqa: S608 - only constants are put in
+
+_FORGET = "DELETE FROM scheduler_worker WHERE name = %s AND kind = %s"
+
+# Bounded counts, each along an index: delivery_due_idx, delivery_lease_idx (few are claimed), delivery_held_idx.
+_GATHER = """
+SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM scheduler_beat) AS beat_seconds,
+       (SELECT coalesce(json_agg(worker), '[]')
+          FROM (SELECT name, kind, held, running,
+                       extract(epoch FROM clock_timestamp() - seen_at)::float8 AS seen_seconds,
+                       extract(epoch FROM seen_at - starter_at)::float8 AS starter_seconds,
+                       extract(epoch FROM seen_at - ledger_at)::float8 AS ledger_seconds
+                  FROM scheduler_worker ORDER BY seen_at DESC LIMIT %(workers)s) worker) AS workers,
+       (SELECT coalesce(array_agg(host ORDER BY host), '{}') FROM scheduler_callstop) AS stops,
+       (SELECT count(*)
+          FROM (SELECT FROM scheduler_delivery
+                 WHERE state = 'scheduled' AND NOT extra AND next_attempt_at <= statement_timestamp()
+                 LIMIT %(most)s) due) AS overdue,
+       (SELECT extract(epoch FROM clock_timestamp() - min(next_attempt_at))::float8 FROM scheduler_delivery
+         WHERE state = 'scheduled' AND NOT extra AND next_attempt_at <= statement_timestamp()) AS overdue_seconds,
+       (SELECT count(*) FROM (SELECT FROM scheduler_delivery WHERE state = 'held' LIMIT %(most)s) held) AS held,
+       claimed.count AS unstarted, claimed.seconds AS unstarted_seconds
+  FROM (SELECT count(*) AS count, extract(epoch FROM clock_timestamp() - min(next_attempt_at))::float8 AS seconds
+          FROM (SELECT next_attempt_at FROM scheduler_delivery WHERE state = 'claimed' LIMIT %(most)s) leased
+         WHERE next_attempt_at <= statement_timestamp()) claimed
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A worker process as it last noted itself; times in seconds."""
+
+    name: str
+    kind: str
+    held: int
+    running: int
+    seen_seconds: float
+    starter_seconds: float
+    ledger_seconds: float
+
+    @property
+    def is_live(self) -> bool:
+        return self.seen_seconds <= SEEN_SECONDS
+
+    @property
+    def trouble(self) -> str:
+        """What does not move in a process that is alive; empty where all does."""
+        for part, seconds in (("starter", self.starter_seconds), ("ledger", self.ledger_seconds)):
+            if self.is_live and seconds > STUCK_SECONDS:
+                return f"worker {self.name}: its {part} has not moved for {seconds + self.seen_seconds:.0f} s"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What the database says. Counts end at COUNT_MOST."""
+
+    # Since the latest sign of a beat; None where none was ever seen.
+    beat_seconds: float | None
+    workers: tuple[Worker, ...]
+    # Hosts to which calls are stopped; the empty one is all of them.
+    stops: tuple[str, ...]
+    # Due and not claimed, and how long the oldest of them is due.
+    overdue: int
+    overdue_seconds: float
+    held: int
+    # Claimed and past its moment, and not started; and how long the oldest of them is past it.
+    unstarted: int
+    unstarted_seconds: float
+
+    @property
+    def all_stopped(self) -> bool:
+        return "" in self.stops
+
+    @property
+    def has_live_worker(self) -> bool:
+        return any(worker.is_live for worker in self._of(CALLS))
+
+    @property
+    def beat_trouble(self) -> str:
+        """What is wrong with beats, in lower case; empty where one is at work."""
+        if self.beat_seconds is None:
+            return "no beat was ever seen"
+        return "" if self.beat_seconds <= SEEN_SECONDS else f"no beat was seen for {self.beat_seconds:.0f} s"
+
+    @property
+    def worker_trouble(self) -> str:
+        """What is wrong with workers that make calls, in lower case; empty where all is well."""
+        return self._absent(CALLS) or "; ".join(worker.trouble for worker in self._of(CALLS) if worker.trouble)
+
+    @property
+    def behind(self) -> str:
+        """Say how much waits for a worker; empty where that is nothing to speak of."""
+        if self.unstarted_seconds <= BEHIND_SECONDS:
+            return ""
+        waits = "waits" if self.unstarted == 1 else "wait"
+        return f"{counted(self.unstarted)} {waits} for a worker, the oldest for {self.unstarted_seconds:.0f} s."
+
+    @property
+    def upkeep_trouble(self) -> str:
+        """What is wrong with upkeep, which no timer's call depends on; empty where there was never a worker for it."""
+        if not self._of(UPKEEP):
+            return ""
+        return self._absent(UPKEEP) or "; ".join(worker.trouble for worker in self._of(UPKEEP) if worker.trouble)
+
+    def cause(self, host: str, *, claimed: bool = False) -> str:
+        """Say in a sentence why a timer that is due is not being called; empty where nothing stands in its way."""
+        return (
+            self._stopped(host)
+            or (self._awaited_beat() if not claimed else "")
+            or self._awaited_worker()
+            or _sentence(broker_trouble(), "; it is called when it does.")
+        )
+
+    def _stopped(self, host: str) -> str:
+        if self.all_stopped:
+            return "All calls are stopped by an operator; it is called when they are resumed."
+        if host in self.stops:
+            return f"Calls to {host} are stopped by an operator; it is called when they are resumed."
+        return ""
+
+    def _awaited_beat(self) -> str:
+        return _awaited("beat", self.beat_seconds) if self.beat_trouble else ""
+
+    def _awaited_worker(self) -> str:
+        seen = [worker.seen_seconds for worker in self._of(CALLS)]
+        live = [worker for worker in self._of(CALLS) if worker.is_live]
+        if not live:
+            return _awaited("worker", min(seen, default=None))
+        if all(worker.trouble for worker in live):
+            return f"No worker starts calls ({live[0].trouble}); it is called when one does."
+        return ""
+
+    def _of(self, kind: str) -> list[Worker]:
+        return [worker for worker in self.workers if worker.kind == kind]
+
+    def _absent(self, kind: str) -> str:
+        seen = [worker.seen_seconds for worker in self._of(kind)]
+        what = "worker" if kind == CALLS else f"{kind} worker"
+        if not seen:
+            return f"no {what} was ever seen"
+        return "" if min(seen) <= SEEN_SECONDS else f"no {what} was seen for {min(seen):.0f} s"
+
+
+def _awaited(what: str, seconds: float | None) -> str:
+    since = "yet" if seconds is None else f"for {seconds:.0f} s"
+    return f"No {what} has been at work {since}; it is called when one is{'' if seconds is None else ' back'}."
+
+
+def _sentence(trouble: str, rest: str) -> str:
+    return f"{trouble[0].upper()}{trouble[1:]}{rest}" if trouble else ""
+
+
+def note_worker(
+    *,
+    name: str,
+    kind: str,
+    starter_idle_seconds: float,
+    held: int,
+    running: int,
+    ledger_idle_seconds: float = 0.0,
+) -> None:
+    """Note that a worker process is at work, and how long ago its threads last completed a turn; once a second.
+
+    Raises DatabaseError.
+    """
+    arguments: dict[str, Any] = {
+        "name": name,
+        "kind": kind,
+        "starter": starter_idle_seconds,
+        "ledger": ledger_idle_seconds,
+        "held": held,
+        "running": running,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_NOTE, arguments)
+
+
+def forget_worker(*, name: str, kind: str) -> None:
+    """Forget a worker that ends in an orderly way. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(_FORGET, [name, kind])
+
+
+_gathered: tuple[float, Facts] | None = None
+_broker: tuple[float, str] | None = None
+
+
+def gather(*, at_once: bool = False) -> Facts:
+    """Return the facts, at most FRESH_SECONDS old; `at_once`: of this moment. Raises DatabaseError."""
+    global _gathered  # noqa: PLW0603 - one set of facts a process is the point
+    now = time.monotonic()
+    if _gathered is None or at_once or now - _gathered[0] >= FRESH_SECONDS:
+        with connection.cursor() as cursor:
+            cursor.execute(_GATHER, {"most": COUNT_MOST, "workers": WORKERS_MOST})
+            names = [column.name for column in cursor.description]
+            row = dict(zip(names, cursor.fetchone(), strict=True))
+        row["workers"] = tuple(Worker(**worker) for worker in row["workers"])
+        row["stops"] = tuple(row["stops"])
+        for name in ("overdue_seconds", "unstarted_seconds"):
+            row[name] = max(0.0, row[name] or 0.0)
+        _gathered = now, Facts(**row)
+    return _gathered[1]
+
+
+def broker_trouble(*, at_once: bool = False) -> str:
+    """Return what is wrong with the broker, in lower case; empty where it takes messages."""
+    global _broker  # noqa: PLW0603 - as above
+    now = time.monotonic()
+    if _broker is not None and not at_once:
+        known_at, trouble = _broker
+        if now - known_at < (BROKER_AWAY_SECONDS if trouble else FRESH_SECONDS):
+            return trouble
+    trouble = ""
+    try:
+        # A full broker, or a replica, answers a ping and refuses a message.
+        _broker_client().set("webtask_scheduler:check", "", px=1000)
+    except (redis.ConnectionError, redis.TimeoutError):
+        trouble = "the broker does not answer"
+    except redis.RedisError as error:
+        trouble = f"the broker does not take messages ({error})"
+    _broker = time.monotonic(), trouble
+    return trouble
+
+
+def forget() -> None:
+    """Forget what was gathered, and the connection to the broker."""
+    global _gathered, _broker  # noqa: PLW0603 - as above
+    _gathered = _broker = None
+    _broker_client.cache_clear()
+
+
+@functools.cache
+def _broker_client() -> redis.Redis:
+    return redis.Redis.from_url(
+        settings.REDIS_URL, socket_timeout=BROKER_TIMEOUT_SECONDS, socket_connect_timeout=BROKER_TIMEOUT_SECONDS
+    )
+
+
+def warnings() -> list[str]:
+    """Return a sentence for each thing that an operator should know of now; none where all is well.
+
+    Raises DatabaseError.
+    """
+    found = gather()
+    said: list[str] = []
+    if found.all_stopped:
+        said.append(f"All calls are stopped; {counted(waiting_for_stops(found))} wait for them to be resumed.")
+    elif found.stops:
+        shown = _listed(found.stops)
+        said.append(f"Calls to {shown} are stopped; {counted(waiting_for_stops(found))} wait for them to be resumed.")
+    troubles = [found.beat_trouble, found.worker_trouble, broker_trouble()]
+    if any(troubles):
+        said.append(f"Timers are not called as they should be: {'; '.join(filter(None, troubles))}.")
+    if found.upkeep_trouble:
+        said.append(f"Bulk operations, pruning and edits by other programs wait: {found.upkeep_trouble}.")
+    return said
+
+
+def waiting_for_stops(found: Facts) -> int:
+    """Return how many deliveries wait because calls are stopped.
+
+    While all are stopped nothing is claimed, so what is overdue stays scheduled and waits for that stop too.
+    """
+    return min(COUNT_MOST, found.held + (found.overdue if found.all_stopped else 0))
+
+
+def counted(number: int, what: str = "delivery", several: str = "deliveries") -> str:
+    """Return a bounded count in words."""
+    if number >= COUNT_MOST:
+        return f"{COUNT_MOST:,} {several} or more"
+    return f"{number:,} {what if number == 1 else several}"
+
+
+def _listed(names: Sequence[str], *, most: int = 3) -> str:
+    shown = ", ".join(names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} other hosts"
