@@ -167,13 +167,26 @@ DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 
 
 def _without_traceback(record: LogRecord) -> bool:
-    """Leave the traceback of a worker's own troubles away: a broker that is lost or full says enough in one line.
+    """Leave tracebacks away where one line says enough, and lines where another has said it.
 
-    What a task raises is logged by another part of Celery, and keeps its traceback.
+    A worker's own troubles: a broker that is lost or full. What a task raises is logged by another part of Celery and
+    keeps its traceback, except where the database was lost: that names no fault of the task. A request that could not
+    be served because the database is away is not told one by one.
     """
+    # Late: these need settings.
+    from django.db import InterfaceError, OperationalError
+
+    from config.database.base import is_away
+
+    error = record.exc_info[1] if record.exc_info else None
     if record.name.startswith("celery.worker"):
         record.exc_info = record.exc_text = None
-    return True
+    elif isinstance(error, OperationalError | InterfaceError) and record.name in ("celery.app.trace", "django.request"):
+        task = getattr(record, "data", {}).get("name", "")
+        what = f"task_failed task={task.rpartition('.')[2]}" if task else record.getMessage()
+        record.msg, record.args = "%s error=%r", (what, " ".join(str(error).split()))
+        record.exc_info = record.exc_text = None
+    return not (record.name == "django.request" and getattr(record, "status_code", 0) == 503 and is_away())  # noqa: PLR2004
 
 
 # Logs: one line each, time first, fields after the event's name.
