@@ -17,6 +17,7 @@ from django.db import transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
+from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import formats, timezone
 from django.utils.html import format_html, format_html_join
@@ -29,7 +30,7 @@ from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
 from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.admin_lists import (
     LISTED,
     NOT_WAITING,
@@ -236,6 +237,11 @@ class BoundedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     ordering = ("-pk",)
     # A table of a million rows is in order of its key, and in no other without being read as a whole.
     sortable_by = ()
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """Show above the list what an operator should know of now."""
+        answer: HttpResponse = super().changelist_view(request, {"banner": facts.warnings()} | (extra_context or {}))
+        return answer
 
     def get_actions(self, request: HttpRequest) -> Any:
         actions: Any = super().get_actions(request)
@@ -934,25 +940,73 @@ class AttemptAdmin(ReadOnlyAdmin):
         return shown_lateness(attempt)
 
 
+class CallStopForm(forms.ModelForm):  # type: ignore[type-arg]
+    """Which calls to stop: those to one host, or all, which has to be said."""
+
+    everything = forms.BooleanField(
+        required=False, label="All hosts", help_text="Stop every call. You are asked to confirm it."
+    )
+
+    class Meta:
+        model = CallStop
+        fields = ("host", "reason")
+
+    def clean(self) -> dict[str, Any]:
+        given = super().clean() or {}
+        host, everything = given.get("host", "").strip(), given.get("everything", False)
+        if everything and host:
+            self.add_error("everything", "Name one host, or tick this for all; not both.")
+        elif not everything and not host and "host" not in self.errors:
+            self.add_error("host", "Name a host, or tick “All hosts”.")
+        elif host:
+            try:
+                given["host"] = services.host_to_stop(host)
+            except services.CallStopRefusedError as error:
+                self.add_error("host", error)
+        return given
+
+
 @admin.register(CallStop)
-class CallStopAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+class CallStopAdmin(BoundedAdmin):
     """The kill switch: adding a row stops calls at once, deleting it lets them go on."""
 
+    form = CallStopForm
     list_display = ("__str__", "reason", "created_at")
-    fields = ("host", "reason")
+    fields = ("host", "everything", "reason")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
 
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        return super().get_fields(request, obj) if obj is None else ("host", "reason")
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
+        """Ask back before all calls are stopped."""
+        if request.method == "POST" and self.has_add_permission(request) and "confirmed" not in request.POST:
+            form = CallStopForm(request.POST)
+            if form.is_valid() and form.cleaned_data["everything"]:
+                context = self.admin_site.each_context(request) | {
+                    "title": "Stop all calls?",
+                    "opts": self.opts,
+                    "matches": services.stop_matches(""),
+                    "reason": form.cleaned_data["reason"],
+                }
+                return TemplateResponse(request, "scheduler/confirm_stop.html", context)
+        return super().add_view(request, form_url, extra_context)
+
     def save_model(self, request: HttpRequest, obj: CallStop, form: Any, change: bool) -> None:  # noqa: ARG002
-        obj.pk = services.stop_calls(host=obj.host, reason=obj.reason).pk
+        stop = services.stop_calls(
+            host=obj.host, everything=form.cleaned_data["everything"], reason=obj.reason, by=str(request.user)
+        )
+        obj.pk = stop.pk
+        self.message_user(request, services.stop_matches(stop.host), messages.INFO)
 
-    def delete_model(self, request: HttpRequest, obj: CallStop) -> None:  # noqa: ARG002
-        services.resume_calls(host=obj.host)
+    def delete_model(self, request: HttpRequest, obj: CallStop) -> None:
+        services.resume_calls(host=obj.host, everything=not obj.host, by=str(request.user))
 
-    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[CallStop]) -> None:  # noqa: ARG002
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[CallStop]) -> None:
         for stop in queryset:
-            services.resume_calls(host=stop.host)
+            self.delete_model(request, stop)
 
 
 @admin.register(BulkOperation)

@@ -290,10 +290,9 @@ def warnings() -> list[str]:
     found = gather()
     said: list[str] = []
     if found.all_stopped:
-        said.append(f"All calls are stopped; {counted(waiting_for_stops(found))} wait for them to be resumed.")
+        said.append(f"All calls are stopped; {_waiting(found)} for them to be resumed.")
     elif found.stops:
-        shown = _listed(found.stops)
-        said.append(f"Calls to {shown} are stopped; {counted(waiting_for_stops(found))} wait for them to be resumed.")
+        said.append(f"Calls to {_listed(found.stops)} are stopped; {_waiting(found)} for them to be resumed.")
     troubles = [found.beat_trouble, found.worker_trouble, broker_trouble()]
     if any(troubles):
         said.append(f"Timers are not called as they should be: {'; '.join(filter(None, troubles))}.")
@@ -308,6 +307,11 @@ def waiting_for_stops(found: Facts) -> int:
     While all are stopped nothing is claimed, so what is overdue stays scheduled and waits for that stop too.
     """
     return min(COUNT_MOST, found.held + (found.overdue if found.all_stopped else 0))
+
+
+def _waiting(found: Facts) -> str:
+    waiting = waiting_for_stops(found)
+    return f"{counted(waiting)} {'waits' if waiting == 1 else 'wait'}"
 
 
 def counted(number: int, what: str = "delivery", several: str = "deliveries") -> str:

@@ -458,13 +458,16 @@ class BulkOperation(models.Model):
 
 
 class CallStop(models.Model):
-    """A kill switch: no call is started to this host, or to any if it is empty, while the row exists."""
+    """A kill switch: no call is started to this host, or to any if it is empty, while the row exists.
+
+    Rows are written by `services.stop_calls`, where an empty host has to be said as `everything`.
+    """
 
     host = models.CharField(
         unique=True,
         max_length=261,
         blank=True,
-        help_text="As in the URL, with its port if it has one. Empty stops all calls.",
+        help_text="As in the URL, with its port if it has one.",
     )
     reason = models.CharField(max_length=200, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -5,7 +5,7 @@ from django.db.models import Q
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0007_flows")]
+    dependencies = [("scheduler", "0008_canonical_hosts")]
 
     operations = [
         migrations.CreateModel(
@@ -26,5 +26,13 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(condition=Q(kind__in=["calls", "upkeep"]), name="worker_kind_known"),
                 ],
             },
+        ),
+        # The words alone: no change to the table.
+        migrations.AlterField(
+            model_name="callstop",
+            name="host",
+            field=models.CharField(
+                blank=True, help_text="As in the URL, with its port if it has one.", max_length=261, unique=True
+            ),
         ),
     ]

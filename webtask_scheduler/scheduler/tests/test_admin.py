@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import admin as module
-from webtask_scheduler.scheduler import admin_lists, services
+from webtask_scheduler.scheduler import admin_lists, facts, services
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Attempt,
@@ -919,9 +919,16 @@ def test_adding_a_call_stop_stops_calls_and_deleting_it_lets_them_go_on(admin_cl
     assert len(claim_due().held) == 1
 
 
-def test_stop_of_all_calls_is_listed_and_lifted_by_the_action(admin_client, make_timer):
+def test_stop_of_all_calls_is_asked_back_listed_and_lifted_by_the_action(admin_client, make_timer):
     make_timer(delay_seconds=-1)
-    admin_client.post(reverse("admin:scheduler_callstop_add"), {"host": "", "reason": ""})
+    add = reverse("admin:scheduler_callstop_add")
+    asked = admin_client.post(add, {"everything": "on", "reason": "a <storm>"}).content.decode()
+    assert "Stop all calls?" in asked
+    assert "1 timer matches." in asked
+    assert 'value="a &lt;storm&gt;"' in asked
+    assert not CallStop.objects.exists()
+    admin_client.post(add, {"everything": "on", "reason": "a <storm>", "confirmed": "yes"})
+    assert CallStop.objects.get().reason == "a <storm>"
     url = reverse("admin:scheduler_callstop_changelist")
     assert "calls to all hosts are stopped" in admin_client.get(url).content.decode()
     assert claim_due().held == []
@@ -929,6 +936,44 @@ def test_stop_of_all_calls_is_listed_and_lifted_by_the_action(admin_client, make
         url, {"action": "delete_selected", "_selected_action": [CallStop.objects.get().pk], "post": "yes"}
     )
     assert len(claim_due().held) == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"host": ""}, "Name a host, or tick"),
+        ({"host": "", "confirmed": "yes"}, "Name a host, or tick"),
+        ({"host": " "}, "Name a host, or tick"),
+        ({"host": "a.example", "everything": "on"}, "not both"),
+        ({"host": "a.example", "everything": "on", "confirmed": "yes"}, "not both"),
+        ({"host": "not a host"}, "is no host"),
+    ],
+)
+def test_form_that_names_no_host_stops_nothing(admin_client, given, said):
+    answer = admin_client.post(reverse("admin:scheduler_callstop_add"), given)
+    assert answer.status_code == 200
+    assert said in answer.content.decode()
+    assert not CallStop.objects.exists()
+
+
+def test_stop_takes_a_url_says_how_many_timers_match_and_who_did_it(admin_client, admin_user, make_timer, caplog):
+    make_timer("https://a.example:8443/x")
+    data = {"host": "https://A.example:8443/x?y", "reason": "asked to"}
+    answer = admin_client.post(reverse("admin:scheduler_callstop_add"), data, follow=True)
+    assert "1 timer matches." in message_texts(answer)
+    assert CallStop.objects.get().host == "a.example:8443"
+    logged = [record.getMessage() for record in caplog.records if record.getMessage().startswith("calls_stopped")]
+    assert logged == [f"calls_stopped host=a.example:8443 by={admin_user} reason='asked to'"]
+
+
+@pytest.mark.parametrize("model", ["django_celery_beat_periodictask", "scheduler_delivery", "scheduler_callstop"])
+def test_lists_say_on_top_what_keeps_timers_from_being_called(page, make_timer, model):
+    address = reverse(f"admin:{model}_changelist")
+    make_timer(delay_seconds=-1)
+    assert "no beat was ever seen; no worker was ever seen" in page(address)
+    services.stop_calls(everything=True)
+    facts.forget()
+    assert "All calls are stopped; 1 delivery waits for them to be resumed." in page(address)
 
 
 # Bulk operations and signing secrets

@@ -288,10 +288,10 @@ def test_turn_takes_expired_leases_back(dispatcher, broker):
 
 def test_stop_of_all_calls_claims_nothing_until_it_is_lifted(dispatcher, broker):
     make(3)
-    services.stop_calls(reason="maintenance")
+    services.stop_calls(everything=True, reason="maintenance")
     dispatcher.turn()
     assert broker.rung == []
-    services.resume_calls()
+    services.resume_calls(everything=True)
     dispatcher._poll_at = 0.0
     dispatcher.turn()
     assert len(broker.rung) == 3
