@@ -440,6 +440,8 @@ class Run:
             )
 
     def _migrate(self) -> None:
+        # Another file, not the same one from its beginning: the terminal reads on where the last run's ended.
+        (LOGS / "migrate.log").unlink(missing_ok=True)
         with (LOGS / "migrate.log").open("wb") as log:
             process = subprocess.Popen(
                 [sys.executable, "manage.py", "migrate", "--noinput"],
@@ -455,6 +457,8 @@ class Run:
             process.kill()
             process.wait()
         self.terminal.follow()
+        if process.returncode == os.EX_CONFIG:
+            raise servers.ServerError("A setting is wrong; see the line above. Nothing was started.")
         if process.returncode:
             raise servers.ServerError("The database could not be migrated; see the lines above.")
 

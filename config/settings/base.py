@@ -1,12 +1,49 @@
 """Settings shared by every way of running the service. The only place that reads the environment."""
 
+import math
+import os
+import sys
 from logging import LogRecord
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import environ
 
 from webtask_scheduler import __version__
+
+# Numbers with bounds. A bad one ends the process with one line: whoever starts it has no use for a traceback.
+
+
+def _refuse(name: str, must: str) -> NoReturn:
+    print(f"{name} is {os.environ[name]!r}: it must be {must}.", file=sys.stderr, flush=True)
+    sys.exit(os.EX_CONFIG)
+
+
+def whole_number(name: str, *, default: int, least: int, most: int) -> int:
+    """Return a whole number from the environment. Exits with a sentence where it is none, or out of bounds."""
+    text = os.environ.get(name, "").strip() or str(default)
+    try:
+        found = int(text)
+    except ValueError:
+        found = least - 1
+    return found if least <= found <= most else _refuse(name, f"a whole number from {least} to {most}")
+
+
+def number(name: str, *, default: float, least: float, most: float) -> float:
+    """Return a number from the environment. Exits with a sentence where it is none, or out of bounds."""
+    text = os.environ.get(name, "").strip() or str(default)
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    return found if least <= found <= most else _refuse(name, f"a number from {least} to {most}")
+
+
+def one_of(name: str, *choices: str) -> str:
+    """Return one of several words from the environment, the first by default. Exits with a sentence for another."""
+    found = os.environ.get(name, "").strip() or choices[0]
+    return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
+
 
 BASE_DIR = Path(__file__).resolve().parents[2]
 env = environ.Env()
@@ -201,7 +238,7 @@ LOGGING: dict[str, Any] = {
     },
     "filters": {"one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
-    "root": {"handlers": ["console"], "level": env.str("LOG_LEVEL", default="INFO")},
+    "root": {"handlers": ["console"], "level": one_of("LOG_LEVEL", "INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL")},
     "loggers": {
         # One line for every message received and done is noise here: the attempt row tells the outcome.
         "celery.worker.strategy": {"level": "WARNING"},
@@ -214,19 +251,23 @@ LOGGING: dict[str, Any] = {
 
 # Timers
 # Calls that one worker process makes side by side.
-WEBTASK_CALLERS = env.int("WEBTASK_CALLERS", default=32)
+WEBTASK_CALLERS = whole_number("WEBTASK_CALLERS", default=32, least=1, most=1000)
 # How many overdue timers a second one beat works off after an outage; 0 is as fast as the workers are.
-WEBTASK_BACKLOG_PER_SECOND = env.float("WEBTASK_BACKLOG_PER_SECOND", default=0.0)
+WEBTASK_BACKLOG_PER_SECOND = number("WEBTASK_BACKLOG_PER_SECOND", default=0.0, least=0, most=1_000_000)
 # A whole call, from looking up the name to the last byte read.
-WEBTASK_CALL_TIMEOUT_SECONDS = env.float("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0)
+WEBTASK_CALL_TIMEOUT_SECONDS = number("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0, least=0.1, most=3600)
 # What a timer may send.
-WEBTASK_BODY_LIMIT_BYTES = env.int("WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024)
+WEBTASK_BODY_LIMIT_BYTES = whole_number(
+    "WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024, least=0, most=DATA_UPLOAD_MAX_MEMORY_SIZE
+)
 # Days that timers are kept after they ended; 0 keeps them forever.
-WEBTASK_RETENTION_DAYS = env.int("WEBTASK_RETENTION_DAYS", default=30)
+WEBTASK_RETENTION_DAYS = whole_number("WEBTASK_RETENTION_DAYS", default=30, least=0, most=36_500)
 # Deliveries that a timer keeps, the latest, with their attempts; 0 keeps all until they are too old.
-WEBTASK_KEEP_DELIVERIES = env.int("WEBTASK_KEEP_DELIVERIES", default=1000)
+WEBTASK_KEEP_DELIVERIES = whole_number("WEBTASK_KEEP_DELIVERIES", default=1000, least=0, most=1_000_000)
 # The furthest moment that a timer may promise: ten years.
-WEBTASK_HORIZON_SECONDS = env.int("WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600)
+WEBTASK_HORIZON_SECONDS = whole_number(
+    "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
+)
 
 # Upkeep, declared as ordinary periodic tasks. A message that nobody took before the next one is due is dropped.
 CELERY_BEAT_SCHEDULE = {

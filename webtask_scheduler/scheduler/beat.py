@@ -31,9 +31,10 @@ SEEN_SECONDS = 1.0
 LEAD_SECONDS = 3.0
 
 # Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock. Tells the
-# one that has it whether a bulk operation waits for a worker.
+# one that has it whether a bulk operation waits for a worker, and who had it before.
 _SEEN = """
-WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour'),
+WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour' AND name <> %(name)s),
+was AS (SELECT name FROM scheduler_leader),
 seen AS (
   INSERT INTO scheduler_beat (name, seen_at) VALUES (%(name)s, clock_timestamp())
   ON CONFLICT (name) DO UPDATE SET seen_at = excluded.seen_at
@@ -42,7 +43,7 @@ INSERT INTO scheduler_leader AS leader (id, name, expires_at)
 VALUES (1, %(name)s, clock_timestamp() + make_interval(secs => %(lead)s))
 ON CONFLICT (id) DO UPDATE SET name = excluded.name, expires_at = excluded.expires_at
   WHERE leader.name = excluded.name OR leader.expires_at < clock_timestamp()
-RETURNING EXISTS (SELECT FROM scheduler_bulkoperation WHERE finished_at IS NULL)
+RETURNING EXISTS (SELECT FROM scheduler_bulkoperation WHERE finished_at IS NULL), (SELECT name FROM was)
 """
 _STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE name = %s"
 
@@ -57,6 +58,8 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     _seen_at = 0.0
     _leads_until = 0.0
     _led = False
+    # Its lead ran out, and it is not known yet whether another took it.
+    _lapsed = False
     _bulk_at = 0.0
 
     def setup_schedule(self) -> None:
@@ -146,9 +149,10 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         """Whether this beat is the leader now. One that was and is not forgets what it wanted to write back."""
         leads = time.monotonic() < self._leads_until
         if self._led and not leads:
-            logger.warning("lead_lost beat=%s", self._name)
             self._dirty.clear()
             self._led = False
+            # A database or a broker that is slow to fail outlasts the lease: that alone is not worth a line.
+            self._lapsed = True
         return leads
 
     def _seen(self) -> None:
@@ -169,8 +173,13 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             # Without a broker the next second tries again; the dispatcher says so in the log.
             with contextlib.suppress(PublishError):
                 self._publisher.bulk()
+        if self._lapsed and not leads:
+            logger.warning("lead_lost beat=%s", self._name)
+            self._lapsed = False
         if leads and not self._led:
-            logger.info("lead_taken beat=%s", self._name)
+            if not (self._lapsed and row[1] == self._name):
+                logger.info("lead_taken beat=%s", self._name)
+            self._lapsed = False
             # Another led meanwhile, and wrote to the rows: read them anew.
             self._initial_read = True
             self._heap = None

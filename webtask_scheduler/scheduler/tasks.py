@@ -4,6 +4,10 @@ Deliveries go to a worker's callers and are not waited for. What takes long, upk
 its own (see CELERY_TASK_ROUTES) and a worker process of its own, so that it takes nothing from them.
 """
 
+import contextlib
+import os
+import socket
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,10 +16,10 @@ from typing import Any
 
 from celery import shared_task, signals
 from django.conf import settings
-from django.db import connection
+from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler import __version__
-from webtask_scheduler.scheduler import retention, services
+from webtask_scheduler.scheduler import facts, retention, services
 from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
@@ -32,25 +36,71 @@ BULK_PAUSE_SECONDS = 0.02
 # A stock scheduler's clock may run ahead of the database's by this much.
 STOCK_AHEAD_SECONDS = 2.0
 
+# What takes long, see CELERY_TASK_ROUTES.
+UPKEEP_QUEUE = "upkeep"
+# A worker for it alone takes the processor when the calls leave it.
+UPKEEP_NICE = 10
+NOTE_SECONDS = 1.0
+
 _pool: CallPool | None = None
+_ending = threading.Event()
 
 
 def call_pool() -> CallPool:
-    """Return this worker process's pool; made before the first task, see `_open_pool`."""
+    """Return this worker process's pool; made before the first task, see `_open`."""
     if _pool is None:
-        raise RuntimeError("Deliveries are made by a Celery worker; this process is none.")
+        raise RuntimeError("Deliveries are made by a worker that takes them; this process is none.")
     return _pool
 
 
+def worker_name() -> str:
+    """Return what this process is called in the table of workers."""
+    return f"{socket.gethostname()}:{os.getpid()}"[:100]
+
+
 @signals.worker_init.connect
-def _open_pool(**_: Any) -> None:
+def _open(sender: Any, **_: Any) -> None:
+    """Make the pool of a worker that takes deliveries, and say of one that takes upkeep that it is at work."""
+    queues = set(sender.app.amqp.queues.consume_from)
+    if UPKEEP_QUEUE in queues:
+        threading.Thread(target=_note_upkeep, name="upkeep-note", daemon=True).start()
+    if queues <= {UPKEEP_QUEUE}:
+        with contextlib.suppress(OSError):
+            os.nice(UPKEEP_NICE)
+        return
     global _pool  # noqa: PLW0603 - one pool a process is the point
     raise_descriptor_limit()
     threads = settings.WEBTASK_CALLERS * (1 + ROOM_PER_SLOT)
     client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(
-        callers=settings.WEBTASK_CALLERS, client=client, timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS
+        callers=settings.WEBTASK_CALLERS,
+        client=client,
+        timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS,
+        note=_note_calls,
     )
+
+
+def _note_calls(idle_seconds: float, held: int, running: int) -> None:
+    name, kind = worker_name(), facts.CALLS
+    facts.note_worker(name=name, kind=kind, starter_idle_seconds=idle_seconds, held=held, running=running)
+
+
+def _note_upkeep() -> None:
+    """Note once a second that this process is at work, and forget it at its end."""
+    name, kind = worker_name(), facts.UPKEEP
+    while not _ending.wait(NOTE_SECONDS):
+        try:
+            facts.note_worker(name=name, kind=kind, starter_idle_seconds=0.0, held=0, running=0)
+        except (DatabaseError, InterfaceError):
+            # The next second tries again; whoever has work for the database says that it is away.
+            connection.close()
+    _forget(kind)
+
+
+def _forget(kind: str) -> None:
+    with contextlib.suppress(DatabaseError, InterfaceError):
+        facts.forget_worker(name=worker_name(), kind=kind)
+    connection.close()
 
 
 @signals.worker_shutting_down.connect
@@ -60,9 +110,11 @@ def _stop_taking(**_: Any) -> None:
 
 
 @signals.worker_shutdown.connect
-def _close_pool(**_: Any) -> None:
+def _close(**_: Any) -> None:
+    _ending.set()
     if _pool is not None:
         _pool.close()
+        _forget(facts.CALLS)
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.deliver")

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
-from django.db import connection
+from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler.dispatch.queue import Held
 from webtask_scheduler.scheduler.delivery.call import call_url
@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 RENEW_SECONDS = 5.0
+NOTE_SECONDS = 1.0
 # A delivery published this much too soon is waited for; a longer wait is left to the queue.
 EARLY_SECONDS = 0.05
 # After an error of the database.
@@ -115,6 +116,7 @@ class CallPool:
         # No thread could be had until then.
         self._short_until = 0.0
         self._moved_at = clock()
+        self._failing = False
         self._closing = threading.Event()
         self._end_at = math.inf
         self._starter = self._thread(self._start_all, "starter")
@@ -436,9 +438,13 @@ class CallPool:
                 self._line.forgive(missed)
             self._line.watch(now)
             idle, held, running = now - self._moved_at, len(self._held), len(self._line.running)
-        if self._note is not None and now >= self._noted_at + 1.0:
+        if self._note is not None and now >= self._noted_at + NOTE_SECONDS:
             self._noted_at = now
-            self._persist(partial(self._note, idle, held, running), until=now)
+            try:
+                self._note(idle, held, running)
+            except (DatabaseError, InterfaceError):
+                # The next second tries again; whoever has work for the database says that it is away.
+                connection.close()
 
     def _record(self, outcomes: list[Outcome]) -> None:
         # A success must not become a second call because the database was away: tried until it is back. Nothing piles
@@ -505,7 +511,6 @@ class CallPool:
 
     def _persist(self, statement: Callable[[], object], *, until: float) -> bool:
         """Run a statement, again after each error of the database until a moment; return whether it worked."""
-        failed = False
         while True:
             try:
                 statement()
@@ -513,11 +518,15 @@ class CallPool:
                 if not is_away(error):
                     raise
                 connection.close()
-                if not failed:
-                    logger.warning("database_failing error=%r", str(error).strip())
-                failed = True
+                # Said once by all threads together, until a statement works again.
+                if not self._failing:
+                    self._failing = True
+                    logger.warning("database_failing error=%r", " ".join(str(error).split()))
                 if self._clock() + PAUSE_SECONDS > (self._end_at if self._closing.is_set() else until):
                     return False
                 time.sleep(PAUSE_SECONDS)
             else:
+                if self._failing:
+                    self._failing = False
+                    logger.warning("database_recovered")
                 return True

@@ -18,7 +18,7 @@ from webtask_scheduler.dispatch.share import lane_of
 from webtask_scheduler.scheduler.endings import HANDED_OVER
 from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
-from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, reclaim_expired
+from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -245,6 +245,7 @@ class DeliveryQueue:
     """The table of deliveries as a dispatcher's queue; see dispatch.queue.Queue."""
 
     def __init__(self) -> None:
+        self._reclaims = Reclaims()
         self._stops: set[str] = set()
         self._release_at = 0.0
 
@@ -268,7 +269,9 @@ class DeliveryQueue:
 
     @_reaching
     def reclaim(self) -> bool:
-        return reclaim_expired() == RECLAIM_LIMIT
+        taken = reclaim_expired()
+        self._reclaims.note(taken)
+        return sum(taken) == RECLAIM_LIMIT
 
     @_reaching
     def release(self) -> bool:

@@ -1,9 +1,11 @@
 """Taking back what a vanished process held: claims go back free of charge, calls are written down as lost."""
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
@@ -26,6 +28,10 @@ from webtask_scheduler.scheduler.queue.leases import MEANT_FOR
 logger = logging.getLogger(__name__)
 
 RECLAIM_LIMIT = 500
+# Between two lines that say how many leases ran out.
+RECLAIMS_SAID_SECONDS = 60.0
+# As facts.SEEN_SECONDS.
+WORKER_SEEN_SECONDS = 5.0
 
 _EXPIRED = f"""
 SELECT delivery.id, delivery.state, delivery.attempts, delivery.attempts_before, delivery.cancel_requested_at,
@@ -68,7 +74,14 @@ SELECT count(*) FROM done
 LOST = "The process that was to make this call vanished: whether it was made, and its outcome, is unknown."
 
 
-def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> int:
+class Reclaimed(NamedTuple):
+    """How many deliveries were taken back that nobody had started, and how many whose call's outcome is unknown."""
+
+    claimed: int
+    running: int
+
+
+def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> Reclaimed:
     """Take back deliveries whose lease has run out, and return how many.
 
     One that cannot be taken back is parked as failed with its reason; the others are taken back all the same. Raises
@@ -79,10 +92,8 @@ def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> int:
         names = [column.name for column in cursor.description]
         expired = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
         each_alone(_take_back, expired, park=lambda row, error: park(row.id, error))
-    if expired:
-        running = sum(row.state == State.RUNNING for row in expired)
-        logger.warning("leases_reclaimed claimed=%d running=%d", len(expired) - running, running)
-    return len(expired)
+    running = sum(row.state == State.RUNNING for row in expired)
+    return Reclaimed(claimed=len(expired) - running, running=running)
 
 
 def _take_back(expired: Sequence[Any]) -> None:
@@ -121,3 +132,45 @@ def _ending(row: Any) -> Ending:
     )
     result = {"status_code": None, "error": "lost", "message": LOST}
     return ending_of(decision, told, begun_at=row.started_at, now=row.now, result=result)
+
+
+class Reclaims:
+    """Says in the log what was taken back: at most a line a minute, and one for workers that are not there."""
+
+    def __init__(self) -> None:
+        self._claimed = 0
+        self._running = 0
+        self._say_at = -math.inf
+        self._deserted = False
+
+    def note(self, taken: Reclaimed) -> None:
+        """Take what was taken back just now, about once a second. Raises DatabaseError."""
+        self._claimed += taken.claimed
+        self._running += taken.running
+        if taken.claimed or self._deserted:
+            deserted = not _worker_is_live()
+            if deserted and not self._deserted:
+                logger.error("no_worker_answers claimed=%d", self._claimed)
+            elif self._deserted and not deserted:
+                logger.warning("workers_answer_again")
+            self._deserted = deserted
+        if self._deserted:
+            # Taken back again and again, until a worker is there.
+            self._claimed = 0
+        now = time.monotonic()
+        if (self._claimed or self._running) and now >= self._say_at:
+            logger.warning("leases_reclaimed claimed=%d running=%d", self._claimed, self._running)
+            self._claimed = self._running = 0
+            self._say_at = now + RECLAIMS_SAID_SECONDS
+
+
+_WORKER_IS_LIVE = """
+SELECT EXISTS (SELECT FROM scheduler_worker
+                WHERE kind = 'calls' AND seen_at > clock_timestamp() - make_interval(secs => %(seen)s))
+"""
+
+
+def _worker_is_live() -> bool:
+    with connection.cursor() as cursor:
+        cursor.execute(_WORKER_IS_LIVE, {"seen": WORKER_SEEN_SECONDS})
+        return bool(cursor.fetchone()[0])

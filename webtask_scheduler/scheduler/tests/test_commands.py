@@ -7,7 +7,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.dispatch import claim_due
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.models import CallStop
 
 pytestmark = pytest.mark.django_db

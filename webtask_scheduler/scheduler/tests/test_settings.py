@@ -1,0 +1,58 @@
+"""A bad setting ends each command with one line that names it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from webtask_scheduler.scheduler.tests.service import CHECKOUT
+
+COMMANDS = {
+    "manage": ["manage.py", "migrate", "--noinput"],
+    "worker": ["-m", "celery", "-A", "config.celery_app", "worker", "--pool", "threads"],
+    "beat": ["-m", "celery", "-A", "config.celery_app", "beat", "--pidfile="],
+}
+
+
+def run(*words, **environment):
+    nowhere = {"DATABASE_URL": "postgres://nobody@127.0.0.1:1/none", "REDIS_URL": "redis://127.0.0.1:1/0"}
+    return subprocess.run(
+        [sys.executable, *words],
+        cwd=CHECKOUT,
+        env=os.environ | nowhere | {"DJANGO_SETTINGS_MODULE": "config.settings.local"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", COMMANDS)
+def test_bad_setting_ends_a_command_with_one_line(name):
+    done = run(*COMMANDS[name], WEBTASK_CALLERS="abc")
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr.splitlines() == ["WEBTASK_CALLERS is 'abc': it must be a whole number from 1 to 1000."]
+    assert done.stdout == ""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("WEBTASK_CALLERS", "0", "a whole number from 1 to 1000"),
+        ("WEBTASK_CALLERS", "-4", "a whole number from 1 to 1000"),
+        ("WEBTASK_CALLERS", "3.5", "a whole number from 1 to 1000"),
+        ("WEBTASK_BACKLOG_PER_SECOND", "-1", "a number from 0 to 1000000"),
+        ("WEBTASK_CALL_TIMEOUT_SECONDS", "nan", "a number from 0.1 to 3600"),
+        ("WEBTASK_BODY_LIMIT_BYTES", "1e9", "a whole number from 0 to 4194304"),
+        ("WEBTASK_RETENTION_DAYS", "-1", "a whole number from 0 to 36500"),
+        ("WEBTASK_HORIZON_SECONDS", "", ""),
+        ("LOG_LEVEL", "LOUD", "one of INFO, DEBUG, WARNING, ERROR, CRITICAL"),
+    ],
+)
+def test_bad_setting_is_named_with_what_it_must_be(name, value, must):
+    done = run("-c", "import django; django.setup()", **{name: value})
+    assert done.stderr == (f"{name} is {value!r}: it must be {must}.\n" if must else "")
+    assert done.returncode == (os.EX_CONFIG if must else 0)
