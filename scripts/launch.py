@@ -458,7 +458,9 @@ class Run:
             process.wait()
         self.terminal.follow()
         if process.returncode == os.EX_CONFIG:
-            raise servers.ServerError("A setting is wrong; see the line above. Nothing was started.")
+            # Its one line, said last: what the servers print while they stop comes in between.
+            said = (LOGS / "migrate.log").read_text(errors="replace").strip()
+            raise servers.ServerError(f"{said} Nothing was started.")
         if process.returncode:
             raise servers.ServerError("The database could not be migrated; see the lines above.")
 

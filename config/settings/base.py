@@ -221,7 +221,11 @@ def _without_traceback(record: LogRecord) -> bool:
     elif isinstance(error, OperationalError | InterfaceError) and record.name in ("celery.app.trace", "django.request"):
         task = getattr(record, "data", {}).get("name", "")
         what = f"task_failed task={task.rpartition('.')[2]}" if task else record.getMessage()
-        record.msg, record.args = "%s error=%r", (what, " ".join(str(error).split()))
+        # What followed from the first, such as a cursor that is closed, says nothing.
+        first: BaseException = error
+        while first.__context__ is not None:
+            first = first.__context__
+        record.msg, record.args = "%s error=%r", (what, " ".join(str(first).split()))
         record.exc_info = record.exc_text = None
     return not (record.name == "django.request" and getattr(record, "status_code", 0) == 503 and is_away())  # noqa: PLR2004
 

@@ -223,3 +223,44 @@ def test_leader_that_closes_hands_the_lead_over_at_once(celery_app, monkeypatch)
     second.tick()
     assert second._leads()
     second.close()
+
+
+def lead_lines(caplog):
+    return [text.split()[0] for record in caplog.records if (text := record.getMessage()).startswith("lead_")]
+
+
+def test_lead_that_lapses_while_the_broker_is_silent_is_not_told_again_and_again(scheduler, make_timer, caplog):
+    caplog.set_level("INFO")
+    scheduler.tick()
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
+        silent = Celery("silent", broker=f"redis://127.0.0.1:{listener.getsockname()[1]}/0", set_as_current=False)
+        scheduler._publisher.close()
+        scheduler._publisher._app = silent
+        make_timer(delay_seconds=-1)
+        begun = time.monotonic()
+        lapsed = False
+        while time.monotonic() - begun < 14:
+            # Each turn outlasts the lease of the lead.
+            time.sleep(min(scheduler.tick(), 0.1))
+            lapsed = lapsed or not scheduler._leads()
+    assert lapsed
+    assert lead_lines(caplog) == ["lead_taken"]
+    said = [record.getMessage() for record in caplog.records if "dispatch_failing" in record.getMessage()]
+    assert len(said) == 1
+
+
+def test_lead_that_another_took_is_told_once(celery_app, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    first, second = TimerScheduler(celery_app, lazy=False), TimerScheduler(celery_app, lazy=False)
+    monkeypatch.setattr(TimerScheduler, "_name", property(lambda self: f"beat-{id(self)}"))
+    first.tick()
+    begun = time.monotonic()
+    while not second._leads():
+        time.sleep(second.tick())
+        assert time.monotonic() - begun < 5
+    for _ in range(3):
+        first._seen_at = 0.0
+        first.tick()
+    assert lead_lines(caplog) == ["lead_taken", "lead_taken", "lead_lost"]
+    first.close()
+    second.close()

@@ -7,8 +7,8 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.models import CallStop
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 

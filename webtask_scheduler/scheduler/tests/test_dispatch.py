@@ -14,8 +14,8 @@ from webtask_scheduler.dispatch import dispatcher as module
 from webtask_scheduler.dispatch import share
 from webtask_scheduler.dispatch.dispatcher import Dispatcher
 from webtask_scheduler.dispatch.queue import PublishError
-from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import Attempt, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
@@ -415,3 +415,29 @@ def test_burst_is_carried_by_few_messages_and_a_few_by_one_each(dispatcher, brok
     time.sleep(0.01)
     dispatcher.turn()
     assert [len(chunk.items) for chunk in broker.chunks[-3:]] == [1, 1, 1]
+
+
+def _expire_claims():
+    Delivery.objects.filter(state=State.CLAIMED).update(lease_expires_at=ClockTimestamp() - timedelta(seconds=1))
+
+
+def test_absent_workers_are_told_once_and_once_when_they_are_back(make_timer, caplog):
+    make_timer(delay_seconds=-1)
+    dispatcher = Dispatcher(queue=DeliveryQueue(), publish=lambda _: None, dispute=lambda _: None)
+
+    def turn():
+        dispatcher._poll_at = dispatcher._reclaim_at = 0.0
+        dispatcher.turn()
+        _expire_claims()
+        return [text for record in caplog.records if "worker" in (text := record.getMessage()) or "lease" in text]
+
+    for _ in range(5):
+        said = turn()
+    assert said == ["no_worker_answers claimed=1"]
+    facts.note_worker(name="host:1", kind="calls", starter_idle_seconds=0, held=0, running=0)
+    for _ in range(3):
+        said = turn()
+    assert said[:2] == ["no_worker_answers claimed=1", "workers_answer_again"]
+    # With a worker there, a lease that runs out is a loss: told at most once a minute.
+    assert said[2:] == ["leases_reclaimed claimed=1 running=0"]
+    dispatcher.close()

@@ -11,8 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import psutil
+import psycopg2
 import pytest
 
+from config.celery_app import app
 from webtask_scheduler.scheduler.tests.service import CHECKOUT, running
 
 sys.path.append(str(CHECKOUT / "scripts"))
@@ -149,3 +151,39 @@ def test_worker_and_beat_can_be_told_to_end_while_the_database_is_frozen(databas
                 service.processes[name].wait(60)
             print(f"ended after {time.monotonic() - begun:.1f} s")
             assert time.monotonic() - begun < 45
+
+
+@contextmanager
+def session(postgres):
+    connection = psycopg2.connect(postgres.url)
+    try:
+        with connection.cursor() as cursor:
+            yield cursor
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("task", ["reconcile", "prune"])
+def test_task_that_loses_the_database_says_so_in_one_line(database, task):
+    table = {"reconcile": "django_celery_beat_periodictask", "prune": "scheduler_idempotencykey"}[task]
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE %s"
+    with service_on(database.url, "worker") as service, session(database) as locks, session(database) as kills:
+        kills.connection.autocommit = True
+        locks.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        app.send_task(f"webtask_scheduler.scheduler.tasks.{task}")
+        deadline = time.monotonic() + 15
+        pids = []
+        while not pids:
+            assert time.monotonic() < deadline, service.log("worker")
+            time.sleep(0.05)
+            kills.execute(waiting, [f"%{table}%"])
+            pids = kills.fetchall()
+        begin = len(service.log("worker"))
+        kills.execute("SELECT pg_terminate_backend(%s)", pids[0])
+        while "task_failed" not in service.log("worker")[begin:]:
+            assert time.monotonic() < deadline, service.log("worker")
+            time.sleep(0.05)
+        time.sleep(1)
+        (line,) = service.log("worker")[begin:].splitlines()
+        assert f"task_failed task={task} error=" in line
+        assert "terminating connection" in line

@@ -8,12 +8,14 @@ import threading
 import time
 from datetime import timedelta
 
+import psycopg2
 import pytest
 from django.db import IntegrityError, connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
+from webtask_scheduler.scheduler import facts, tasks
 from webtask_scheduler.scheduler.delivery import hosts
 from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
@@ -21,6 +23,7 @@ from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.receiver import Receiver
+from webtask_scheduler.scheduler.tests.service import database_url
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -34,10 +37,9 @@ def claim_for_pool(**options):
 def pool():
     pools = []
 
-    def make(callers=4, timeout_seconds=10.0):
-        pool = CallPool(
-            callers=callers, client=Client(callers=callers, user_agent="t"), timeout_seconds=timeout_seconds
-        )
+    def make(callers=4, timeout_seconds=10.0, note=None):
+        client = Client(callers=callers, user_agent="t")
+        pool = CallPool(callers=callers, client=client, timeout_seconds=timeout_seconds, note=note)
         pools.append(pool)
         return pool
 
@@ -332,3 +334,28 @@ def test_host_that_recovers_is_trusted_again():
         host.took(0.01)
     assert host.quick
     assert host.waiting_limit == hosts.WAITING_MOST
+
+
+def test_pool_notes_that_it_is_at_work_and_that_its_starter_is_stuck(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(facts, "STUCK_SECONDS", 2.0)
+    timer = make_timer(receiver.url(), delay_seconds=-1)
+    (item,) = claim_for_pool()
+    running = pool(note=tasks._note_calls)
+    wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
+    with another_session() as other:
+        # The starter waits for this row; nothing else of the process does.
+        other.execute("SELECT FROM scheduler_delivery WHERE timer_id = %s FOR UPDATE", [str(timer.pk)])
+        running.hand_over([item])
+        wait_until(lambda: "its starter has not moved for" in facts.gather(at_once=True).worker_trouble)
+    wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
+    wait_until(lambda: states() == [State.SUCCEEDED])
+
+
+@contextlib.contextmanager
+def another_session():
+    session = psycopg2.connect(database_url())
+    try:
+        with session.cursor() as cursor:
+            yield cursor
+    finally:
+        session.close()

@@ -15,9 +15,9 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from webtask_scheduler.scheduler import facts, views
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
 from webtask_scheduler.scheduler.tests.service import Service
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 READY = dict.fromkeys(("database", "migrations", "beat", "worker", "calls", "broker"), "ok")
 

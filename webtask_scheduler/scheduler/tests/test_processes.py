@@ -1,17 +1,22 @@
 """Acceptance: real web, worker and beat processes, a real receiver, and what happens when one is killed."""
 
+import os
+import re
 import signal
+import socket
+import subprocess
+import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import pytest
 from django.db import connection
 from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, ClockTimestamp, Delivery, State, Timer, Worker
 from webtask_scheduler.scheduler.queue import leases
-from webtask_scheduler.scheduler.tests.service import running
+from webtask_scheduler.scheduler.tests.service import CHECKOUT, database_url, running
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
 
@@ -297,3 +302,52 @@ def test_bulk_operation_goes_on_where_a_killed_worker_left_it(make_timer):
         assert service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["matched"] == 5000
         assert Delivery.objects.filter(state=State.CANCELLED).count() == 5000
         assert Delivery.objects.get(timer=other).state == State.SCHEDULED
+
+
+def test_service_is_ready_while_a_worker_moves_and_says_when_none_does():
+    with running("web", "worker", "beat") as service:
+        wait_until(lambda: service.get("/readyz")[0] == 200)
+        pid = service.processes["worker"].pid
+        assert Worker.objects.get().name.endswith(f":{pid}")
+        assert check_health("worker") == (0, "")
+        service.signal("worker", signal.SIGSTOP)
+        wait_until(lambda: service.get("/readyz")[0] == 503)
+        assert re.fullmatch(r"no worker was seen for \d+ s", service.get("/readyz")[1]["checks"]["worker"])
+        _, body = service.post({"seconds": 0, "web_url": "http://127.0.0.1:9/"})
+        assert re.match(r"No worker has been at work for \d+ s; ", body["reason"])
+        service.signal("worker", signal.SIGCONT)
+        wait_until(lambda: service.get("/readyz")[0] == 200)
+        # One that ends in an orderly way is not missed.
+        service.stop("worker")
+        assert not Worker.objects.exists()
+        wait_until(lambda: service.get("/readyz")[1]["checks"]["worker"] == "no worker was ever seen")
+
+
+def check_health(*words):
+    done = subprocess.run(
+        [sys.executable, "scripts/healthcheck.py", *words],
+        cwd=CHECKOUT,
+        env=os.environ | {"DATABASE_URL": database_url()},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stderr.strip()
+
+
+def test_health_check_names_a_worker_whose_starter_or_ledger_does_not_move():
+    here = f"{socket.gethostname()}:1"
+    note = {"name": here, "kind": "calls", "held": 0, "running": 0}
+    assert check_health("worker") == (1, "No worker of this machine was ever seen at work.")
+    assert check_health("beat") == (1, "No beat of this machine was ever seen at work.")
+    facts.note_worker(starter_idle_seconds=0.0, **note)
+    facts.note_worker(starter_idle_seconds=60.0, **note | {"name": "another:1"})
+    assert check_health("worker") == (0, "")
+    assert check_health("worker", "1") == (0, "")
+    assert check_health("worker", "2") == (1, "No worker of this machine was ever seen at work.")
+    facts.note_worker(starter_idle_seconds=60.0, **note)
+    assert re.fullmatch(rf"worker {here}: its starter has not moved for 6\d s\.", check_health("worker")[1])
+    facts.note_worker(starter_idle_seconds=0.0, ledger_idle_seconds=60.0, **note)
+    assert re.fullmatch(rf"worker {here}: its ledger has not moved for 6\d s\.", check_health("worker")[1])
+    Worker.objects.update(seen_at=ClockTimestamp() - timedelta(seconds=40))
+    assert re.fullmatch(r"No worker of this machine was seen at work for 4\d s\.", check_health("worker")[1])
