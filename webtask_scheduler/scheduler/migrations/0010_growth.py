@@ -12,7 +12,7 @@ from django.db.models.lookups import Exact
 
 class Migration(migrations.Migration):
     atomic = False
-    dependencies = [("scheduler", "0008_canonical_hosts")]
+    dependencies = [("scheduler", "0009_workers")]
 
     operations = [
         AddIndexConcurrently(
