@@ -1,8 +1,8 @@
 """Hosts in their one canonical form: of timers with the flows of their open deliveries, and of call stops.
 
-Every timer is read, only those that change are written, in batches of their own transactions: some ten seconds for a
-million timers of which few change. A process of the previous release that still runs writes the old form of odd hosts;
-the migration may be run once more by `migrate scheduler 0007` and `migrate`.
+Every timer is read, only those that change are written, in batches of their own transactions: ten seconds for a million
+timers, and half a minute more for each hundred thousand of them that change. Safe while the service runs; what a web
+process of the previous release makes meanwhile of an oddly spelled URL keeps the old form until it is edited.
 """
 
 import logging
