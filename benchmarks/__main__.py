@@ -3,14 +3,14 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import beats, burst, create, footprint, lateness, report, rig, slow, storage, upkeep
+from benchmarks import beats, burst, create, footprint, isolation, lateness, report, rig, slow, storage, upkeep
 from benchmarks.report import Result
 
-ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "upkeep", "storage")
+ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "isolation", "upkeep", "storage")
 Measure = Callable[[rig.Sites, argparse.Namespace], Result]
 
 
@@ -44,7 +44,12 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one = add("slow", "some hosts hang: how late are the others")
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=60.0)
-    one.add_argument("--flood", type=int, default=0, help="also have so many due at one instant to one host that hangs")
+    one = add("isolation", "crowds of many kinds, one after the other: how late are all others beside each")
+    scenarios = isolation.NAMES_OF_SCENARIOS
+    one.add_argument("--only", type=some_of(scenarios), metavar="NAME[,NAME]", help=f"of {', '.join(scenarios)}")
+    one.add_argument("--scale", type=float, default=1.0, help="the share of each crowd's size, default 1")
+    one.add_argument("--rate", type=float, default=50.0)
+    one.add_argument("--seconds", type=float, default=30.0, help="beside each crowd, default 30")
     one = add("upkeep", "how late timers are called while ended ones are being deleted")
     one.add_argument("--ended", type=int, default=1_000_000, help="timers that ended long ago, default a million")
     one.add_argument("--rate", type=float, default=50.0)
@@ -55,10 +60,22 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=20.0)
     one.add_argument("--burst", type=int, default=1000)
-    one = add("all", "all of them, with the sizes of docs/benchmarks.md; about two hours")
+    one = add("all", "all of them, with the sizes of docs/benchmarks.md; about three hours")
     one = names.add_parser("report", help="write docs/benchmarks.md from what --json wrote")
     one.add_argument("files", type=Path, nargs="*", metavar="FILE")
     return parser.parse_args(argv)
+
+
+def some_of(names: Sequence[str]) -> Callable[[str], list[str]]:
+    """Return a reader of names with commas between them."""
+
+    def read(text: str) -> list[str]:
+        chosen = text.split(",")
+        if unknown := [name for name in chosen if name not in names]:
+            raise argparse.ArgumentTypeError(f"{', '.join(unknown)}: there are {', '.join(names)}")
+        return chosen
+
+    return read
 
 
 def run_lateness(sites: rig.Sites, given: argparse.Namespace) -> Result:
@@ -104,10 +121,18 @@ def run_beats(sites: rig.Sites, given: argparse.Namespace) -> Result:
 def run_slow(sites: rig.Sites, given: argparse.Namespace) -> Result:
     seconds = 15.0 if given.quick else getattr(given, "seconds", 60.0)
     rate = getattr(given, "rate", 50.0)
-    flood = getattr(given, "flood", 100_000)
-    if given.quick:
-        flood = min(flood, 5000)
-    return slow.measure(sites, rate=rate, seconds=seconds, hosts=20, hanging=2, flood=flood, runs=given.runs)
+    return slow.measure(sites, rate=rate, seconds=seconds, hosts=20, hanging=2, runs=given.runs)
+
+
+def run_isolation(sites: rig.Sites, given: argparse.Namespace) -> Result:
+    return isolation.measure(
+        sites,
+        only=getattr(given, "only", None) or isolation.NAMES_OF_SCENARIOS,
+        scale=0.1 if given.quick else getattr(given, "scale", 1.0),
+        rate=getattr(given, "rate", 50.0),
+        seconds=10.0 if given.quick else getattr(given, "seconds", 30.0),
+        runs=given.runs,
+    )
 
 
 def run_upkeep(sites: rig.Sites, given: argparse.Namespace) -> Result:
@@ -129,6 +154,7 @@ SUBJECTS: dict[str, Measure] = {
     "memory": run_memory,
     "beats": run_beats,
     "slow": run_slow,
+    "isolation": run_isolation,
     "upkeep": run_upkeep,
     "storage": run_storage,
 }

@@ -38,10 +38,11 @@ task AS (
 timer AS (
   INSERT INTO scheduler_timer (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone)
   SELECT timer_id, task_id, NULL, web_url, host, now(), '', '', '' FROM item
+  RETURNING id AS timer_id, flow
 )
 INSERT INTO scheduler_delivery
-  (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
-SELECT delivery_id, timer_id, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item
+  (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
 """
 
 

@@ -82,6 +82,8 @@ def schedule() -> None:
 
 
 def claims(repeats: int) -> None:
+    # What creates timers here needs no claim.
+
     took = []
     for number in range(repeats + 3):
         services.schedule(

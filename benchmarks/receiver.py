@@ -4,11 +4,15 @@
 
 One thread, one epoll loop, keep-alive, on as many loopback addresses as asked for. It prints its port, then obeys the
 lines on its standard input: `count` prints how many calls were answered, `take` prints all that came, oldest first, as
-JSON [[seconds since 1970, path], ...] and forgets them. A path that begins with /hang is noted and never answered.
+JSON [[seconds since 1970, path], ...] and forgets them. A path that begins with /hang is noted and never answered, one
+that begins with /wait/800/ is answered after 800 milliseconds.
 """
 
 import contextlib
+import heapq
+import itertools
 import json
+import resource
 import select
 import socket
 import sys
@@ -53,19 +57,24 @@ class Loop:
         self._connections: dict[int, tuple[socket.socket, bytearray]] = {}
         self._arrivals: list[tuple[float, str]] = []
         self._answered = 0
+        # What is answered later: (moment, serial number, connection).
+        self._later: list[tuple[float, int, socket.socket]] = []
+        self._serial = itertools.count()
         self._poll = select.epoll()
         for number in (0, *self._listeners):
             self._poll.register(number, select.EPOLLIN)
 
     def run(self) -> None:
         while True:
-            for number, _ in self._poll.poll():
+            for number, _ in self._poll.poll(max(0.0, self._later[0][0] - time.monotonic()) if self._later else None):
                 if number in self._connections:
                     self._read(number)
                 elif number in self._listeners:
                     self._accept(self._listeners[number])
                 elif not self._obey(sys.stdin.readline().strip()):
                     return
+            while self._later and self._later[0][0] <= time.monotonic():
+                self._answer(heapq.heappop(self._later)[2])
 
     def _obey(self, command: str) -> bool:
         if command == "count":
@@ -100,13 +109,23 @@ class Loop:
         while request := split(bytes(data)):
             self._arrivals.append((time.time(), request[0]))
             data[:] = request[1]
-            if not request[0].startswith("/hang"):
-                self._answered += 1
-                with contextlib.suppress(OSError):
-                    connection.send(ANSWER)
+            if request[0].startswith("/wait/"):
+                answer_at = time.monotonic() + int(request[0].split("/", 3)[2]) / 1000
+                heapq.heappush(self._later, (answer_at, next(self._serial), connection))
+            elif not request[0].startswith("/hang"):
+                self._answer(connection)
+
+    def _answer(self, connection: socket.socket) -> None:
+        self._answered += 1
+        # Whoever called may have gone.
+        with contextlib.suppress(OSError):
+            connection.send(ANSWER)
 
 
 if __name__ == "__main__":
+    # A thousand hosts that hang hold more files than the usual limit.
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sockets = listen(int(sys.argv[1]))
     print(sockets[0].getsockname()[1], flush=True)
     # Whoever started it closes its standard input to end it, also on Ctrl-C.

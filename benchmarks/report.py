@@ -202,8 +202,10 @@ ABOUT = {
     " in batches, beside one SQL statement that inserts the same rows",
     "memory": "beat's memory, and the time to claim 500, with nothing and with a million timers waiting",
     "beats": "a burst with two beats and two workers against one of each",
-    "slow": "a steady rate to twenty hosts of which two never answer: how late the calls to the others are; and the"
-    " same rate while very many timers are due at one instant to one host that never answers",
+    "slow": "a steady rate to twenty hosts of which two never answer: how late the calls to the others are",
+    "isolation": "a steady rate to twenty quick hosts, without and with a crowd of timers that calls other hosts: slow"
+    " ones, ones that hang, names that do not resolve, very many due at one instant, very many that recur, bulk"
+    " operations",
     "upkeep": "a steady rate while a million timers that ended long ago are being deleted, beside the same without",
     "storage": "bytes on disk for a timer that waits, and for one that was called",
 }
@@ -218,7 +220,8 @@ $ ./scripts/bench burst --due 10000
 $ ./scripts/bench create
 $ ./scripts/bench memory
 $ ./scripts/bench beats
-$ ./scripts/bench slow --flood 100000
+$ ./scripts/bench slow
+$ ./scripts/bench isolation
 $ ./scripts/bench upkeep
 $ ./scripts/bench storage
 $ ./scripts/bench peers

@@ -258,8 +258,11 @@ class Site:
             self.waiting = count
 
     def empty(self) -> None:
-        """Remove every timer, and the rows that show them."""
-        self.query("TRUNCATE django_celery_beat_clockedschedule, django_celery_beat_periodictask CASCADE")
+        """Remove every timer, the rows that show them, and bulk operations that were begun."""
+        self.query(
+            "TRUNCATE django_celery_beat_clockedschedule, django_celery_beat_intervalschedule,"
+            " django_celery_beat_periodictask, scheduler_bulkoperation CASCADE"
+        )
         self.waiting = 0
 
     def schedule(self, timers: Sequence[tuple[float, str]]) -> None:
@@ -317,12 +320,19 @@ class Sites:
 
 
 class Service:
-    """The shipped processes beside a site, by the commands of `scripts/run`."""
+    """The shipped processes beside a site, by the commands of `scripts/run`.
 
-    def __init__(self, site: Site, *, workers: int = 1, beats: int = 1, **variables: str) -> None:
+    `worker_prefix` is a command that starts a worker by the command that it is given.
+    """
+
+    def __init__(
+        self, site: Site, *, workers: int = 1, beats: int = 1, worker_prefix: Sequence[str] = (), **variables: str
+    ) -> None:
         self.site = site
         self._variables = variables
-        self.names = ["web", *launch.names("worker", workers), "upkeep", *launch.names("beat", beats), "flower"]
+        self._worker_prefix = worker_prefix
+        os.environ |= {"WORKERS": str(workers), "BEATS": str(beats)}
+        self.names: list[str] = launch.application()
         self.web_port, self.flower_port = free_port(), free_port()
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -333,8 +343,11 @@ class Service:
         try:
             for name in self.names:
                 self._log(name).unlink(missing_ok=True)
+                prefix = self._worker_prefix if name.partition("-")[0] == "worker" else ()
                 with self._log(name).open("wb") as log:
-                    self.processes[name] = spawn(launch.command(name), log, env=self.site.environment | self._variables)
+                    self.processes[name] = spawn(
+                        [*prefix, *launch.command(name)], log, env=self.site.environment | self._variables
+                    )
             deadline = time.monotonic() + START_SECONDS
             for name in self.names:
                 self._wait_for(name, deadline)
@@ -382,9 +395,10 @@ class Service:
                 return answers(f"http://127.0.0.1:{self.web_port}/healthz")
             case "flower":
                 return answers(f"http://127.0.0.1:{self.flower_port}/")
-            case "worker" | "upkeep":
-                return "ready." in self.log(name)
-        return "beat: Starting..." in self.log(name)
+            case "beat":
+                return "beat: Starting..." in self.log(name)
+        # A Celery worker, of calls or of anything else.
+        return "ready." in self.log(name)
 
 
 EMPTY_BROKER = "import os, redis; redis.Redis.from_url(os.environ['REDIS_URL']).flushall()"
