@@ -11,7 +11,9 @@ from benchmarks import report, rig
 from benchmarks.firing import DUPLICATE_SECONDS, Ours, at_once, lateness
 from benchmarks.report import Result, bar, median, table
 
-SHARE = 0.6
+# Of the rate of bare calls from as many processes. With two workers, beat, PostgreSQL and both share two processors.
+SHARE = 0.7
+SHARE_OF_MORE = 0.55
 PATIENCE_SECONDS = 180.0
 
 RECORDS = """
@@ -86,14 +88,15 @@ def measure_hosts(
         [[process, median(values)] for process, values in cpu.items()],
     )
     bare_seconds = median(found["bare"])
+    share = SHARE if workers == 1 else SHARE_OF_MORE
     for what in ("last call", "last record"):
         seconds = median(found[what])
         bar(
             record,
             f"burst to {name}: {what}",
-            limit=f"bare {bare_seconds:.2f} s / {SHARE} = {bare_seconds / SHARE:.2f} s",
+            limit=f"bare {bare_seconds:.2f} s / {share} = {bare_seconds / share:.2f} s",
             value=f"{seconds:.2f} s (ratio {bare_seconds / seconds:.2f})",
-            met=bare_seconds / seconds >= SHARE,
+            met=bare_seconds / seconds >= share,
         )
     wrong = ", ".join(f"{count} {key}" for key, count in extra.items())
     bar(record, f"burst to {name}: each called once", limit="0", value=wrong, met=not any(extra.values()))

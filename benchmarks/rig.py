@@ -269,11 +269,11 @@ class Site:
         """Create timers in bulk: (due in seconds since 1970, URL)."""
         self.inside("schedule", data=timers)
 
-    def query(self, sql: str, *arguments: Any) -> list[tuple[Any, ...]]:
+    def query(self, sql: str, *arguments: Any, **named: Any) -> list[tuple[Any, ...]]:
         with contextlib.closing(psycopg2.connect(self.database.url)) as connection:
             connection.autocommit = True
             with connection.cursor() as cursor:
-                cursor.execute(sql, arguments or None)
+                cursor.execute(sql, arguments or named or None)
                 return list(cursor.fetchall()) if cursor.description else []
 
     def settings(self) -> dict[str, Any]:
