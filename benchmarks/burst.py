@@ -11,7 +11,7 @@ from benchmarks import report, rig
 from benchmarks.firing import DUPLICATE_SECONDS, Ours, at_once, lateness
 from benchmarks.report import Result, bar, median, table
 
-# Of the rate of bare calls from as many processes. With two workers, beat, PostgreSQL and both share two processors.
+# Of the rate of bare calls from as many processes. Two workers share two processors with beat and PostgreSQL.
 SHARE = 0.7
 SHARE_OF_MORE = 0.55
 PATIENCE_SECONDS = 180.0
