@@ -29,7 +29,8 @@ class Call:
 class Receiver:
     """Paths: `/status/503`, `/redirect`, `/sleep/2`, `/drip-body`, `/drip-head`, `/large`, `/cookie`, `/garbage`,
     `/hang-up`, `/flaky/2` (503 for the first two calls), `/retry-after/120` (503, with that header),
-    `/dawdle/2/x` (redirects to `/x` after two seconds), and those that `redirect` gives; anything else answers 200.
+    `/dawdle/2/x` (redirects to `/x` after two seconds), `/edited/1/fails` (500, see `editors`), and those that
+    `redirect` gives; anything else answers 200.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -105,6 +106,7 @@ class Receiver:
             "to": lambda: self._moved(handler, *argument.split("/")),
             "dawdle": lambda: self._dawdle(handler, *argument.split("/", 1)),
             "retry-after": lambda: self._plain(handler, 503, **{"Retry-After": unquote(argument)}),
+            "edited": lambda: self._plain(handler, 500 if argument.endswith("fails") else 200),
             "cookie": lambda: self._plain(handler, 200, **{"Set-Cookie": "a=b; Path=/"}),
             "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
             "sleep": lambda: (self._stop.wait(float(argument)), self._plain(handler, 200))[1],
