@@ -49,9 +49,12 @@ app.autodiscover_tasks()
 
 
 @signals.worker_init.connect
-@signals.beat_init.connect
 def _bound_waits(**_: Any) -> None:
-    """Let a worker and a beat give up on a database that does not answer; a frozen one would hold them for ever."""
+    """Let a worker give up on a database that does not answer; a frozen one would hold its threads for ever.
+
+    Not beat, whose signal handler hands back what is claimed: it must not run in the middle of another statement, and
+    waiting through Python would let it. Without a database beat has nothing to do; the keepalives end a lost one.
+    """
     # Late: every process of Django imports this module, before its settings are read.
     from config.database.base import bound_waits
 

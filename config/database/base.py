@@ -2,8 +2,8 @@
 
 A server that is frozen, or a network that swallows packets, answers nothing and closes nothing: no time-out of the
 server's own can end such a wait. So psycopg2 is told to wait through `_wait`, which gives up at a deadline. That costs
-5 microseconds of processor time a statement. `bound_waits` turns it on for a whole process; management commands leave
-it off, since a migration may take as long as it takes.
+5 microseconds of processor time a statement. `bound_waits` turns it on for a whole process, a web process or a worker.
+Management commands leave it off, since a migration may take as long as it takes; and so does beat, see `celery_app`.
 """
 
 import logging

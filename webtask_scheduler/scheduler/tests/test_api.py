@@ -20,8 +20,8 @@ from django.test import Client
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, ClockTimestamp, Delivery, State, Timer
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Beat, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.service import Service, database_url
 from webtask_scheduler.scheduler.views import TimersView
 
@@ -159,7 +159,15 @@ def test_any_of_the_three_says_when(client, when, seconds):
     assert delivery.due_at - delivery.timer.created_at == timedelta(seconds=seconds)
 
 
+@pytest.fixture
+def at_work(db):
+    """Have a beat and a worker be seen at work."""
+    Beat.objects.create(name="beat", seen_at=ClockTimestamp())
+    facts.note_worker(name="worker", kind="calls", starter_idle_seconds=0.0, held=0, running=0)
+
+
 @db
+@pytest.mark.usefixtures("at_work")
 def test_zero_is_due_at_once(client):
     body = post(client, {"seconds": 0, "web_url": URL}).json()
     assert body["due_at"] == body["created_at"]
@@ -590,6 +598,7 @@ def test_waiting(client, make_timer):
 
 
 @db
+@pytest.mark.usefixtures("at_work")
 def test_due_and_not_yet_claimed(client, due):
     body = look(client, due)
     assert (body["status"], body["time_left_in_seconds"]) == ("scheduled", 0)
@@ -612,6 +621,7 @@ def test_retrying(client, due):
 
 
 @db
+@pytest.mark.usefixtures("at_work")
 def test_claimed(client, make_timer):
     timer = make_timer(URL)
     move(timer, **in_flight(State.CLAIMED))
@@ -621,6 +631,7 @@ def test_claimed(client, make_timer):
 
 
 @db
+@pytest.mark.usefixtures("at_work")
 def test_running(client, due):
     move(due, attempts=1, started_at=PAST, **in_flight(State.RUNNING))
     body = look(client, due)
@@ -773,6 +784,8 @@ def test_an_unknown_or_malformed_id_is_404(client, make_timer, shape, prefix):
 
 @db
 def test_looking_takes_two_statements_at_most(client, due, django_assert_num_queries):
+    # Asked once a second, for all answers together.
+    facts.gather()
     with django_assert_num_queries(1):
         look_once = client.get(f"/timer/{due.pk}")
     assert look_once.status_code == 200
@@ -1005,6 +1018,8 @@ def post_batch(client, **body):
 
 @db
 def test_a_batch_is_stored_in_order_with_one_statement(client, django_assert_num_queries):
+    # Asked once a second, for all answers together.
+    facts.gather()
     timers = [{"seconds": n, "web_url": f"http://a.example/{n}"} for n in range(1000)]
     with django_assert_num_queries(1):
         answer = post_batch(client, timers=timers)
