@@ -33,7 +33,7 @@ import psutil
 import psycopg2
 import redis
 
-from webtask_scheduler.scheduler.leases import RUNNING_LEASE_SECONDS
+from webtask_scheduler.scheduler.queue.leases import RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.retry import MAX_ATTEMPTS
 from webtask_scheduler.scheduler.tests.receiver import Call, Receiver
 from webtask_scheduler.scheduler.tests.service import CHECKOUT, COMMANDS, START_SECONDS, Service
