@@ -828,7 +828,22 @@ class DeliveryAdmin(ReadOnlyAdmin):
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("timer",)
     fieldsets = (
-        (None, {"fields": ("id", "timer_url", "occurrence", "extra", "status", "due", "next_attempt", "finished")}),
+        (
+            None,
+            {
+                "fields": (
+                    "id",
+                    "timer_url",
+                    "occurrence",
+                    "extra",
+                    "status",
+                    "due",
+                    "next_attempt",
+                    "finished",
+                    "fault",
+                )
+            },
+        ),
         ("Lease", {"fields": ("lease_token", "lease_expires_at", "cancel_requested_at"), "classes": ("collapse",)}),
         ("Attempts", {"fields": ("attempts", "attempts_made")}),
     )

@@ -1172,6 +1172,8 @@ def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Atte
         return "It was cancelled while its call was in flight; that call may still land, no retry follows."
     if not delivery.is_final and delivery.state != State.PAUSED:
         return _waits(host, delivery, now=now, attempts=attempts)
+    if delivery.fault:
+        return f"This service could not go on with it: {delivery.fault}"
     calls = "attempt" if delivery.attempts == 1 else "attempts"
     return {
         State.PAUSED: "It is paused; resume it to let it go on.",
@@ -1185,7 +1187,7 @@ def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attem
     """Say what an open delivery waits for, and what stands in its way."""
     last = f"Attempt {attempts[-1].number} failed: {attempts[-1].message}" if attempts and attempts[-1].message else ""
     if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
-        slow = "Its host is slow to answer, so it waits for other calls there; it is called at next_attempt_at."
+        slow = "All places for calls that wait are taken by slow hosts; it is called at next_attempt_at."
         again = f"{last} It is tried again at next_attempt_at." if last else ""
         return again or (NOT_YET if delivery.due_at > now else slow)
     found = facts.gather()

@@ -112,6 +112,8 @@ class Running:
     flow: Flow
     since: float
     waits: bool = False
+    # How long it had lasted when that was last noted of its host.
+    noted: float = QUICK_SECONDS
 
 
 class Line:
@@ -126,7 +128,8 @@ class Line:
         self._hosts_most = HOSTS_KEPT
         self._flows: dict[tuple[int, str], Flow] = {}
         self._quick, self._trial = Turns(), Turns()
-        # In slots, by the class that they had when they were picked; and in the waiting room, by owner.
+        # In slots, with whether their host was known as quick when they were picked; and, by owner, in the waiting room
+        # or on trial, which leads there.
         self._in_slots: dict[object, tuple[Running, bool]] = {}
         self._in_trial = 0
         self._in_room: dict[int, int] = {}
@@ -162,7 +165,8 @@ class Line:
         self._leave_slots(now)
         start: list[Held] = []
         later: list[tuple[Held, float]] = []
-        for turns, quick in ((self._quick, True), (self._trial, False)):
+        # Those that turn out quick among the others are seen to last.
+        for turns, quick in ((self._quick, True), (self._trial, False), (self._quick, True)):
             while turns and len(start) < most and len(self._in_slots) < self._slots:
                 if not quick and self._in_trial >= self._trial_slots:
                     break
@@ -214,8 +218,19 @@ class Line:
         self.running[held.delivery_id] = running
         self._in_slots[held.delivery_id] = (running, quick)
         flow.host.slots += 1
-        self._in_trial += not quick
+        if not quick:
+            # It will have to wait, as far as is known.
+            self._in_trial += 1
+            self._enter_room(flow.owner)
         return held
+
+    def _enter_room(self, owner: int) -> None:
+        self._in_room[owner] = self._in_room.get(owner, 0) + 1
+
+    def _leave_room(self, owner: int) -> None:
+        self._in_room[owner] -= 1
+        if not self._in_room[owner]:
+            del self._in_room[owner]
 
     def _forget(self, flow: Flow) -> None:
         flow.queued = False
@@ -236,16 +251,20 @@ class Line:
             flow = running.flow
             flow.host.slots -= 1
             flow.host.waiting += 1
-            self._in_trial -= not quick
             self._waiting += 1
-            self._in_room[flow.owner] = self._in_room.get(flow.owner, 0) + 1
+            if quick:
+                self._enter_room(flow.owner)
+            else:
+                self._in_trial -= 1
             self._unblock(flow.host)
 
     def watch(self, now: float) -> None:
         """Note what calls under way show of their hosts: one that hangs is known before its call ends."""
         for running in self.running.values():
             host, lasts = running.flow.host, now - running.since
-            if running.waits and lasts > max(QUICK_SECONDS, host.seconds or 0.0):
+            # Once for each doubling: one call that hangs among many quick ones does not outweigh them.
+            if running.waits and lasts >= 2 * running.noted and lasts > (host.seconds or 0.0):
+                running.noted = lasts
                 host.took(lasts)
 
     def forgive(self, seconds: float) -> None:
@@ -260,16 +279,15 @@ class Line:
             return
         host = running.flow.host
         if running.waits:
-            owner = running.flow.owner
             host.waiting -= 1
             self._waiting -= 1
-            self._in_room[owner] -= 1
-            if not self._in_room[owner]:
-                del self._in_room[owner]
+            self._leave_room(running.flow.owner)
         else:
             _, quick = self._in_slots.pop(delivery_id)
             host.slots -= 1
-            self._in_trial -= not quick
+            if not quick:
+                self._in_trial -= 1
+                self._leave_room(running.flow.owner)
         if answered_at is not None:
             host.took(max(0.0, answered_at - running.since))
         if host.blocked:

@@ -176,5 +176,6 @@ def replay(delivery: Delivery, *, flow: int, extra: bool) -> None:
         "attempts_before": delivery.attempts,
         "next_attempt_at": max(now, delivery.due_at),
         "cancel_requested_at": None,
+        "fault": None,
     }
     _write([delivery], State.SCHEDULED, of=REPLAYABLE, **values)

@@ -19,6 +19,7 @@ from webtask_scheduler.scheduler.models import Attempt, ClockTimestamp, Delivery
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
+from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
@@ -172,6 +173,33 @@ def test_expired_call_that_was_cancelled_ends_cancelled():
     set_lease(State.RUNNING, attempts=1, cancel_requested_at="2020-01-01T00:00:00Z")
     reclaim_expired()
     assert Delivery.objects.get().state == State.CANCELLED
+
+
+def test_expired_lease_of_a_row_that_is_refused_harms_itself_only():
+    timers = [timer for _ in range(3) for timer in make(1)]
+    (lost,) = services.schedule(
+        [services.NewTimer(web_url="http://127.0.0.1:9/", recurrence=Recurrence(cron="* * * * *", timezone="UTC"))]
+    )
+    Timer.objects.filter(pk=lost.timer_id).update(timezone="Mars/Olympus")
+    set_lease(State.RUNNING, attempts=5)
+    assert sum(reclaim_expired()) == 4
+    assert {delivery.timer_id: bool(delivery.fault) for delivery in Delivery.objects.all()} == {
+        **dict.fromkeys(timers, False),
+        lost.timer_id: True,
+    }
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.FAILED}
+
+
+def test_clock_of_the_database_that_steps_back_blocks_no_reclaim():
+    make(2)
+    moved = Delivery.objects.first().pk
+    set_lease(State.RUNNING, attempts=1)
+    # A promise that lies ahead of the database's clock.
+    ahead = timezone.now() + timedelta(hours=1)
+    Delivery.objects.filter(pk=moved).update(due_at=ahead, next_attempt_at=ahead)
+    assert sum(reclaim_expired()) == 2
+    assert Delivery.objects.get(pk=moved).next_attempt_at >= ahead
+    assert set(Delivery.objects.values_list("state", flat=True)) == {State.SCHEDULED}
 
 
 def test_live_lease_is_left_alone():

@@ -1,0 +1,172 @@
+"""Which delivery a worker calls next: pure, with a clock of the test's own."""
+
+import uuid
+
+from webtask_scheduler.dispatch.queue import Held
+from webtask_scheduler.scheduler.delivery import hosts
+from webtask_scheduler.scheduler.delivery.hosts import Line
+
+
+def held(host, *, owner=0):
+    return Held(0.0, 10.0, uuid.uuid4(), uuid.uuid4(), host=host, flow=owner << 32 | 1)
+
+
+def add(line, host, count=1, *, owner=0):
+    for _ in range(count):
+        line.add(held(host, owner=owner))
+
+
+def pick(line, now=0.0, *, most=1000):
+    """Pick and begin; return the hosts that are called, and those put off."""
+    start, later = line.pick(now, most=most)
+    for item in start:
+        line.begun(item.delivery_id, now)
+    return [item.host for item in start], [item.host for item, _ in later]
+
+
+def answer_all(line, now):
+    for delivery_id in list(line.running):
+        line.release(delivery_id, answered_at=now)
+
+
+def known_as_quick(line, *names, now=0.0):
+    for name in names:
+        add(line, name)
+        pick(line, now)
+        answer_all(line, now + 0.005)
+
+
+def test_host_of_which_nothing_is_known_gets_few_until_it_has_answered():
+    line = Line(slots=32, room=512)
+    add(line, "new", 100)
+    assert pick(line)[0] == ["new"] * hosts.WAITING_LEAST
+    answer_all(line, 0.005)
+    assert pick(line, 0.005)[0] == ["new"] * round(32 * hosts.HOST_SHARE)
+
+
+def test_hosts_that_are_not_known_to_be_quick_share_half_of_the_slots():
+    line = Line(slots=32, room=512)
+    known_as_quick(line, "quick")
+    for number in range(1000):
+        add(line, f"new-{number}")
+    assert len(pick(line)[0]) == 16
+    add(line, "quick", 3)
+    assert pick(line)[0] == ["quick"] * 3
+
+
+def test_call_that_only_waits_gives_its_slot_up():
+    line = Line(slots=4, room=512)
+    for number in range(8):
+        add(line, f"new-{number}")
+    assert len(pick(line, 0.0)[0]) == 2
+    assert len(pick(line, hosts.PATIENCE_SECONDS + 0.001)[0]) == 2
+    assert len(pick(line, 2 * hosts.PATIENCE_SECONDS + 0.002)[0]) == 2
+
+
+def test_flow_that_had_nothing_waiting_goes_before_crowds():
+    line = Line(slots=8, room=512)
+    known_as_quick(line, "crowd", "seldom")
+    add(line, "crowd", 1000)
+    pick(line, most=4)
+    add(line, "seldom")
+    assert pick(line, most=1)[0] == ["seldom"]
+
+
+def test_owners_have_turns_however_many_hosts_they_call():
+    line = Line(slots=32, room=512)
+    names = [f"quick-{number}" for number in range(50)]
+    known_as_quick(line, *names, "other")
+    for name in names:
+        add(line, name, 10, owner=1)
+    pick(line, most=10)
+    add(line, "other", 5, owner=2)
+    assert pick(line, most=10)[0].count("other") == 5
+
+
+def test_owner_may_have_as_many_in_the_waiting_room_as_are_free():
+    line = Line(slots=32, room=20)
+    now = 0.0
+    put_off: list[str] = []
+    for number in range(100):
+        add(line, f"hangs-{number}", owner=1)
+    for _ in range(40):
+        now += hosts.PATIENCE_SECONDS + 0.001
+        put_off += pick(line, now)[1]
+    assert len(line.running) == 10
+    assert len(put_off) == 90
+    # Another owner finds room.
+    add(line, "new", owner=2)
+    assert pick(line, now)[0] == ["new"]
+
+
+def test_slow_host_gets_calls_by_how_long_they_take():
+    line = Line(slots=32, room=512)
+    line._hosts["slow"] = hosts.Host("slow", seconds=0.8)
+    line._hosts["hangs"] = hosts.Host("hangs", seconds=30.0)
+    add(line, "slow", 1000)
+    add(line, "hangs", 1000)
+    now, called = 0.0, []
+    for _ in range(20):
+        now += hosts.PATIENCE_SECONDS + 0.001
+        called += pick(line, now)[0]
+    assert called.count("slow") == hosts.WAITING_MOST
+    assert called.count("hangs") == hosts.WAITING_LEAST
+
+
+def test_quick_hosts_that_hang_all_at_once_take_no_more_than_they_had_under_way():
+    line = Line(slots=8, room=10)
+    names = [f"quick-{number}" for number in range(30)]
+    known_as_quick(line, *names)
+    now = 1.0
+    for name in names:
+        add(line, name, 50)
+    for _ in range(100):
+        now += hosts.PATIENCE_SECONDS + 0.001
+        pick(line, now)
+    # Each begins one at least; once the room is full, none begins another.
+    assert len(line.running) <= 10 + 8 + len(names)
+
+
+def test_one_call_that_hangs_among_many_quick_ones_does_not_make_a_host_slow():
+    line = Line(slots=32, room=512)
+    known_as_quick(line, "mixed")
+    add(line, "mixed")
+    pick(line, 0.0)
+    (hanging,) = line.running
+    now = 0.0
+    slow_for = 0
+    for _ in range(400):
+        now += 0.1
+        add(line, "mixed")
+        pick(line, now)
+        for delivery_id in [key for key in line.running if key != hanging]:
+            line.release(delivery_id, answered_at=now + 0.005)
+        line.watch(now)
+        slow_for += not line._hosts["mixed"].quick
+    assert slow_for < 200
+
+
+def test_nothing_is_forgotten():
+    line = Line(slots=8, room=16)
+    for number in range(300):
+        add(line, f"host-{number % 40}", owner=number % 3)
+    seen, put_off, now = 0, 0, 0.0
+    while seen + put_off < 300:
+        now += 0.01
+        called, later = pick(line, now)
+        seen += len(called)
+        put_off += len(later)
+        assert called or later or line.queued
+        answer_all(line, now + 0.002)
+        assert now < 60
+    assert line.queued == 0
+    assert not line._flows
+    assert not line.running
+
+
+def test_closing_takes_all_that_waits():
+    line = Line(slots=8, room=16)
+    add(line, "a", 20)
+    started = len(pick(line)[0])
+    assert len(list(line.drain())) == 20 - started
+    assert line.queued == 0
