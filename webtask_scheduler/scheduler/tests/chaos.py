@@ -3,9 +3,10 @@
     ./scripts/chaos --seconds 60 --seed 1 [--json FILE]
 
 Two beats, two workers and one web process run beside a PostgreSQL and a Redis of their own. Customers post timers over
-HTTP and keep exactly what was answered with 201. Meanwhile processes are killed (-9) and stopped, PostgreSQL crashes,
-Redis is emptied, full, frozen or gone. Then everything is left alone, and the books are compared: what was promised,
-what the receiver saw, and what the database says about it. The plan of faults depends on the seed alone.
+HTTP and keep exactly what was answered with 201; editors change others that recur every second. Meanwhile processes are
+killed (-9) and stopped, PostgreSQL crashes, Redis is emptied, full, frozen or gone. Then everything is left alone, and
+the books are compared: what was promised, what the receiver saw, and what the database says about it. The plan of
+faults depends on the seed alone.
 """
 
 import argparse
@@ -35,6 +36,8 @@ import redis
 
 from webtask_scheduler.scheduler.queue.leases import RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.retry import MAX_ATTEMPTS
+from webtask_scheduler.scheduler.tests import editors as account
+from webtask_scheduler.scheduler.tests.editors import Editors
 from webtask_scheduler.scheduler.tests.receiver import Call, Receiver
 from webtask_scheduler.scheduler.tests.service import CHECKOUT, COMMANDS, START_SECONDS, Service
 
@@ -51,6 +54,10 @@ RESTART_SECONDS = 1.0
 FORGETFUL_SECONDS = 2.0
 # For what was called in vain at first: the retry's wait, a lost attempt, another one.
 FINISH_SECONDS = 60.0
+# Timers that editors change, beside those that customers post.
+EDITED_TIMERS = 16
+# What the log of PostgreSQL must not say.
+REFUSED = ("deadlock detected", "duplicate key value")
 
 
 # The service, and the servers that it needs
@@ -501,6 +508,10 @@ class Verdict:
     # Calls of a delivery beyond its first that are no such retries, by what explains them.
     duplicates: dict[str, int] = field(default_factory=dict)
     unfinished: int = 0
+    # Answers that editors got, calls of their timers, and pauses that were seen to hold.
+    edits: dict[str, int] = field(default_factory=dict)
+    edited_calls: int = 0
+    pauses_held: int = 0
     worst_late_seconds: float = 0.0
     worst_recovery_seconds: float = 0.0
     limit_seconds: float = LIMIT_SECONDS
@@ -526,6 +537,7 @@ class Verdict:
             f"retries      {self.retries}",
             f"duplicates   {sum(self.duplicates.values())}{f' ({duplicates})' if duplicates else ''}",
             f"unfinished   {self.unfinished}",
+            f"edited       {sum(self.edits.values())} requests, {self.edited_calls} calls, {self.pauses_held} pauses",
             f"latest call  {self.worst_late_seconds:.1f} s after its moment",
             f"recovery     {self.worst_recovery_seconds:.1f} of {self.limit_seconds:g} s from a fault to a call",
             f"logs         {sum(self.log_lines.values())} lines, {sum(self.tracebacks.values())} tracebacks",
@@ -544,17 +556,20 @@ class _Row:
     attempts: int
     # The error of each attempt by its number; empty for a success.
     errors: dict[int, str] = field(default_factory=dict)
+    # Of a timer that editors change.
+    edited: bool = False
 
 
 def read_rows(stack: Stack, target: Target) -> dict[str, _Row]:
     """Return what the database says about the deliveries to a target, by their ids."""
     mine = target.url("/") + "%"
     deliveries = stack.rows(
-        "SELECT d.id::text, t.id::text, extract(epoch FROM d.due_at)::float8, d.state, d.attempts"
+        "SELECT d.id::text, t.id::text, extract(epoch FROM d.due_at)::float8, d.state, d.attempts,"
+        " strpos(t.web_url, '/edited/') > 0"
         " FROM scheduler_delivery d JOIN scheduler_timer t ON t.id = d.timer_id WHERE t.web_url LIKE %s",
         mine,
     )
-    rows = {row[0]: _Row(*row[1:]) for row in deliveries}
+    rows = {row[0]: _Row(*row[1:5], edited=row[5]) for row in deliveries}
     for delivery_id, number, error in stack.rows(
         "SELECT a.delivery_id::text, a.number, a.error FROM scheduler_attempt a"
         " JOIN scheduler_delivery d ON d.id = a.delivery_id JOIN scheduler_timer t ON t.id = d.timer_id"
@@ -588,12 +603,16 @@ def settle(stack: Stack, target: Target, *, say: Callable[[str], None] = lambda 
     time.sleep(0.5)
 
 
-def judge(stack: Stack, target: Target, customers: Customers, struck: list[Struck]) -> Verdict:
+def judge(
+    stack: Stack, target: Target, customers: Customers, struck: list[Struck], editors: Editors | None = None
+) -> Verdict:
     """Compare what was promised, what was called and what was written down."""
-    rows = read_rows(stack, target)
+    everything = read_rows(stack, target)
+    rows = {delivery_id: row for delivery_id, row in everything.items() if not row.edited}
     calls: dict[str, list[Call]] = defaultdict(list)
+    edited: dict[str, list[Call]] = defaultdict(list)
     for call in sorted(target.calls, key=lambda call: call.at):
-        calls[call.headers["webhook-id"]].append(call)
+        (edited if call.path.startswith("/edited/") else calls)[call.headers["webhook-id"]].append(call)
     found = Verdict(
         accepted=len(customers.accepted),
         calls=len(target.calls),
@@ -610,16 +629,68 @@ def judge(stack: Stack, target: Target, customers: Customers, struck: list[Struc
         else:
             found.wrong.append(f"delivery {delivery_id} was called and is not in the database")
     for call in target.cut_off:
-        row = rows.get(call.headers["webhook-id"])
+        row = everything.get(call.headers["webhook-id"])
         if row and call.at < row.due_at:
             found.early += 1
             found.wrong.append(f"delivery {call.headers['webhook-id']} was called too early, and cut off")
+    if editors is not None:
+        _judge_editors(found, stack, editors)
+        _judge_edited(found, everything, edited, [one.began for one in struck if one.forgetful])
     found.slowest = [line for _, line in sorted(slowest, reverse=True)[:3]]
     for path in sorted(stack.logs.iterdir()):
         text = path.read_text(errors="replace")
         found.log_lines[path.stem] = text.count("\n")
         found.tracebacks[path.stem] = text.count("Traceback (most recent call last)")
     return found
+
+
+def _judge_editors(found: Verdict, stack: Stack, editors: Editors) -> None:
+    """Judge what editors were answered."""
+    found.edits = dict(editors.answers)
+    found.pauses_held, wrong = account.called_while_paused(stack.rows, editors)
+    found.wrong += wrong + account.broken(stack.rows, editors)
+    # 503 is an answer: the database was away.
+    found.wrong += [failure for failure in editors.failures if ": 503 " not in failure]
+    log = stack.postgres.log_file.read_text(errors="replace")
+    found.wrong += [f"PostgreSQL says {log.count(text)} x {text!r}" for text in REFUSED if text in log]
+
+
+def _judge_edited(found: Verdict, rows: dict[str, _Row], calls: dict[str, list[Call]], crashes: list[float]) -> None:
+    """Judge the calls of timers that were edited: none is early, each is written down, and a second one explained."""
+    for delivery_id, made in calls.items():
+        found.edited_calls += len(made)
+        row = rows.get(delivery_id)
+        for index, call in enumerate(made):
+            # What was committed without waiting for the disk: its start, or the record that made the delivery.
+            forgotten = any(call.at - FORGETFUL_SECONDS <= crash <= call.at + FORGETFUL_SECONDS for crash in crashes)
+            number = call.json["attempt"]
+            if row is not None and call.at < row.due_at:
+                found.early += 1
+                found.wrong.append(f"delivery {delivery_id} was called {row.due_at - call.at:.3f} s too early")
+            if row is None or number not in row.errors:
+                if not forgotten:
+                    found.wrong.append(f"delivery {delivery_id}: call {index + 1} is not written down")
+            elif index:
+                reason = _explain(row, made[:index], call, crashes)
+                if reason != "retry":
+                    found.duplicates[reason] = found.duplicates.get(reason, 0) + 1
+                if reason.startswith("not"):
+                    found.wrong.append(f"delivery {delivery_id}: call {index + 1} is {reason}")
+
+
+def end_edits(stack: Stack, target: Target, editors: Editors) -> list[str]:
+    """Wait until every timer that is enabled has been called again, then cancel them all; return which were not."""
+    stack.until(lambda: account.bulks_ended(stack.rows), seconds=FINISH_SECONDS)
+    marked = len(target.calls)
+    lively = account.enabled(stack.rows, editors)
+
+    def silent() -> set[str]:
+        return lively - {call.headers["webtask-timer-id"] for call in target.calls[marked:]}
+
+    stack.until(lambda: not silent(), seconds=LIMIT_SECONDS)
+    left = [f"timer {timer_id} is enabled and was not called again" for timer_id in silent()]
+    editors.cancel_all(stack.rows)
+    return left
 
 
 def _judge_promises(
@@ -732,10 +803,12 @@ def suffer(
     """Do a plan of faults to a service that runs, wait until all is quiet, and return the report."""
     say("\n".join(["the plan:", *map(str, plan)]))
     customers = Customers(stack, target, seed=seed)
+    editors = Editors(stack.port, target.url, seed=seed, timers=EDITED_TIMERS)
     saboteur = Saboteur(stack)
     ready = stack.until(stack.is_ready, seconds=START_SECONDS)
     waiting = list(plan)
-    with customers.posting(rate=rate):
+    editors.make()
+    with customers.posting(rate=rate), editors.editing():
         begun = time.monotonic()
         said = 0
         while (passed := time.monotonic() - begun) < seconds:
@@ -748,9 +821,10 @@ def suffer(
             time.sleep(0.02)
         saboteur.end()
     quiet_at = time.time()
+    silent = end_edits(stack, target, editors)
     settle(stack, target, say=say)
-    found = judge(stack, target, customers, saboteur.struck)
-    found.wrong += saboteur.errors
+    found = judge(stack, target, customers, saboteur.struck, editors)
+    found.wrong += saboteur.errors + silent
     if not ready:
         found.wrong.append("/readyz did not answer 200 before the first fault")
     say(str(found))

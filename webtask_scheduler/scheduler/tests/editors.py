@@ -262,6 +262,23 @@ SELECT timer.id::text, delivery.id::text, extract(epoch FROM delivery.started_at
 """
 
 
+def described(rows: Rows, timer_id: str) -> tuple[Any, ...]:
+    """Return what the database says of a timer, for the one who reads the failure."""
+    (row,) = rows(
+        "SELECT timer.id::text, task.enabled, task.last_run_at, latest.state, latest.due_at, latest.next_attempt_at"
+        "  FROM scheduler_timer timer JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id"
+        "  LEFT JOIN LATERAL (SELECT * FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra"
+        "    ORDER BY occurrence DESC LIMIT 1) latest ON true WHERE timer.id = %s",
+        timer_id,
+    )
+    return row
+
+
+def bulks_ended(rows: Rows) -> bool:
+    """Return whether no bulk operation is under way: one may pause timers long after it was asked for."""
+    return not rows("SELECT id FROM scheduler_bulkoperation WHERE finished_at IS NULL LIMIT 1")
+
+
 def enabled(rows: Rows, editors: Editors) -> set[str]:
     """Return the timers that go on."""
     found = rows(

@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.tests.chaos import (
     Verdict,
     _explain,
     _judge_calls,
+    _judge_edited,
     _judge_promises,
     _Row,
     judge,
@@ -244,3 +245,27 @@ def test_early_call_is_told():
     struck = [Struck(Fault(0, "beat-1", "kill"), 80.0, 81.0)]
     list(_judge_calls(found, "d", _Row("t", 90.0, "succeeded", 1, {1: ""}), [call(1, 89.999)], struck))
     assert (found.early, found.passed) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("row", "calls", "crashes", "wrong"),
+    [
+        (_Row("t", 90.0, "cancelled", 1, {1: ""}), [call(1, 91.0)], [], []),
+        (_Row("t", 90.0, "failed", 2, {1: "status", 2: "status"}), [call(1, 91.0), call(2, 99.0)], [], []),
+        (_Row("t", 90.0, "succeeded", 1, {1: ""}), [call(1, 89.0)], [], ["too early"]),
+        (_Row("t", 90.0, "paused", 0), [call(1, 91.0)], [], ["not written down"]),
+        (
+            _Row("t", 90.0, "succeeded", 2, {1: "", 2: ""}),
+            [call(1, 91.0), call(2, 92.0)],
+            [],
+            ["recorded as a success"],
+        ),
+        (None, [call(1, 91.0)], [], ["not written down"]),
+        (None, [call(1, 91.0)], [92.0], []),
+    ],
+)
+def test_calls_of_edited_timers_are_each_accounted_for(row, calls, crashes, wrong):
+    found = Verdict()
+    _judge_edited(found, {"d": row} if row else {}, {"d": calls}, crashes)
+    assert len(found.wrong) == len(wrong)
+    assert all(text in line for line, text in zip(found.wrong, wrong, strict=True))
