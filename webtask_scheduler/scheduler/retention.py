@@ -63,30 +63,37 @@ def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = Fal
         if dry_run:
             cursor.execute(_COUNT_ENDED, values)
         else:
-            cursor.execute(_LOCK_ENDED, values)
-            cursor.execute(_PRUNE, values | {"timers": [row[0] for row in cursor.fetchall()]})
+            for statement in (_FIND_ENDED, _LOCK_ENDED):
+                cursor.execute(statement, values)
+                values["timers"] = [row[0] for row in cursor.fetchall()]
+            cursor.execute(_PRUNE, values)
         return int(cursor.fetchone()[0])
 
 
 # Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
 _ENDED = """
   SELECT timer_id FROM scheduler_delivery old
-   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s) {timers}
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
      AND NOT EXISTS (
        SELECT FROM scheduler_delivery other WHERE other.timer_id = old.timer_id
           AND (other.finished_at IS NULL OR (other.finished_at, other.id) > (old.finished_at, old.id)))
-   ORDER BY finished_at {limit}
+   ORDER BY finished_at
 """
-_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED.format(timers='', limit='')}) ended"  # noqa: S608 - only constants are put in
-# Who replays or runs a timer holds its row: one that is locked is not ended, or will not be for long.
-_LOCK_ENDED = f"""
-SELECT id FROM scheduler_timer WHERE id IN ({_ENDED.format(timers="", limit="LIMIT %(limit)s")})
- ORDER BY id FOR UPDATE SKIP LOCKED
-"""  # noqa: S608 - only constants are put in
+_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED}) ended"  # noqa: S608 - only constants are put in
+_FIND_ENDED = f"{_ENDED} LIMIT %(limit)s"
+# Whoever replays or runs a timer holds its row: one that is locked is not ended, or will not be for long.
+_LOCK_ENDED = """
+SELECT id FROM scheduler_timer WHERE id = ANY(%(timers)s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+"""
 # One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
 # keys are checked at the end. It looks again at what has ended: somebody may have replayed it before it was locked.
-_PRUNE = f"""
-WITH ended AS MATERIALIZED ({_ENDED.format(timers="AND timer_id = ANY(%(timers)s::uuid[])", limit="")}),
+_PRUNE = """
+WITH ended AS MATERIALIZED (
+  SELECT timer_id FROM unnest(%(timers)s::uuid[]) AS locked (timer_id)
+   WHERE NOT EXISTS (
+     SELECT FROM scheduler_delivery delivery WHERE delivery.timer_id = locked.timer_id
+        AND (finished_at IS NULL OR finished_at >= statement_timestamp() - make_interval(secs => %(seconds)s)))
+),
 locked AS MATERIALIZED (SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)),
 labels AS (DELETE FROM scheduler_timerlabel label USING ended WHERE label.timer_id = ended.timer_id),
 attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
@@ -117,7 +124,7 @@ intervals AS (
                       WHERE other.interval_id = every.id AND other.id NOT IN (SELECT id FROM tasks))
 )
 SELECT count(*) FROM timers
-"""  # noqa: S608
+"""
 
 
 def prune_past(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:

@@ -56,6 +56,7 @@ def check_url(url: str, *, max_length: int) -> None:
     _check_host(parts.scheme, parts.netloc)
 
 
+PORT_DIGITS = 5
 BAD_HOST = "The URL's host or port is not valid."
 
 
@@ -74,7 +75,8 @@ def _check_host(scheme: str, netloc: str) -> None:
         host = (urlsplit(prepared.url or "").hostname or "").removesuffix(".")
     except (exceptions.RequestException, ValueError) as error:
         raise ValueError(str(error) if str(error).startswith("The URL") else BAD_HOST) from error
-    if port == 0:
+    # A port is a number of at most five digits; zeros before it would make a host of any length.
+    if port == 0 or len(parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]) > PORT_DIGITS:
         raise ValueError(BAD_HOST)
     # DNS knows no longer names and labels; a resolver would only say so at the call's moment.
     if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004

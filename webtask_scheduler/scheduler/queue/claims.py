@@ -78,7 +78,9 @@ SELECT step.flow, step.number, EXISTS (
   FROM step
 """
 
-_RANGE = """next_attempt_at <= statement_timestamp() + make_interval(secs => %(until)s)
+# Nothing is claimed while all calls are stopped: it would only be held.
+_RANGE = """NOT EXISTS (SELECT FROM scheduler_callstop WHERE host = '')
+        AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(until)s)
         AND next_attempt_at > coalesce(statement_timestamp() - make_interval(secs => %(since)s), '-infinity')"""
 
 # What is due, locked in index order up to each portion's limit. The bounds are the statement's own time:
@@ -114,7 +116,7 @@ WITH {ASYNC_COMMIT},
 due AS MATERIALIZED ({due}),
 wanted AS MATERIALIZED (
   SELECT due.id, task.id AS task_id, timer.host,
-         EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host IN ('', timer.host)) AS stopped,
+         EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host = timer.host) AS stopped,
          due.extra OR timer.outcome_of IS NOT NULL
            OR (task.enabled OR {HANDED_OVER}) AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
     FROM due

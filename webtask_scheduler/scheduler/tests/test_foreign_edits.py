@@ -4,6 +4,7 @@ Each edit is made by every door there is; then the rows are looked at, a claim i
 """
 
 import threading
+import time
 from contextlib import suppress
 from datetime import timedelta
 from unittest import mock
@@ -187,7 +188,7 @@ def test_disabling_stops_what_is_claimed(make_timer, delivery_of, admin_client, 
     timer = make_timer(delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
     door(timer.periodic_task, admin_client)
-    assert start_attempts(pairs) == ([], {}, [])
+    assert start_attempts(pairs) == ([], {}, [], [])
     assert delivery_of(timer).state == State.PAUSED
 
 
@@ -291,7 +292,7 @@ def test_moving_what_is_claimed_stops_it(make_timer, admin_client, work, receive
     timer = make_timer(receiver.url(), delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
     door(timer.periodic_task, admin_client, soon(hours=1))
-    assert start_attempts(pairs) == ([], {}, [])
+    assert start_attempts(pairs) == ([], {}, [], [])
     assert work().held == []
     assert receiver.calls == []
 
@@ -606,8 +607,9 @@ class Pool:
     def __init__(self):
         self.client = Client(callers=1, user_agent="test")
 
-    def hand_over(self, items):
-        started, *_ = start_attempts([(delivery_id, token) for delivery_id, token, _ in items])
+    def hand_over(self, items, at):
+        time.sleep(max(0.0, at - time.monotonic()))
+        started, *_ = start_attempts([(delivery_id, token) for delivery_id, token, *_ in items])
         record_outcomes([call_url(call, client=self.client, timeout_seconds=5) for call in started])
 
 

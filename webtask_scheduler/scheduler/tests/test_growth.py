@@ -1,12 +1,11 @@
 """However long a busy service runs, every table stays bounded."""
 
-import threading
 import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.contrib.sessions.models import Session
-from django.db import connection, transaction
+from django.db import connection
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from config.celery_app import app
@@ -214,28 +213,6 @@ def test_trimming_reads_the_index_of_timers_that_have_had_many(client, history, 
         cursor.execute("SET LOCAL enable_seqscan = off")
         cursor.execute("EXPLAIN " + retention._TRIM, {"keep": 900, "limit": 100})
         assert "delivery_many_idx" in "\n".join(row[0] for row in cursor.fetchall())
-
-
-@pytest.mark.django_db(transaction=True)
-def test_delivery_that_is_replayed_while_it_is_pruned_stays(make_timer, sql):
-    timer = make_timer(delay_seconds=-1)
-    run(status_code=500, error="status", retry_after_seconds=None)
-    sql("UPDATE scheduler_delivery SET state = 'failed', finished_at = now() - %s", 31 * DAYS)
-    pruned = []
-
-    def prune():
-        pruned.append(retention.prune(older_than=30 * DAYS))
-        connection.close()
-
-    with transaction.atomic():
-        services.replay(timer.pk)
-        other = threading.Thread(target=prune)
-        other.start()
-        other.join(1.0)
-        assert other.is_alive(), "it waits for the replay's lock"
-    other.join(20)
-    assert pruned == [0]
-    assert Delivery.objects.get().state == State.SCHEDULED
 
 
 # Upkeep

@@ -182,7 +182,7 @@ def test_call_stop_holds_every_spelling_of_its_host(make_timer, delivery_of, spe
 def test_flow_is_shared_by_every_spelling_of_a_host(make_timer):
     timers = [make_timer(url) for url in ("http://localhost/", "https://LOCALHOST.:443/", "http://me@localhost:80/a")]
     assert len({timer.flow for timer in timers}) == 1
-    services.edit(timers[0].pk, services.NewTimer(web_url="http://127.1/"), reschedule=False)
+    services.edit(timers[0].pk, lambda _: (services.NewTimer(web_url="http://127.1/"), False))
     assert Timer.objects.get(pk=timers[0].pk).host == "127.0.0.1"
 
 

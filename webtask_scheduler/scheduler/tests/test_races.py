@@ -241,9 +241,9 @@ def test_reclaim_of_leases_leaves_a_timer_alone_that_is_being_edited(secondly):
     Delivery.objects.update(lease_expires_at=timezone.now() - timedelta(seconds=1))
     with beside() as start, transaction.atomic():
         services.run_now(timer.pk)
-        assert start(reclaim_expired).result(WAIT_SECONDS) == 1
+        assert sum(start(reclaim_expired).result(WAIT_SECONDS)) == 1
         assert states(other)[0] == (1, "scheduled")
-    assert reclaim_expired() == 1
+    assert sum(reclaim_expired()) == 1
 
 
 # Replay
@@ -463,7 +463,7 @@ def test_record_of_a_promise_that_has_moved_into_the_future_is_written(make_time
     Delivery.objects.filter(timer=timer).update(due_at=future, next_attempt_at=future)
     if kind == "lost":
         Delivery.objects.update(lease_expires_at=timezone.now() - timedelta(seconds=1))
-        assert reclaim_expired() == 1
+        assert sum(reclaim_expired()) == 1
     else:
         assert fail(call) == 1
     delivery = delivery_of(timer)
