@@ -12,7 +12,7 @@ from requests.exceptions import RequestException
 
 # Left out whatever the scheme: a host that a person types, or that is stored, has none.
 _DEFAULT_PORTS = (80, 443)
-_LEFT_OUT = dict.fromkeys(map(ord, "\t\r\n"))
+_LEFT_OUT = dict.fromkeys([*range(0x20), 0x7F])
 _NETLOC = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?([^/?#]*)")
 # Canonical as it stands, which most hosts are: lower-case ASCII, no port, and a last label that no address begins with.
 _PLAIN = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*")
@@ -26,7 +26,7 @@ def canonical_host(url: str) -> str:
     is resolved. A text that has no valid host is returned in lower case, so that the result is empty only for an empty
     text: an empty host means every host to a stop and to a filter.
     """
-    # URL parsers leave these out wherever they stand.
+    # Parsers of URLs leave some of them out, wherever they stand.
     match = _NETLOC.match(url.translate(_LEFT_OUT).strip())
     return _canonical(match[1] if match else "") or url.lower()
 
