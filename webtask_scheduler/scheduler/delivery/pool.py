@@ -320,8 +320,7 @@ class CallPool:
             )
         # What is neither started nor early has ended or is stale: cancelled, paused, stopped, or taken by another.
         for delivery_id in [delivery_id for delivery_id in waiting if delivery_id not in result.early]:
-            self._let_go(delivery_id)
-            del waiting[delivery_id]
+            self._let_go(waiting.pop(delivery_id))
         return result.early
 
     def _grow(self) -> bool:
@@ -346,13 +345,15 @@ class CallPool:
     def _give_back(self, batch: Sequence[Held], waits: Sequence[float]) -> None:
         self._persist(lambda: put_back(batch, wait_seconds=waits), until=self._clock() + 1.0)
         for held in batch:
-            self._let_go(held.delivery_id)
+            self._let_go(held)
 
-    def _let_go(self, delivery_id: uuid.UUID) -> None:
+    def _let_go(self, held: Held) -> None:
         """Forget a delivery, and free its slot if it has one."""
         with self._changed:
-            self._line.release(delivery_id)
-            self._held.pop(delivery_id, None)
+            self._line.release(held.delivery_id)
+            # Given back, it may have been claimed and handed over again already.
+            if self._held.get(held.delivery_id) is held:
+                del self._held[held.delivery_id]
             self._changed.notify()
 
     # The callers
