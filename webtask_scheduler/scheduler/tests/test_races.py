@@ -18,7 +18,7 @@ from webtask_scheduler.scheduler.delivery import pool as pool_module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
-from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.queue.attempts import Batch, Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
@@ -430,6 +430,27 @@ def test_start_whose_answer_was_lost_is_not_recorded_as_lost(receiver, make_time
     with worker() as pool:
         hand_over(pool, timer)
         until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=3)
+        hand_over(pool, timer)
+        receiver.wait_for(1)
+        until(lambda: delivery_of(timer).state == State.SUCCEEDED)
+    assert list(Attempt.objects.values_list("number", "error")) == [(1, "")]
+
+
+def test_delivery_that_is_handed_over_again_while_it_is_given_back_is_called(
+    receiver, make_timer, delivery_of, monkeypatch
+):
+    timer = make_timer(receiver.url(), delay_seconds=-1)
+    put_back = pool_module.put_back
+
+    def put_back_and_hand_over(*arguments, **more):
+        put_back(*arguments, **more)
+        monkeypatch.undo()
+        hand_over(pool, timer)
+
+    monkeypatch.setattr(pool_module, "put_back", put_back_and_hand_over)
+    # Not due yet, by more than a thread waits for: given back.
+    monkeypatch.setattr(pool_module, "start_attempts", lambda items: Batch([], {items[0][0]: 1.0}, [], []))
+    with worker() as pool:
         hand_over(pool, timer)
         receiver.wait_for(1)
         until(lambda: delivery_of(timer).state == State.SUCCEEDED)
