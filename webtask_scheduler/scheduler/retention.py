@@ -12,6 +12,7 @@ from django.db import connection, transaction
 
 from webtask_scheduler.scheduler import idempotency
 from webtask_scheduler.scheduler.models import MARKED_EVERY
+from webtask_scheduler.scheduler.queue.faults import is_away
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,11 @@ def run(*, seconds: float) -> None:
             try:
                 with transaction.atomic():
                     more = step() > 0
-            except Exception:
+            except Exception as error:
+                if is_away(error) and (connection.connection is None or not connection.is_usable()):
+                    # Lost, and the other steps would find out the same: the task says so.
+                    connection.close()
+                    raise
                 logger.exception("prune_failed step=%r", name)
                 more = False
             if more:

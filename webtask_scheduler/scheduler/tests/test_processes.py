@@ -308,7 +308,7 @@ def test_service_is_ready_while_a_worker_moves_and_says_when_none_does():
     with running("web", "worker", "beat") as service:
         wait_until(lambda: service.get("/readyz")[0] == 200)
         pid = service.processes["worker"].pid
-        assert Worker.objects.get().name.endswith(f":{pid}")
+        assert Worker.objects.get(kind=facts.CALLS).name.endswith(f":{pid}")
         assert check_health("worker") == (0, "")
         service.signal("worker", signal.SIGSTOP)
         wait_until(lambda: service.get("/readyz")[0] == 503)
