@@ -144,7 +144,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
         to read is a dead one. One whose network vanished is found out by the keepalives. Django's own check sends a
         query before the first one of each request, a sixth of what creating a timer takes.
         """
-        if self.connection is None or self.connection.closed:
+        # libpq knows of a loss that it has met already, and has no socket any more.
+        if self.connection is None or self.connection.closed or self.connection.info.status:
             return False
         poll = select.poll()
         poll.register(self.connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)

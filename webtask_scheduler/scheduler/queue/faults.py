@@ -33,7 +33,8 @@ UPDATE django_celery_beat_periodictask task SET enabled = false, last_run_at = c
 
 def is_away(error: BaseException) -> bool:
     """Whether an error says that the database is away or busy, rather than that it refuses what it was given."""
-    return isinstance(error, (OperationalError, InterfaceError))
+    # Where this process waits for the server itself (config.database), a lost connection has the plainest class.
+    return isinstance(error, (OperationalError, InterfaceError)) or type(error) is DatabaseError
 
 
 def each_alone(

@@ -10,17 +10,20 @@ from datetime import timedelta
 
 import psycopg2
 import pytest
-from django.db import IntegrityError, connection
+from django.db import DatabaseError, IntegrityError, connection
 from django.db.models import F
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
+from psycopg2 import extensions
 
+from config.database.base import bound_waits
 from webtask_scheduler.scheduler import facts, tasks
 from webtask_scheduler.scheduler.delivery import hosts
 from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.receiver import Receiver
 from webtask_scheduler.scheduler.tests.service import database_url
@@ -358,4 +361,22 @@ def another_session():
         with session.cursor() as cursor:
             yield cursor
     finally:
+        session.close()
+
+
+def test_connection_that_is_lost_in_a_worker_is_no_fault_of_a_row(make_timer):
+    """A worker waits for the server through a callback, and psycopg2 then has another class for a lost connection."""
+    bound_waits(statement_seconds=30.0)
+    session = connection.copy()
+    try:
+        with session.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pid = cursor.fetchone()[0]
+            with connection.cursor() as killer:
+                killer.execute("SELECT pg_terminate_backend(%s)", [pid])
+            with pytest.raises(DatabaseError) as lost:
+                cursor.execute("SELECT pg_sleep(1)")
+        assert is_away(lost.value), repr(lost.value)
+    finally:
+        extensions.set_wait_callback(None)
         session.close()
