@@ -16,6 +16,9 @@ from webtask_scheduler.scheduler.queue.faults import is_away
 
 logger = logging.getLogger(__name__)
 
+# PostgreSQL's code for a statement that took too long: that is one step's trouble.
+TIMED_OUT = "57014"
+
 # Timers of one transaction, and the pause after it: some tens of milliseconds of one core, then several times as long
 # for running timers, who come first.
 BATCH_ROWS = 200
@@ -44,9 +47,8 @@ def run(*, seconds: float) -> None:
                 with transaction.atomic():
                     more = step() > 0
             except Exception as error:
-                if is_away(error) and (connection.connection is None or not connection.is_usable()):
-                    # Lost, and the other steps would find out the same: the task says so.
-                    connection.close()
+                if is_away(error) and getattr(error.__cause__, "pgcode", None) != TIMED_OUT:
+                    # The other steps would find out the same; the task says so.
                     raise
                 logger.exception("prune_failed step=%r", name)
                 more = False
