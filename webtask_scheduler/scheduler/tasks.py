@@ -20,7 +20,7 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import facts, retention, services
-from webtask_scheduler.scheduler.delivery.pool import ROOM_PER_SLOT, CallPool
+from webtask_scheduler.scheduler.delivery.pool import CallPool, waiting_room
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
 from webtask_scheduler.scheduler.queue.claims import claim_timer
@@ -70,7 +70,7 @@ def _open(sender: Any, **_: Any) -> None:
         return
     global _pool  # noqa: PLW0603 - one pool a process is the point
     raise_descriptor_limit()
-    threads = settings.WEBTASK_CALLERS * (1 + ROOM_PER_SLOT)
+    threads = settings.WEBTASK_CALLERS + waiting_room(settings.WEBTASK_CALLERS)
     client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(
         callers=settings.WEBTASK_CALLERS,

@@ -63,6 +63,7 @@ WATCH_SECONDS = 0.25
 SLOTS_SECONDS = 0.02
 # Waiting calls under way, for each slot: threads that only wait.
 ROOM_PER_SLOT = 16
+ROOM_MOST = 2048
 # What such a thread needs; the default of 8 MiB is address space that some machines count.
 STACK_BYTES = 512 * 1024
 # After this machine had no thread, descriptor or memory for a call.
@@ -73,6 +74,11 @@ FAILURES_MOST = 20
 EXIT_CODE = 70
 
 
+def waiting_room(callers: int) -> int:
+    """Return how many calls of a worker may wait for their answers, beside those that hold a slot."""
+    return min(ROOM_MOST, callers * ROOM_PER_SLOT)
+
+
 class LeaseLostError(LocalError):
     """A call was not made because its lease had run out."""
 
@@ -81,7 +87,7 @@ class CallPool:
     """`hand_over` gives it work; `close` ends it in an orderly way.
 
     Every delivery that it holds, waiting or running, has its lease renewed. At most `callers` calls hold a slot, and
-    ROOM_PER_SLOT times as many wait for answers.
+    `waiting_room` as many wait for answers.
     """
 
     def __init__(
@@ -102,12 +108,12 @@ class CallPool:
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._note = note
-        self._threads_most = callers * (1 + ROOM_PER_SLOT) + callers
+        self._threads_most = waiting_room(callers) + 2 * callers
         self._calls: queue.SimpleQueue[Started | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome | tuple[Started, Exception] | None] = queue.SimpleQueue()
         # Guards everything below.
         self._changed = threading.Condition()
-        self._line = Line(slots=callers, room=callers * ROOM_PER_SLOT)
+        self._line = Line(slots=callers, room=waiting_room(callers))
         self._held: dict[uuid.UUID, Held] = {}
         # Not due yet, see `hand_over`.
         self._later: list[Held] = []
