@@ -67,11 +67,6 @@ class Dispatcher:
         self._reclaim_at = 0.0
         self._failing: set[str] = set()
 
-    @property
-    def failing(self) -> bool:
-        """Whether the queue or the broker failed at the latest try."""
-        return bool(self._failing)
-
     def turn(self) -> float:
         """Do what is due now and return how many seconds may pass until the next turn. Raises nothing expected."""
         try:
