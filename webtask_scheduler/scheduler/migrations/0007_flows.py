@@ -1,4 +1,4 @@
-"""Flows and lanes of the queue. Both tables are written anew, under a lock: about a minute for a million timers."""
+"""Flows and lanes of the queue. Both tables are written anew, under a lock: stop what uses them first."""
 
 from django.db import migrations, models
 from django.db.models import F, Q
