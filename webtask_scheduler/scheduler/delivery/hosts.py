@@ -27,9 +27,16 @@ PATIENCE_SECONDS = 0.05
 QUICK_SECONDS = 0.15
 # Weight of the latest call in the average.
 WEIGHT = 0.2
+# The same, for how soon the fastest of recent calls is forgotten.
+FASTEST_WEIGHT = 0.01
 # Of the slots, hosts that are not known to be quick share this part, and one host may take that one.
 TRIAL_SHARE = 0.5
 HOST_SHARE = 0.75
+# While others are called too, a quick host has so many slots that a worker gets SLOTS_A_SECOND answers a second from
+# it, within bounds: more threads than the processors can serve make everybody wait for them, and the host no faster.
+BESIDE_SHARE = 0.25
+SLOTS_A_SECOND = 1000.0
+BESIDE_SECONDS = 1.0
 # Calls of one host in the waiting room: so many that a worker gets WAITING_A_SECOND answers a second from it, within
 # bounds. One that hangs for 30 seconds has the fewest.
 WAITING_LEAST = 4
@@ -51,6 +58,8 @@ class Host:
     waiting: int = 0
     # Of recent calls; None before the first has ended, or has lasted for longer than a quick one.
     seconds: float | None = None
+    # What the fastest of recent calls took: its own time, without what they waited for each other here.
+    fastest: float = float("inf")
     # Flows that could go on if this host took more.
     blocked: "list[Flow]" = field(default_factory=list)
 
@@ -67,6 +76,7 @@ class Host:
     def took(self, seconds: float) -> None:
         """Note how long a call took, or has taken so far where that is more than is known."""
         self.seconds = seconds if self.seconds is None else self.seconds + WEIGHT * (seconds - self.seconds)
+        self.fastest = min(seconds, self.fastest + FASTEST_WEIGHT * (seconds - self.fastest))
 
 
 @dataclass(slots=True)
@@ -124,6 +134,10 @@ class Line:
         self._room = room
         self._trial_slots = max(1, round(slots * TRIAL_SHARE))
         self._host_slots = max(1, round(slots * HOST_SHARE))
+        self._beside_slots = max(1, round(slots * BESIDE_SHARE))
+        # The host that was picked last, and until when others count as called too.
+        self._latest: Host | None = None
+        self._beside_until = 0.0
         self._hosts: dict[str, Host] = {}
         self._hosts_most = HOSTS_KEPT
         self._flows: dict[tuple[int, str], Flow] = {}
@@ -177,7 +191,7 @@ class Line:
                 if host.quick != quick:
                     # It has become known since it stood here.
                     self._stand(flow)
-                elif self._has_enough(host, quick=quick):
+                elif self._has_enough(host, now, quick=quick):
                     host.blocked.append(flow)
                 elif not quick and not self._has_room(flow.owner):
                     later += [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]
@@ -185,6 +199,9 @@ class Line:
                     flow.items.clear()
                     self._forget(flow)
                 else:
+                    if host is not self._latest:
+                        self._beside_until = now + BESIDE_SECONDS if self._latest else 0.0
+                        self._latest = host
                     start.append(self._take(flow, quick=quick))
                     if flow.items:
                         (self._quick if quick else self._trial).add(flow, new=False)
@@ -198,12 +215,15 @@ class Line:
         self._forget(flow)
         return False
 
-    def _has_enough(self, host: Host, *, quick: bool) -> bool:
+    def _has_enough(self, host: Host, now: float, *, quick: bool) -> bool:
         """Whether a host must end a call before it gets another."""
         if quick:
             # Hosts that were quick and hang all at once fill the room beyond its size, by what they had under way.
             crowd = host.waiting > 0 and self._waiting >= self._room
-            return crowd or host.slots >= self._host_slots or host.waiting >= host.waiting_limit
+            slots = self._host_slots
+            if now < self._beside_until:
+                slots = min(slots, max(self._beside_slots, round(SLOTS_A_SECOND * host.fastest)))
+            return crowd or host.slots >= slots or host.waiting >= host.waiting_limit
         return host.waiting + host.slots >= host.waiting_limit
 
     def _has_room(self, owner: int) -> bool:

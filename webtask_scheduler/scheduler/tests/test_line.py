@@ -72,6 +72,27 @@ def test_flow_that_had_nothing_waiting_goes_before_crowds():
     assert pick(line, most=1)[0] == ["seldom"]
 
 
+def test_crowd_to_a_quick_host_takes_few_slots_while_others_are_called_and_most_when_alone():
+    line = Line(slots=32, room=512)
+    known_as_quick(line, "crowd", "other")
+    add(line, "crowd", 1000)
+    assert len(pick(line, 1.0)[0]) == round(32 * hosts.BESIDE_SHARE)
+    answer_all(line, 1.005)
+    # Nobody else was called meanwhile.
+    assert len(pick(line, 1.1 + hosts.BESIDE_SECONDS)[0]) == round(32 * hosts.HOST_SHARE)
+
+
+def test_quick_host_that_takes_its_time_has_more_slots_beside_others():
+    line = Line(slots=32, room=512)
+    for number in range(500):
+        add(line, "steady")
+        add(line, "other")
+        pick(line, number / 10)
+        answer_all(line, number / 10 + 0.015)
+    add(line, "steady", 100)
+    assert len(pick(line, 50.0)[0]) == 15
+
+
 def test_owners_have_turns_however_many_hosts_they_call():
     line = Line(slots=32, room=512)
     names = [f"quick-{number}" for number in range(50)]
