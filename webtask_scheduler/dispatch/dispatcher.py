@@ -17,7 +17,7 @@ from webtask_scheduler.dispatch.share import CLAIM_LIMIT, FLOW_FLOOR, WINDOW, al
 logger = logging.getLogger(__name__)
 
 # The longest time between two claims: a timer made due at once waits half of it, on average.
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.04
 RECLAIM_SECONDS = 1.0
 # A lane in which more was due than a claim could take is claimed from flow by flow for so long.
 CROWDED_SECONDS = 2.0
