@@ -3,8 +3,9 @@
     ./scripts/chaos --seconds 60 --seed 1 [--json FILE]
 
 Two beats, two workers and one web process run beside a PostgreSQL and a Redis of their own. Customers post timers over
-HTTP and keep exactly what was answered with 201; editors change others that recur every second. Meanwhile processes are
-killed (-9) and stopped, PostgreSQL crashes, Redis is emptied, full, frozen or gone. Then everything is left alone, and
+HTTP and keep exactly what was answered with 201; editors change others that recur every second, an operator pauses and
+resumes a thousand by bulk operations, and some timers go to a receiver that answers in every malformed way. Meanwhile
+processes are killed (-9) and stopped, PostgreSQL crashes, Redis is emptied, full, frozen or gone. Then everything is left alone, and
 the books are compared: what was promised, what the receiver saw, and what the database says about it. The plan of
 faults depends on the seed alone.
 """
@@ -38,6 +39,8 @@ from webtask_scheduler.scheduler.queue.leases import RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.retry import MAX_ATTEMPTS
 from webtask_scheduler.scheduler.tests import editors as account
 from webtask_scheduler.scheduler.tests.editors import Editors
+from webtask_scheduler.scheduler.tests.hostile import CASES
+from webtask_scheduler.scheduler.tests.hostile import Server as HostileServer
 from webtask_scheduler.scheduler.tests.receiver import Call, Receiver
 from webtask_scheduler.scheduler.tests.service import CHECKOUT, COMMANDS, START_SECONDS, Service
 
@@ -56,6 +59,13 @@ FORGETFUL_SECONDS = 2.0
 FINISH_SECONDS = 60.0
 # Timers that editors change, beside those that customers post.
 EDITED_TIMERS = 16
+# Timers that bulk operations pause and resume, and the pause between two operations.
+IDLE_TIMERS = 1000
+BULK_PAUSE_SECONDS = 1.0
+# Timers a second to the hostile receiver; one in so many gets an answer that is its own.
+HOSTILE_RATE = 4.0
+OWN_EVERY = 3
+HOSTILE_TIMEOUT_SECONDS = 2
 # What the log of PostgreSQL must not say.
 REFUSED = ("deadlock detected", "duplicate key value")
 
@@ -320,6 +330,133 @@ class Customers:
         return "/"
 
 
+class Victims:
+    """Post timers to the hostile receiver: each must end, and those that it answers well get their own answers."""
+
+    def __init__(self, stack: Stack, server: HostileServer, *, seed: int) -> None:
+        self.accepted: dict[str, str] = {}
+        self._stack = stack
+        self._server = server
+        self._random = random.Random(f"victims {seed}")
+        self._closing = threading.Event()
+
+    @contextlib.contextmanager
+    def posting(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._go_on, name="victims", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closing.set()
+            thread.join()
+
+    def _go_on(self) -> None:
+        for number in itertools.count():
+            if self._closing.wait(1 / HOSTILE_RATE):
+                return
+            own = number % OWN_EVERY == 0
+            path = f"/own/{number}" if own else f"/case/{self._random.randrange(len(CASES))}/{number}"
+            body = {"seconds": self._random.randint(0, 2), "web_url": self._server.url(path)}
+            if not own:
+                body |= {"timeout_seconds": HOSTILE_TIMEOUT_SECONDS, "retry": {"max_attempts": 1}}
+            with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
+                status, answer = self._stack.post(body)
+                if status == 201:
+                    self.accepted[answer["task_id"]] = path
+
+    def wrong(self) -> list[str]:
+        """Return what is wrong with the timers that were accepted, once all have ended or cannot any more."""
+        statement = (
+            "SELECT t.id::text, d.state, d.attempts, a.excerpt FROM scheduler_timer t"
+            " JOIN scheduler_delivery d ON d.timer_id = t.id"
+            " LEFT JOIN scheduler_attempt a ON a.delivery_id = d.id AND a.number = d.attempts WHERE t.web_url LIKE %s"
+        )
+
+        def rows() -> dict[str, tuple[Any, ...]]:
+            return {row[0]: row[1:] for row in self._stack.rows(statement, self._server.url("/%"))}
+
+        self._stack.until(
+            lambda: all(state in ("succeeded", "failed") for state, *_ in rows().values()), seconds=FINISH_SECONDS
+        )
+        found = rows()
+        wrong = []
+        for timer_id, path in self.accepted.items():
+            state, attempts, excerpt = found.get(timer_id, ("gone", 0, None))
+            if state not in ("succeeded", "failed") or not attempts:
+                wrong.append(f"timer {timer_id} to the hostile receiver is {state} after {attempts} attempts")
+            elif path.startswith("/own/") and state == "succeeded" and excerpt != path:
+                wrong.append(f"timer {timer_id} called {path} and got the answer {excerpt!r}")
+        return wrong
+
+
+class Operator:
+    """Pauses and resumes many timers by bulk operations, one after the other; all of them must come to their end."""
+
+    def __init__(self, stack: Stack, target: Target, *, seed: int) -> None:
+        # By id, what was begun.
+        self.begun: dict[str, str] = {}
+        self._stack = stack
+        self._url = target.url("/").replace("127.0.0.1", "127.0.0.9") + "idle"
+        self._label = f"idle-{seed}"
+        self._closing = threading.Event()
+
+    def make(self) -> None:
+        one = {"seconds": 86400, "web_url": self._url, "labels": {"idle": self._label}}
+        status, answer = self._stack.post({"timers": [one] * IDLE_TIMERS}, "/timer/batch")
+        assert status == 201, answer
+
+    @contextlib.contextmanager
+    def operating(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._go_on, name="operator", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._closing.set()
+            thread.join()
+
+    def _go_on(self) -> None:
+        for action in itertools.cycle(["pause", "resume"]):
+            if self._closing.wait(BULK_PAUSE_SECONDS):
+                return
+            self._bulk(action)
+
+    def _bulk(self, action: str) -> str | None:
+        with contextlib.suppress(OSError, http.client.HTTPException, ValueError, psycopg2.Error):
+            if not account.bulks_ended(self._stack.rows):
+                return None
+            body = {"action": action, "filter": {"label": f"idle={self._label}"}}
+            status, answer = self._stack.post(body, "/timer/bulk")
+            if status == 202:
+                self.begun[answer["bulk_id"]] = action
+                return str(answer["bulk_id"])
+        return None
+
+    def wrong(self) -> list[str]:
+        """Resume all a last time; return what is wrong with the operations and the timers."""
+        self._stack.until(lambda: self._bulk("resume"), seconds=FINISH_SECONDS)
+        self._stack.until(lambda: account.bulks_ended(self._stack.rows), seconds=FINISH_SECONDS)
+        ids = list(self.begun)
+        wrong = [
+            f"bulk operation {key} ({self.begun[key]}): finished {finished}, matched {matched}, {error or 'no error'}"
+            for key, finished, matched, error in self._stack.rows(
+                "SELECT id::text, finished_at, matched, error FROM scheduler_bulkoperation WHERE id = ANY(%s::uuid[])",
+                ids,
+            )
+            if finished is None or matched != IDLE_TIMERS or error
+        ]
+        left = self._stack.rows(
+            "SELECT d.state, task.enabled, count(*) FROM scheduler_timer t"
+            " JOIN scheduler_delivery d ON d.timer_id = t.id"
+            " JOIN django_celery_beat_periodictask task ON task.id = t.periodic_task_id"
+            " WHERE t.web_url = %s GROUP BY 1, 2",
+            self._url,
+        )
+        if left != [("scheduled", True, IDLE_TIMERS)]:
+            wrong.append(f"after a last resume, of {IDLE_TIMERS} idle timers: {left}")
+        return wrong
+
+
 # Faults
 
 
@@ -512,6 +649,9 @@ class Verdict:
     edits: dict[str, int] = field(default_factory=dict)
     edited_calls: int = 0
     pauses_held: int = 0
+    # Timers to the hostile receiver, and bulk operations over a thousand timers.
+    hostile: int = 0
+    bulks: int = 0
     worst_late_seconds: float = 0.0
     worst_recovery_seconds: float = 0.0
     limit_seconds: float = LIMIT_SECONDS
@@ -538,6 +678,7 @@ class Verdict:
             f"duplicates   {sum(self.duplicates.values())}{f' ({duplicates})' if duplicates else ''}",
             f"unfinished   {self.unfinished}",
             f"edited       {sum(self.edits.values())} requests, {self.edited_calls} calls, {self.pauses_held} pauses",
+            f"beside it    {self.hostile} timers to a hostile receiver, {self.bulks} bulk operations over {IDLE_TIMERS:,}",
             f"latest call  {self.worst_late_seconds:.1f} s after its moment",
             f"recovery     {self.worst_recovery_seconds:.1f} of {self.limit_seconds:g} s from a fault to a call",
             f"logs         {sum(self.log_lines.values())} lines, {sum(self.tracebacks.values())} tracebacks",
@@ -793,6 +934,7 @@ def _explain(row: _Row, before: list[Call], call: Call, crashes: list[float]) ->
 def suffer(
     stack: Stack,
     target: Target,
+    hostile: HostileServer,
     plan: list[Fault],
     *,
     seed: int,
@@ -804,11 +946,14 @@ def suffer(
     say("\n".join(["the plan:", *map(str, plan)]))
     customers = Customers(stack, target, seed=seed)
     editors = Editors(stack.port, target.url, seed=seed, timers=EDITED_TIMERS)
+    operator = Operator(stack, target, seed=seed)
     saboteur = Saboteur(stack)
     ready = stack.until(stack.is_ready, seconds=START_SECONDS)
     waiting = list(plan)
     editors.make()
-    with customers.posting(rate=rate), editors.editing():
+    operator.make()
+    victims = Victims(stack, hostile, seed=seed)
+    with customers.posting(rate=rate), editors.editing(), operator.operating(), victims.posting():
         begun = time.monotonic()
         said = 0
         while (passed := time.monotonic() - begun) < seconds:
@@ -824,7 +969,8 @@ def suffer(
     silent = end_edits(stack, target, editors)
     settle(stack, target, say=say)
     found = judge(stack, target, customers, saboteur.struck, editors)
-    found.wrong += saboteur.errors + silent
+    found.hostile, found.bulks = len(victims.accepted), len(operator.begun)
+    found.wrong += saboteur.errors + silent + victims.wrong() + operator.wrong()
     if not ready:
         found.wrong.append("/readyz did not answer 200 before the first fault")
     say(str(found))
@@ -861,7 +1007,10 @@ def main() -> int:
         )
         _say(f"seed {options.seed}, {options.seconds:g} s, {options.rate:g} timers/s")
         service, target = stack.enter_context(Stack(directory)), stack.enter_context(Target())
-        report = suffer(service, target, plan, seed=options.seed, seconds=options.seconds, rate=options.rate, say=_say)
+        hostile = stack.enter_context(HostileServer())
+        report = suffer(
+            service, target, hostile, plan, seed=options.seed, seconds=options.seconds, rate=options.rate, say=_say
+        )
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     _say("PASSED" if report["passed"] else "FAILED")

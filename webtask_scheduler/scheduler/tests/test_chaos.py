@@ -33,6 +33,7 @@ from webtask_scheduler.scheduler.tests.chaos import (
     settle,
     suffer,
 )
+from webtask_scheduler.scheduler.tests.hostile import Server as HostileServer
 from webtask_scheduler.scheduler.tests.receiver import Call
 
 # Lines that a process may print about one outage, apart from one for each attempt.
@@ -192,10 +193,13 @@ def test_clock_of_one_process_is_off_and_nothing_is_early_or_late(stack, target,
 @pytest.mark.timeout(180)
 def test_many_faults_at_random_lose_nothing(stack, target):
     plan = plan_faults(seed=5, seconds=15)
-    report = suffer(stack, target, plan, seed=5, seconds=15, rate=15, say=print)
+    with HostileServer() as hostile:
+        report = suffer(stack, target, hostile, plan, seed=5, seconds=15, rate=15, say=print)
     assert report["wrong"] == []
     assert report["accepted"] > 50
     assert report["called"] == report["accepted"]
+    assert report["hostile"] > 10
+    assert report["bulks"] > 1
 
 
 # The account itself
