@@ -5,7 +5,7 @@ from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from webtask_scheduler.scheduler import views
+from webtask_scheduler.scheduler.api import views
 
 urlpatterns: list[object] = [
     path("api/v1/", include("config.api_router")),
@@ -19,6 +19,6 @@ urlpatterns: list[object] = [
     path("admin/", admin.site.urls),
 ]
 
-handler400 = "webtask_scheduler.scheduler.problems.bad_request"
-handler404 = "webtask_scheduler.scheduler.problems.not_found"
-handler500 = "webtask_scheduler.scheduler.problems.server_error"
+handler400 = "webtask_scheduler.scheduler.api.problems.bad_request"
+handler404 = "webtask_scheduler.scheduler.api.problems.not_found"
+handler500 = "webtask_scheduler.scheduler.api.problems.server_error"

@@ -8,7 +8,7 @@ from django.db import connection
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
-from webtask_scheduler.scheduler.tests.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 
 
 @pytest.fixture(autouse=True)

@@ -167,7 +167,7 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.AllowAny"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
-    "EXCEPTION_HANDLER": "webtask_scheduler.scheduler.problems.problem_response",
+    "EXCEPTION_HANDLER": "webtask_scheduler.scheduler.api.problems.problem_response",
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
 }
 SPECTACULAR_SETTINGS = {
@@ -176,12 +176,12 @@ SPECTACULAR_SETTINGS = {
     "VERSION": __version__,
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
-    "PREPROCESSING_HOOKS": ["webtask_scheduler.scheduler.schema.versioned_only"],
+    "PREPROCESSING_HOOKS": ["webtask_scheduler.scheduler.api.document.versioned_only"],
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
-        "webtask_scheduler.scheduler.schema.bodies_required",
+        "webtask_scheduler.scheduler.api.document.bodies_required",
     ],
-    "WEBHOOKS": ["webtask_scheduler.scheduler.schema.timer_due"],
+    "WEBHOOKS": ["webtask_scheduler.scheduler.api.document.timer_due"],
     "TAGS": [{"name": "scheduler", "description": "Timers."}],
     # Served from this service: the page works without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",

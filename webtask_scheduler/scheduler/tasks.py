@@ -19,7 +19,8 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler import __version__
-from webtask_scheduler.scheduler import facts, retention, services
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.delivery.pool import CallPool, waiting_room
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
@@ -191,7 +192,7 @@ def _step_bulk(operation: BulkOperation) -> None:
     # Late: beat imports this module too, and has no use for the API's shapes.
     from rest_framework.exceptions import ValidationError
 
-    from webtask_scheduler.scheduler.serializers import bulk_filter
+    from webtask_scheduler.scheduler.api.serializers import bulk_filter
 
     try:
         services.step_bulk(operation, bulk_filter(operation))

@@ -2,7 +2,7 @@
 
 from django.urls import re_path
 
-from webtask_scheduler.scheduler import views
+from webtask_scheduler.scheduler.api import views
 
 # Any text is an id here, so that a malformed one is answered with problem details too.
 _ONE = r"^timer/(?P<id>[^/]+)"

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from webtask_scheduler.scheduler import retry
+from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from webtask_scheduler.scheduler import retry
-from webtask_scheduler.scheduler.endings import (
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.queue.endings import (
     CLOSE,
     CLOSE_PLAIN,
     ITEM_COLUMNS,

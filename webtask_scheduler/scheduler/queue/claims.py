@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler.dispatch.queue import Claim, Held, Lane, Look, Portion, QueueError
 from webtask_scheduler.dispatch.share import lane_of
-from webtask_scheduler.scheduler.endings import HANDED_OVER
+from webtask_scheduler.scheduler.queue.endings import HANDED_OVER
 from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
 from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from webtask_scheduler.scheduler import retry
-from webtask_scheduler.scheduler.endings import (
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.queue.endings import (
     CLOSE,
     ITEM_COLUMNS,
     ITEM_TYPES,

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from webtask_scheduler.scheduler.tests.service import CHECKOUT
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 
 COMMANDS = {
     "manage": ["manage.py", "migrate", "--noinput"],

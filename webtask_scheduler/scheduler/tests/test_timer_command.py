@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
-from webtask_scheduler.scheduler import crontab
+from webtask_scheduler.scheduler.rules import crontab
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer, TimerLabel
-from webtask_scheduler.scheduler.serializers import read_timer
+from webtask_scheduler.scheduler.api.serializers import read_timer
 
 URL = "http://a.example/hook"
 db = pytest.mark.django_db

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
-from webtask_scheduler.scheduler import retention
+from webtask_scheduler.scheduler.services import retention
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 

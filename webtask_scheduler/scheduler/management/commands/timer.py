@@ -16,10 +16,13 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rest_framework import exceptions
 
-from webtask_scheduler.scheduler import crontab, recurrence, search, services
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.rules import crontab
+from webtask_scheduler.scheduler.rules import recurrence
+from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.models import Attempt, ClockTimestamp, Delivery, State, Timer, TimerLabel
-from webtask_scheduler.scheduler.problems import PastDue, invalid
-from webtask_scheduler.scheduler.serializers import (
+from webtask_scheduler.scheduler.api.problems import PastDue, invalid
+from webtask_scheduler.scheduler.api.serializers import (
     METHODS,
     ON_MISSED,
     ListSerializer,

@@ -1,0 +1,218 @@
+"""What follows when a delivery ends: its PeriodicTask shows it, the next moment is promised, somebody is called back.
+
+`delivery` and `dispatch` decide the ending and write it in one statement with what follows from it, so that a timer
+that recurs never stands without its next delivery and an outcome never goes without its callback.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from webtask_scheduler.scheduler.models import State, host_of, new_id
+from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
+
+# Said of the row "task" with its "clocked": a stock scheduler has run it for this very moment and disabled it, as it
+# does with one-off rows; that is book-keeping, not a wish. Its clock may run ahead of the database's a little.
+HANDED_OVER = """coalesce(task.one_off AND NOT task.enabled
+                           AND task.last_run_at >= clocked.clocked_time - interval '5 s', false)"""
+
+# Of the row "timer": what `terms_of` reads. Null for one that is called once, which costs nothing.
+TERMS = """CASE WHEN timer.cron <> '' OR timer.every_seconds IS NOT NULL THEN jsonb_build_object(
+             'cron', timer.cron, 'timezone', timer.timezone, 'every_seconds', timer.every_seconds,
+             'starts_at', timer.starts_at, 'ends_at', timer.ends_at, 'max_occurrences', timer.max_occurrences,
+             'skip', timer.max_lateness_seconds IS NOT NULL)::text END"""
+
+# Both forms are used after a CTE `done` of deliveries that were just written. A PeriodicTask shows that its timer has
+# ended, having run, and is disabled. A cancel is not an end of the row's own: the timer may have been moved to another
+# moment, and whoever cancels it for good disables the row.
+CLOSE_PLAIN = """closed AS (
+  UPDATE django_celery_beat_periodictask task
+     SET enabled = false, last_run_at = clock_timestamp(), total_run_count = 1
+    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
+   WHERE task.id = timer.periodic_task_id AND NOT done.extra AND done.state IN ('succeeded', 'failed')
+)"""
+
+# The long form, for batches in which a timer recurs or calls back. `done` has, beside (id, timer_id, extra, state,
+# moment), what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that is
+# how a row says that a person disabled it. The timers that recur are locked by a statement before, see queue.states.
+# The row is locked here, and so read as it stands now: a bare `.update()` takes no lock of ours.
+CLOSE = f"""shown AS MATERIALIZED (
+  SELECT task.id, task.enabled, task.one_off, task.last_run_at, task.clocked_id
+    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
+    JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
+   WHERE done.state IN ('succeeded', 'failed', 'missed') AND NOT done.extra
+   ORDER BY task.id FOR NO KEY UPDATE OF task
+),
+ended AS MATERIALIZED (
+  SELECT done.*, timer.owner_id, timer.flow, timer.periodic_task_id AS task_id, task.clocked_id,
+         NOT done.extra AS promised,
+         timer.cron <> '' OR timer.every_seconds IS NOT NULL AS recurring,
+         done.pause OR coalesce(NOT task.enabled AND NOT {HANDED_OVER}, false) AS paused
+    FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
+    LEFT JOIN shown task ON task.id = timer.periodic_task_id
+    LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
+   WHERE done.state IN ('succeeded', 'failed', 'missed')
+),
+closed AS (
+  UPDATE django_celery_beat_periodictask task
+     SET enabled = ended.next_due_at IS NOT NULL AND NOT ended.paused,
+         last_run_at = CASE WHEN ended.next_due_at IS NOT NULL AND ended.paused THEN NULL
+                            WHEN ended.state = 'missed' THEN task.last_run_at ELSE clock_timestamp() END,
+         total_run_count = CASE WHEN ended.state = 'missed' THEN task.total_run_count
+                                WHEN ended.recurring THEN task.total_run_count + 1 ELSE 1 END
+    FROM ended WHERE task.id = ended.task_id AND ended.promised
+),
+moved AS (
+  UPDATE django_celery_beat_clockedschedule clocked SET clocked_time = ended.next_due_at
+    FROM ended WHERE clocked.id = ended.clocked_id AND ended.promised AND ended.next_due_at IS NOT NULL
+),
+next AS (
+  INSERT INTO scheduler_delivery
+    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT next_id, timer_id, flow, 1 + (SELECT max(other.occurrence) FROM scheduler_delivery other
+                                  WHERE other.timer_id = ended.timer_id),
+         moment + 1, false, next_due_at, next_due_at, CASE WHEN paused THEN 'paused' ELSE 'scheduled' END, 0, 0
+    FROM ended WHERE promised AND next_due_at IS NOT NULL
+),
+callback_timer AS (
+  INSERT INTO scheduler_timer (id, owner_id, web_url, host, created_at, name, options, cron, timezone, outcome_of)
+  SELECT callback_id, owner_id, callback_url, callback_host, clock_timestamp(), '', callback_options, '', '', id
+    FROM ended WHERE callback_id IS NOT NULL
+  RETURNING id AS callback_id, flow
+),
+callback AS (
+  INSERT INTO scheduler_delivery
+    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT callback_delivery_id, callback_id, made.flow, 1, 1, false, now, now, 'scheduled', 0, 0
+    FROM ended JOIN callback_timer made USING (callback_id), (SELECT clock_timestamp() AS now) clock
+)"""  # noqa: S608 - only constants are put in
+
+# Of the arrays that `arguments` gives, in this order.
+ITEM_TYPES = (
+    "%(next_ids)s::uuid[], %(next_due_ats)s::timestamptz[], %(pauses)s::bool[], %(callback_ids)s::uuid[],"
+    " %(callback_delivery_ids)s::uuid[], %(callback_urls)s::text[], %(callback_hosts)s::text[],"
+    " %(callback_options)s::json[]"
+)
+ITEM_COLUMNS = (
+    "next_id, next_due_at, pause, callback_id, callback_delivery_id, callback_url, callback_host, callback_options"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """What is known of a delivery that ends: the timer's own wishes, and what a callback says.
+
+    `terms` is as TERMS gives it, read; None for a timer that is called once, and for an extra delivery.
+    """
+
+    delivery_id: uuid.UUID
+    timer_id: uuid.UUID
+    due_at: datetime
+    moment: int
+    attempts: int
+    terms: Mapping[str, Any] | None
+    options: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """The state that a delivery gets, and what follows; `wait_seconds` is for a retry."""
+
+    state: State
+    wait_seconds: float = 0.0
+    next_due_at: datetime | None = None
+    pause: bool = False
+    callback: tuple[str, dict[str, Any]] | None = None
+
+
+def ending_of(
+    decision: Decision | None, told: Told, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
+) -> Ending:
+    """Return the ending of an attempt begun at `begun_at`, or without a decision of a delivery that was missed.
+
+    `result` is what a callback says of the latest attempt.
+    """
+    state = State(decision.verdict.value) if decision else State.MISSED
+    if decision and decision.verdict is Verdict.RETRY:
+        return Ending(state=state, wait_seconds=decision.wait_seconds)
+    next_due_at = _next(told, begun_at=begun_at, now=now) if told.terms else None
+    return Ending(
+        state=state,
+        next_due_at=next_due_at,
+        pause=bool(decision and decision.pause),
+        callback=_callback(state, told, now=now, result=result) if told.options else None,
+    )
+
+
+def _next(told: Told, *, begun_at: datetime, now: datetime) -> datetime | None:
+    terms = told.terms or {}
+    if terms["max_occurrences"] is not None and told.moment >= terms["max_occurrences"]:
+        return None
+    begun_at = max(begun_at, told.due_at)
+    return recurrence_of(terms).following(
+        due_at=told.due_at, begun_at=begun_at, now=max(now, begun_at), skip=terms["skip"]
+    )
+
+
+def read(text: str | None) -> dict[str, Any] | None:
+    """Return what a column of JSON holds, given as text."""
+    return json.loads(text) if text else None
+
+
+def recurrence_of(terms: Mapping[str, Any]) -> Recurrence:
+    """Return the schedule that TERMS describes."""
+    return Recurrence(
+        cron=terms["cron"],
+        timezone=terms["timezone"] or "UTC",
+        every_seconds=terms["every_seconds"],
+        starts_at=_moment(terms["starts_at"]),
+        ends_at=_moment(terms["ends_at"]),
+    )
+
+
+def _moment(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text).astimezone(UTC) if text else None
+
+
+def _callback(
+    state: State, told: Told, *, now: datetime, result: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]] | None:
+    options = told.options or {}
+    url = options.get("callback_url" if state == State.SUCCEEDED else "failure_callback_url")
+    if not url:
+        return None
+    body = {
+        "type": f"timer.{state.value}",
+        "task_id": str(told.timer_id),
+        "delivery_id": str(told.delivery_id),
+        "status": state.value,
+        "due_at": told.due_at.astimezone(UTC).isoformat(),
+        "occurrence": told.moment,
+        "attempts": told.attempts,
+        "finished_at": now.astimezone(UTC).isoformat(),
+        **result,
+        "labels": options.get("labels", {}),
+        "metadata": options.get("metadata"),
+    }
+    # A callback leads no further than its timer's own calls may.
+    depth = {"depth": options["depth"]} if "depth" in options else {}
+    return url, {"body": json.dumps(body), "content_type": "application/json", **depth}
+
+
+def arguments(endings: Sequence[Ending]) -> dict[str, list[Any]]:
+    """Return the arrays of ITEM_TYPES."""
+    callbacks = [ending.callback or (None, None) for ending in endings]
+    return {
+        "next_ids": [new_id() if ending.next_due_at else None for ending in endings],
+        "next_due_ats": [ending.next_due_at for ending in endings],
+        "pauses": [ending.pause for ending in endings],
+        "callback_ids": [new_id() if url else None for url, _ in callbacks],
+        "callback_delivery_ids": [new_id() if url else None for url, _ in callbacks],
+        "callback_urls": [url for url, _ in callbacks],
+        "callback_hosts": [host_of(url) if url else None for url, _ in callbacks],
+        "callback_options": [json.dumps(options) if options else None for _, options in callbacks],
+    }

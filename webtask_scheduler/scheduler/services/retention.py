@@ -1,0 +1,226 @@
+"""Deleting what ended long ago, in batches: running timers come first."""
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.db import connection, transaction
+
+from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.models import MARKED_EVERY
+from webtask_scheduler.scheduler.queue.faults import is_away
+
+logger = logging.getLogger(__name__)
+
+# PostgreSQL's code for a statement that took too long: that is one step's trouble.
+TIMED_OUT = "57014"
+
+# Timers of one transaction, and the pause after it: some tens of milliseconds of one core, then several times as long
+# for running timers, who come first.
+BATCH_ROWS = 200
+PAUSE_SECONDS = 0.1
+# Of rows that nothing hangs on.
+SMALL_ROWS = 1000
+
+
+def run(*, seconds: float) -> None:
+    """Delete what the settings do not keep, for at most so many seconds.
+
+    The steps take turns, a batch each: a step that has much to do keeps no other from its own, nor does one that fails.
+    """
+    steps: dict[str, Callable[[], int]] = {"idempotency keys": idempotency.prune, "sessions": prune_sessions}
+    if settings.WEBTASK_KEEP_DELIVERIES:
+        steps["older deliveries"] = partial(trim, keep=settings.WEBTASK_KEEP_DELIVERIES)
+    if settings.WEBTASK_RETENTION_DAYS:
+        older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
+        steps["bulk operations"] = partial(prune_bulk, older_than=older_than)
+        steps["timers"] = partial(prune, older_than=older_than)
+        steps["past deliveries"] = partial(prune_past, older_than=older_than)
+    ends_at = time.monotonic() + seconds
+    while steps and time.monotonic() < ends_at:
+        for name, step in list(steps.items()):
+            try:
+                with transaction.atomic():
+                    more = step() > 0
+            except Exception as error:
+                if is_away(error) and getattr(error.__cause__, "pgcode", None) != TIMED_OUT:
+                    # The other steps would find out the same; the task says so.
+                    raise
+                logger.exception("prune_failed step=%r", name)
+                more = False
+            if more:
+                time.sleep(PAUSE_SECONDS)
+            else:
+                del steps[name]
+
+
+def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
+    """Delete timers that ended longer ago than that, with all that belongs to them; return how many.
+
+    One batch of at most `limit`, in a transaction of its own; a timer of which anything is still open stays. A dry run
+    counts them all instead, and deletes nothing. Deleted are the rows of ours and the PeriodicTask and ClockedSchedule
+    made for them; a ClockedSchedule that other tasks use stays.
+    """
+    with transaction.atomic(), connection.cursor() as cursor:
+        values: dict[str, Any] = {"seconds": older_than.total_seconds(), "limit": limit}
+        if dry_run:
+            cursor.execute(_COUNT_ENDED, values)
+        else:
+            for statement in (_FIND_ENDED, _LOCK_ENDED):
+                cursor.execute(statement, values)
+                values["timers"] = [row[0] for row in cursor.fetchall()]
+            cursor.execute(_PRUNE, values)
+        return int(cursor.fetchone()[0])
+
+
+# Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
+_ENDED = """
+  SELECT timer_id FROM scheduler_delivery old
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+     AND NOT EXISTS (
+       SELECT FROM scheduler_delivery other WHERE other.timer_id = old.timer_id
+          AND (other.finished_at IS NULL OR (other.finished_at, other.id) > (old.finished_at, old.id)))
+   ORDER BY finished_at
+"""
+_COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED}) ended"  # noqa: S608 - only constants are put in
+_FIND_ENDED = f"{_ENDED} LIMIT %(limit)s"
+# Whoever replays or runs a timer holds its row: one that is locked is not ended, or will not be for long.
+_LOCK_ENDED = """
+SELECT id FROM scheduler_timer WHERE id = ANY(%(timers)s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
+"""
+# One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
+# keys are checked at the end. It looks again at what has ended: somebody may have replayed it before it was locked.
+_PRUNE = """
+WITH ended AS MATERIALIZED (
+  SELECT timer_id FROM unnest(%(timers)s::uuid[]) AS locked (timer_id)
+   WHERE NOT EXISTS (
+     SELECT FROM scheduler_delivery delivery WHERE delivery.timer_id = locked.timer_id
+        AND (finished_at IS NULL OR finished_at >= statement_timestamp() - make_interval(secs => %(seconds)s)))
+),
+locked AS MATERIALIZED (SELECT delivery.id FROM scheduler_delivery delivery JOIN ended USING (timer_id)),
+labels AS (DELETE FROM scheduler_timerlabel label USING ended WHERE label.timer_id = ended.timer_id),
+attempts AS (DELETE FROM scheduler_attempt USING locked WHERE delivery_id = locked.id),
+deliveries AS (DELETE FROM scheduler_delivery USING locked WHERE scheduler_delivery.id = locked.id),
+timers AS (
+  DELETE FROM scheduler_timer USING ended WHERE scheduler_timer.id = ended.timer_id RETURNING periodic_task_id
+),
+tasks AS (
+  DELETE FROM django_celery_beat_periodictask task USING timers WHERE task.id = timers.periodic_task_id
+  RETURNING task.id, task.clocked_id, task.crontab_id, task.interval_id
+),
+clocked AS (
+  DELETE FROM django_celery_beat_clockedschedule clocked USING tasks
+   WHERE clocked.id = tasks.clocked_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.clocked_id = clocked.id AND other.id NOT IN (SELECT id FROM tasks))
+),
+crontabs AS (
+  DELETE FROM django_celery_beat_crontabschedule crontab USING tasks
+   WHERE crontab.id = tasks.crontab_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.crontab_id = crontab.id AND other.id NOT IN (SELECT id FROM tasks))
+),
+intervals AS (
+  DELETE FROM django_celery_beat_intervalschedule every USING tasks
+   WHERE every.id = tasks.interval_id
+     AND NOT EXISTS (SELECT FROM django_celery_beat_periodictask other
+                      WHERE other.interval_id = every.id AND other.id NOT IN (SELECT id FROM tasks))
+)
+SELECT count(*) FROM timers
+"""
+
+
+def prune_past(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
+    """Delete deliveries that ended longer ago than that, of timers that go on; return how many. As `prune`."""
+    with connection.cursor() as cursor:
+        cursor.execute(_COUNT_PAST if dry_run else _PRUNE_PAST, {"seconds": older_than.total_seconds(), "limit": limit})
+        return int(cursor.fetchone()[0])
+
+
+# Another promised delivery is what the timer shows and waits for: a later one, or for an extra delivery any.
+_PAST = """
+  SELECT id FROM scheduler_delivery old
+   WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
+     AND EXISTS (SELECT FROM scheduler_delivery shown
+                  WHERE shown.timer_id = old.timer_id AND NOT shown.extra
+                    AND (shown.occurrence > old.occurrence OR old.extra))
+   ORDER BY finished_at {limit}
+"""
+_COUNT_PAST = f"SELECT count(*) FROM ({_PAST.format(limit='')}) past"  # noqa: S608 - only constants are put in
+_PRUNE_PAST = f"""
+WITH past AS MATERIALIZED ({_PAST.format(limit="LIMIT %(limit)s FOR UPDATE SKIP LOCKED")}),
+attempts AS (DELETE FROM scheduler_attempt USING past WHERE delivery_id = past.id),
+deliveries AS (DELETE FROM scheduler_delivery USING past WHERE scheduler_delivery.id = past.id RETURNING true)
+SELECT count(*) FROM deliveries
+"""  # noqa: S608
+
+
+def trim(*, keep: int, limit: int = SMALL_ROWS) -> int:
+    """Delete ended deliveries of timers that have more than the last `keep`; return how many. As `prune`.
+
+    A timer keeps up to MARKED_EVERY more: an index of every 64th delivery leads to timers that have had many.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_TRIM, {"keep": keep, "limit": limit})
+        return int(cursor.fetchone()[0])
+
+
+_TRIM = f"""
+WITH many AS MATERIALIZED (
+  SELECT first.timer_id, last.occurrence - %(keep)s AS until, shown.id AS shown_id
+    FROM (SELECT timer_id, min(occurrence) AS occurrence FROM scheduler_delivery
+           WHERE occurrence & {MARKED_EVERY - 1} = 0 GROUP BY timer_id) first
+    CROSS JOIN LATERAL (SELECT occurrence FROM scheduler_delivery other WHERE other.timer_id = first.timer_id
+                         ORDER BY occurrence DESC LIMIT 1) last
+    LEFT JOIN LATERAL (SELECT id FROM scheduler_delivery other WHERE other.timer_id = first.timer_id AND NOT extra
+                        ORDER BY occurrence DESC LIMIT 1) shown ON true
+   WHERE first.occurrence <= last.occurrence - %(keep)s
+     -- What is marked may be what has to stay.
+     AND EXISTS (SELECT FROM scheduler_delivery other
+                  WHERE other.timer_id = first.timer_id AND other.occurrence <= last.occurrence - %(keep)s
+                    AND other.finished_at IS NOT NULL AND other.id IS DISTINCT FROM shown.id)
+   LIMIT %(limit)s
+),
+past AS MATERIALIZED (
+  SELECT delivery.id FROM many JOIN scheduler_delivery delivery
+      ON delivery.timer_id = many.timer_id AND delivery.occurrence <= many.until
+   WHERE delivery.finished_at IS NOT NULL AND delivery.id IS DISTINCT FROM many.shown_id
+   LIMIT %(limit)s FOR UPDATE OF delivery SKIP LOCKED
+),
+attempts AS (DELETE FROM scheduler_attempt USING past WHERE delivery_id = past.id),
+deliveries AS (DELETE FROM scheduler_delivery USING past WHERE scheduler_delivery.id = past.id RETURNING true)
+SELECT count(*) FROM deliveries
+"""  # noqa: S608
+
+
+def prune_bulk(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
+    """Forget bulk operations that ended longer ago than that; return how many. One batch."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            DELETE FROM scheduler_bulkoperation WHERE id IN (
+              SELECT id FROM scheduler_bulkoperation
+               WHERE finished_at < statement_timestamp() - make_interval(secs => %s)
+               ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED)
+            """,
+            [older_than.total_seconds(), limit],
+        )
+        return int(cursor.rowcount)
+
+
+def prune_sessions(*, limit: int = SMALL_ROWS) -> int:
+    """Forget sessions of the admin that have expired; return how many. One batch."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            DELETE FROM django_session WHERE session_key IN (
+              SELECT session_key FROM django_session WHERE expire_date < statement_timestamp()
+               ORDER BY expire_date LIMIT %s FOR UPDATE SKIP LOCKED)
+            """,
+            [limit],
+        )
+        return int(cursor.rowcount)

@@ -1,0 +1,277 @@
+"""Which timers fit a filter, page by page, whatever their number.
+
+A page is read along one index, from where the one before it ended, and looks at a bounded number of rows: it may hold
+fewer timers than asked for, or none, and still not be the last. The cursor that it gives says where to go on.
+"""
+
+import base64
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connection
+
+from webtask_scheduler.scheduler.models import LEASED, State
+from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
+from webtask_scheduler.scheduler.rules.hosts import canonical_host
+
+# Rows that one page may look at: some hundred milliseconds.
+SCANNED_MOST = 20_000
+# A first look at so many times the timers that are wanted; a filter that few fit is given more.
+SCAN_FACTOR = 2
+SCAN_GROWTH = 5
+# No retry waits for a later moment than this after its promised one, or after a replay or a resume, which were before
+# now.
+RETRIED_SECONDS = MAX_AGE_SECONDS + 3600
+
+
+class CursorError(ValueError):
+    """A cursor that no page of this filter gave."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """What is looked for; every part narrows it, and what is empty or None does not.
+
+    Timers of one owner, or of nobody where `owner_id` is None; of all with `everyone`. Callbacks are left out.
+    """
+
+    owner_id: int | None = None
+    everyone: bool = False
+    statuses: tuple[State, ...] = ()
+    host: str = ""
+    # "key=value".
+    label: str = ""
+    due_from: datetime | None = None
+    due_to: datetime | None = None
+    recurring: bool | None = None
+    # A part of the name, whatever the case.
+    name: str = ""
+    url_prefix: str = ""
+    # Each timer is met once whatever changes its status meanwhile: for who changes them. It may take more pages.
+    steady: bool = False
+
+    @property
+    def by_delivery(self) -> bool:
+        """Whether the deliveries' indexes lead faster than the timers'."""
+        narrow = bool(self.host or self.label or self.recurring or self.steady)
+        return not narrow and bool(self.statuses or self.due_from or self.due_to)
+
+    @property
+    def fingerprint(self) -> str:
+        text = json.dumps(asdict(self), default=str, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+class Page(NamedTuple):
+    """Ids of timers, and the cursor of the next page; None after the last."""
+
+    timer_ids: list[uuid.UUID]
+    next: str | None
+
+
+class _Place(NamedTuple):
+    """Where a page begins: which of the states, and after which key and id; None at the beginning."""
+
+    state: int = 0
+    key: str | None = None
+    id: str | None = None
+
+
+def page(wanted: Filter, *, cursor: str, limit: int) -> Page:
+    """Return up to `limit` timers that fit, from where `cursor` says, or from the beginning. Raises CursorError.
+
+    Newest first. Asked for by status or due time, by status: what waits with the soonest first, what ended with the
+    latest first.
+    """
+    place = _read(cursor, wanted)
+    found: list[uuid.UUID] = []
+    scanned, window = 0, limit * SCAN_FACTOR
+    states = _states(wanted)
+    while len(found) < limit and scanned < SCANNED_MOST:
+        window = min(window, SCANNED_MOST - scanned)
+        rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
+        found += [row[0] for row in rows]
+        scanned += seen
+        if len(found) >= limit:
+            place = place._replace(key=_text(rows[-1][1]), id=str(rows[-1][2]))
+        elif seen == window:
+            place = place._replace(key=_text(last[0]), id=str(last[1]))
+        elif place.state + 1 < len(states):
+            place = _Place(state=place.state + 1)
+        else:
+            return Page(found, None)
+        window *= SCAN_GROWTH
+    return Page(found, _written(place, wanted))
+
+
+def _text(key: Any) -> str:
+    return key.isoformat() if isinstance(key, datetime) else str(key)
+
+
+def _states(wanted: Filter) -> Sequence[State | None]:
+    """Return the states that are read in turn; None alone is the timers themselves."""
+    if not wanted.by_delivery:
+        return (None,)
+    return [state for state in State if state in wanted.statuses] if wanted.statuses else list(State)
+
+
+# What is read along one index: (id, key, timer_id), in the order of the key and the id.
+_TIMERS = "SELECT id, id AS key, id AS timer_id FROM scheduler_timer"
+_LABELLED = "SELECT timer_id AS id, timer_id AS key, timer_id FROM scheduler_timerlabel"
+_DELIVERIES = "SELECT id, {key} AS key, timer_id FROM scheduler_delivery"
+
+
+def _scan(
+    wanted: Filter, states: Sequence[State | None], place: _Place, *, limit: int, window: int
+) -> tuple[list[Any], int, Any]:
+    """Look at the next `window` rows; return those that fit, how many were seen, and the key and id of the last.
+
+    One statement, so that what it passes over and where the next one begins are of one moment.
+    """
+    state = states[place.state]
+    values: dict[str, Any] = {"window": window, "limit": limit, "key": place.key, "after": place.id}
+    source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
+    conditions = _conditions(wanted, values)
+    if state is not None:
+        values["state"] = state.value
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
+            fit AS MATERIALIZED (
+              SELECT timer.id AS timer_id, seen.key, seen.id
+                FROM seen JOIN scheduler_timer timer ON timer.id = seen.timer_id
+                JOIN LATERAL (
+                  SELECT id, state, due_at FROM scheduler_delivery
+                   WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1
+                ) latest ON {"latest.id = seen.id" if state is not None else "true"}
+               WHERE {conditions} ORDER BY {order} LIMIT %(limit)s
+            )
+            SELECT fit.timer_id, fit.key, fit.id, count.count, last.key AS last_key, last.id AS last_id
+              FROM (SELECT count(*) FROM seen) count
+              CROSS JOIN (SELECT key, id FROM seen ORDER BY {reverse} LIMIT 1) last
+              LEFT JOIN fit ON true ORDER BY {order}
+            """,  # noqa: S608 - only constants are put in
+            values,
+        )
+        rows = cursor.fetchall()
+    if not rows:
+        return [], 0, None
+    return [row for row in rows if row[0] is not None], rows[0][3], rows[0][4:6]
+
+
+# These two return the query, the order of its columns, and that order backwards.
+
+
+def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
+    after = "< %(after)s::uuid" if place.id else "IS NOT NULL"
+    if wanted.label:
+        return f"{_LABELLED} WHERE label = %(label)s AND timer_id {after}", "id DESC", "id"
+    where = f"id {after}"
+    if wanted.host:
+        where += " AND host = %(host)s"
+    elif wanted.recurring:
+        where += " AND (cron <> '' OR every_seconds IS NOT NULL)"
+    if not wanted.everyone:
+        # Who has few timers among the many of others does not look at those.
+        where += " AND owner_id IS NULL" if wanted.owner_id is None else " AND owner_id = %(owner)s"
+    return f"{_TIMERS} WHERE {where}", "id DESC", "id"
+
+
+def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, str]:
+    where = "state = %(state)s AND NOT extra"
+    if state is State.SCHEDULED:
+        if wanted.due_from:
+            where += " AND next_attempt_at >= %(due_from)s"
+        if wanted.due_to:
+            latest = "greatest(%(due_to)s::timestamptz, statement_timestamp())"
+            where += f" AND next_attempt_at < {latest} + interval '{RETRIED_SECONDS} s'"
+        if place.id:
+            where += " AND (next_attempt_at, id) > (%(key)s::timestamptz, %(after)s::uuid)"
+        source = f"{_DELIVERIES.format(key='next_attempt_at')} WHERE {where}"
+        return source, "key, id", "key DESC, id DESC"
+    if state in LEASED or state is State.HELD:
+        if place.id:
+            where += " AND id > %(after)s::uuid"
+        return f"{_DELIVERIES.format(key='id')} WHERE {where}", "id", "id DESC"
+    if wanted.due_from:
+        where += " AND due_at >= %(due_from)s"
+    if wanted.due_to:
+        where += " AND due_at < %(due_to)s"
+    if place.id:
+        where += " AND (due_at, id) < (%(key)s::timestamptz, %(after)s::uuid)"
+    source = f"{_DELIVERIES.format(key='due_at')} WHERE {where}"
+    return source, "key DESC, id DESC", "key, id"
+
+
+def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
+    """Return what a row must fit beside its index, filling in the values."""
+    conditions = ["timer.outcome_of IS NULL"]
+    values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
+    values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
+    if not wanted.everyone:
+        conditions.append("timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint")
+    if wanted.host:
+        conditions.append("timer.host = %(host)s")
+    if wanted.recurring is not None:
+        conditions.append(f"(timer.cron <> '' OR timer.every_seconds IS NOT NULL) = {wanted.recurring}")
+    if wanted.statuses:
+        values["statuses"] = [state.value for state in wanted.statuses]
+        conditions.append("latest.state = ANY(%(statuses)s)")
+    if wanted.due_from:
+        conditions.append("latest.due_at >= %(due_from)s")
+    if wanted.due_to:
+        conditions.append("latest.due_at < %(due_to)s")
+    if wanted.name:
+        values["name"] = wanted.name.lower()
+        conditions.append("strpos(lower(timer.name), %(name)s) > 0")
+    if wanted.url_prefix:
+        values["prefix"] = wanted.url_prefix
+        conditions.append("starts_with(timer.web_url, %(prefix)s)")
+    return " AND ".join(conditions)
+
+
+def _written(place: _Place, wanted: Filter) -> str:
+    text = json.dumps([wanted.fingerprint, *place], separators=(",", ":"))
+    return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+def _read(cursor: str, wanted: Filter) -> _Place:
+    if not cursor:
+        return _Place()
+    try:
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
+        fingerprint, number, key, after = json.loads(text)
+        states = _states(wanted)
+        if fingerprint != wanted.fingerprint or number not in range(len(states)):
+            raise CursorError
+        place = _Place(state=int(number))
+        if after is None:
+            return place
+        # Read and written again: PostgreSQL takes fewer spellings.
+        by_id = states[place.state] is None or states[place.state] in (*LEASED, State.HELD)
+        key = str(uuid.UUID(key)) if by_id else datetime.fromisoformat(key).isoformat()
+        return place._replace(key=key, id=str(uuid.UUID(after)))
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CursorError("This cursor was not given by a list with these filters.") from error
+
+
+def filter_of(values: Mapping[str, Any], *, owner_id: int | None, everyone: bool) -> Filter:
+    """Return a filter from what serializers.FilterSerializer read."""
+    return Filter(
+        owner_id=owner_id,
+        everyone=everyone,
+        statuses=tuple(State(name) for name in values.get("status", ())),
+        host=canonical_host(values.get("host", "")),
+        label=values.get("label", ""),
+        due_from=values.get("due_from"),
+        due_to=values.get("due_to"),
+        recurring=values.get("recurring"),
+        name=values.get("name", ""),
+        url_prefix=values.get("url_prefix", ""),
+    )

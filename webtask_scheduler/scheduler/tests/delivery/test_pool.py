@@ -1,0 +1,382 @@
+"""The call pool against a real receiver: slots, leases, slow hosts, an orderly end.
+
+The pool works in threads with connections of their own, so these tests commit.
+"""
+
+import contextlib
+import threading
+import time
+from datetime import timedelta
+
+import psycopg2
+import pytest
+from django.db import DatabaseError, IntegrityError, connection
+from django.db.models import F
+from django.db.models.functions import Now
+from django_celery_beat.models import PeriodicTask
+from psycopg2 import extensions
+
+from config.database.base import bound_waits
+from webtask_scheduler.scheduler import facts, tasks
+from webtask_scheduler.scheduler.delivery import hosts
+from webtask_scheduler.scheduler.delivery import pool as module
+from webtask_scheduler.scheduler.delivery.pool import CallPool
+from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.queue.faults import is_away
+from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.service import database_url
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+def claim_for_pool(**options):
+    return [(item.delivery_id, item.token, item.host, item.flow) for item in claim_due(**options).held]
+
+
+@pytest.fixture
+def pool():
+    pools = []
+
+    def make(callers=4, timeout_seconds=10.0, note=None):
+        client = Client(callers=callers, user_agent="t")
+        pool = CallPool(callers=callers, client=client, timeout_seconds=timeout_seconds, note=note)
+        pools.append(pool)
+        return pool
+
+    yield make
+    for pool in pools:
+        pool.close()
+
+
+def wait_until(condition, *, seconds=10.0):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come about in time"
+        time.sleep(0.01)
+
+
+def states():
+    return sorted(Delivery.objects.values_list("state", flat=True))
+
+
+def test_pool_calls_each_delivery_once_and_records_it(pool, make_timer, receiver):
+    for number in range(20):
+        make_timer(receiver.url(f"/{number}"), delay_seconds=-1)
+    pool(callers=4).hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.SUCCEEDED] * 20)
+    assert sorted(seen.path for seen in receiver.calls) == sorted(f"/{number}" for number in range(20))
+
+
+def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver):
+    for _ in range(5):
+        make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
+    running = pool(callers=2)
+    threading.Thread(target=running.hand_over, args=[claim_for_pool()]).start()
+    receiver.wait_for(2)
+    assert states().count(State.RUNNING) == 2
+    assert states().count(State.CLAIMED) == 3
+    wait_until(lambda: states() == [State.SUCCEEDED] * 5)
+
+
+def test_pool_renews_what_it_holds(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.1)
+    monkeypatch.setattr(module, "RUNNING_LEASE_SECONDS", 0.5)
+    make_timer(receiver.url("/sleep/1.5"), delay_seconds=-1)
+    pool().hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.SUCCEEDED])
+
+
+def test_pool_records_a_success_though_the_database_was_away(pool, make_timer, receiver):
+    make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
+    pool().hand_over(claim_for_pool())
+    receiver.wait_for(1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+    wait_until(lambda: states() == [State.SUCCEEDED])
+    assert Attempt.objects.get().status_code == 200
+
+
+def test_pool_that_closes_gives_back_interrupts_and_ends(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(module, "DRAIN_SECONDS", 0.3)
+    for _ in range(3):
+        make_timer(receiver.url("/sleep/30"), delay_seconds=-1)
+    closing = pool(callers=1, timeout_seconds=60)
+    handing = threading.Thread(target=closing.hand_over, args=[claim_for_pool()])
+    handing.start()
+    receiver.wait_for(1)
+    begun = time.monotonic()
+    closing.stop_taking()
+    handing.join(3)
+    closing.close()
+    assert time.monotonic() - begun < 3
+    assert states() == [State.SCHEDULED] * 3
+    assert {attempt.error for attempt in Attempt.objects.all()} == {"interrupted"}
+    assert len(claim_for_pool()) == 3
+
+
+def test_pool_waits_out_a_moment_that_was_rung_too_soon(pool, make_timer, receiver):
+    timer = make_timer(receiver.url(), delay_seconds=0.04)
+    pool().hand_over(claim_for_pool(ahead_seconds=1.0))
+    (seen,) = receiver.wait_for(1)
+    assert seen.at >= Delivery.objects.get(timer=timer).due_at.timestamp()
+
+
+def test_pool_leaves_a_far_moment_to_the_queue(pool, make_timer, receiver, delivery_of):
+    timer = make_timer(receiver.url(), delay_seconds=0.9)
+    pool().hand_over(claim_for_pool(ahead_seconds=1.0))
+    wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=0.5)
+    assert receiver.calls == []
+
+
+def test_handing_over_waits_for_nothing(pool, make_timer, receiver):
+    for _ in range(50):
+        make_timer(receiver.url("/sleep/5"), delay_seconds=-1)
+    items = claim_for_pool()
+    begun = time.monotonic()
+    pool(callers=1).hand_over(items)
+    assert time.monotonic() - begun < 0.5
+
+
+def test_hanging_host_takes_neither_all_slots_nor_the_turn_of_others(pool, make_timer, receiver):
+    for _ in range(60):
+        make_timer(receiver.url("/sleep/20"), delay_seconds=-2)
+    running = pool(callers=8, timeout_seconds=30)
+    running.hand_over(claim_for_pool())
+    receiver.wait_for(hosts.WAITING_LEAST)
+    # Another name for the same receiver is another host.
+    for _ in range(20):
+        make_timer(receiver.url("/quick").replace("127.0.0.1", "localhost"), delay_seconds=-1)
+    begun = time.monotonic()
+    running.hand_over(claim_for_pool())
+    receiver.wait_for(20, path="/quick", seconds=3)
+    assert time.monotonic() - begun < 3
+    # What the host cannot take waits here, under a lease, and nothing is counted.
+    waiting = Delivery.objects.filter(state=State.CLAIMED)
+    assert waiting.count() >= 40
+    assert set(waiting.values_list("attempts", flat=True)) == {0}
+
+
+def test_healthy_host_gets_a_whole_burst(pool, make_timer, receiver):
+    for _ in range(100):
+        make_timer(receiver.url(), delay_seconds=-1)
+    pool(callers=4).hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.SUCCEEDED] * 100)
+
+
+def test_slow_calls_leave_their_slots_to_others(pool, make_timer, receiver):
+    with contextlib.ExitStack() as stack:
+        receivers = [receiver, *(stack.enter_context(Receiver()) for _ in range(5))]
+        for host in receivers:
+            make_timer(host.url("/sleep/20"), delay_seconds=-1)
+        running = pool(callers=2, timeout_seconds=30)
+        running.hand_over(claim_for_pool())
+        for host in receivers:
+            host.wait_for(1, seconds=8)
+        wait_until(lambda: running._line._waiting == 6)
+
+
+def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(module, "ROOM_PER_SLOT", 2)
+    with contextlib.ExitStack() as stack:
+        hanging = [stack.enter_context(Receiver()) for _ in range(12)]
+        make_timer(receiver.url("/first"), delay_seconds=-1)
+        running = pool(callers=2, timeout_seconds=30)
+        running.hand_over(claim_for_pool())
+        receiver.wait_for(1)
+        for host in hanging:
+            make_timer(host.url("/sleep/20"), delay_seconds=-1)
+        running.hand_over(claim_for_pool())
+        # The room has four places, of which one owner gets half; what finds none is put off, and nothing is counted.
+        wait_until(lambda: states().count(State.SCHEDULED) >= 8)
+        assert set(Delivery.objects.filter(state=State.SCHEDULED).values_list("attempts", flat=True)) == {0}
+        make_timer(receiver.url("/second"), delay_seconds=-1)
+        running.hand_over(claim_for_pool())
+        receiver.wait_for(1, path="/second", seconds=3)
+
+
+def refuse(monkeypatch, name, culprit):
+    """Have a statement of the pool refuse one delivery, as the database does with an impossible row."""
+    real = getattr(module, name)
+
+    def statement(items, **options):
+        for item in items:
+            call = getattr(item, "call", item)
+            if (call.delivery_id if hasattr(call, "delivery_id") else call[0]) == culprit:
+                raise IntegrityError("violates a rule")
+        return real(items, **options)
+
+    monkeypatch.setattr(module, name, statement)
+
+
+def test_delivery_that_has_had_all_attempts_is_failed_and_the_others_start(pool, make_timer, receiver, delivery_of):
+    spent = make_timer(receiver.url("/spent"), delay_seconds=-1)
+    Delivery.objects.filter(timer=spent).update(attempts=ATTEMPTS_BOUND, started_at=Now())
+    for number in range(5):
+        make_timer(receiver.url(f"/{number}"), delay_seconds=-1)
+    begun = time.monotonic()
+    pool().hand_over(claim_for_pool())
+    receiver.wait_for(5)
+    assert time.monotonic() - begun < 1.0
+    wait_until(lambda: delivery_of(spent).state == State.FAILED)
+    assert "Attempts exhausted" in delivery_of(spent).fault
+    assert PeriodicTask.objects.get(timer=spent).enabled is False
+    assert "/spent" not in {seen.path for seen in receiver.calls}
+
+
+@pytest.mark.parametrize("name", ["start_attempts", "record_outcomes"])
+def test_delivery_that_the_database_refuses_harms_itself_only(  # noqa: PLR0917 - fixtures
+    pool, make_timer, receiver, delivery_of, monkeypatch, name
+):
+    timers = [make_timer(receiver.url(f"/{number}"), delay_seconds=-1) for number in range(10)]
+    refuse(monkeypatch, name, delivery_of(timers[4]).pk)
+    begun = time.monotonic()
+    pool().hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.FAILED] + [State.SUCCEEDED] * 9)
+    assert time.monotonic() - begun < 2.0
+    assert "violates a rule" in delivery_of(timers[4]).fault
+    # What was called has its attempt, whatever else could not be written.
+    assert Attempt.objects.filter(delivery__timer=timers[4]).count() == (name == "record_outcomes")
+
+
+def test_timer_whose_time_zone_is_gone_harms_itself_only(pool, make_timer, receiver, delivery_of):
+    lost = make_timer(
+        receiver.url("/lost"), recurrence=Recurrence(cron="* * * * *", timezone="Europe/Berlin"), delay_seconds=None
+    )
+    Timer.objects.filter(pk=lost.pk).update(timezone="Mars/Olympus")
+    Delivery.objects.filter(timer=lost).update(due_at=Now() - timedelta(seconds=1), next_attempt_at=Now())
+    other = make_timer(receiver.url("/other"), delay_seconds=-1)
+    pool().hand_over(claim_for_pool())
+    wait_until(lambda: delivery_of(other).state == State.SUCCEEDED)
+    wait_until(lambda: delivery_of(lost).state == State.FAILED)
+    assert "Mars/Olympus" in delivery_of(lost).fault
+    assert Attempt.objects.filter(delivery__timer=lost, status_code=200).count() == 1
+
+
+def test_machine_without_threads_gives_back_and_counts_nothing(pool, make_timer, receiver, monkeypatch, caplog):
+    timers = [make_timer(receiver.url(), delay_seconds=-1) for _ in range(3)]
+    running = pool()
+    start = threading.Thread.start
+
+    def refused(thread):
+        if thread.name == "caller":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    running.hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.SCHEDULED] * 3)
+    assert set(Delivery.objects.values_list("attempts", flat=True)) == {0}
+    assert running._starter.is_alive()
+    assert "threads_short" in caplog.text
+    monkeypatch.undo()
+    Delivery.objects.update(next_attempt_at=F("due_at"))
+    wait_until(lambda: time.monotonic() > running._short_until)
+    running.hand_over(claim_for_pool())
+    wait_until(lambda: states() == [State.SUCCEEDED] * len(timers))
+
+
+def test_turn_that_fails_is_said_and_the_next_one_goes_on(pool, make_timer, receiver, monkeypatch, caplog):
+    running = pool()
+    pick, failed = running._pick, []
+
+    def broken():
+        if not failed:
+            failed.append(True)
+            raise ValueError("unexpected")
+        return pick()
+
+    monkeypatch.setattr(running, "_pick", broken)
+    make_timer(receiver.url(), delay_seconds=-1)
+    running.hand_over(claim_for_pool())
+    receiver.wait_for(1)
+    assert caplog.text.count("turn_failed thread=starter") == 1
+
+
+def test_thread_that_cannot_go_on_ends_the_process(pool, monkeypatch):
+    ended = threading.Event()
+    monkeypatch.setattr(CallPool, "_give_up", staticmethod(ended.set))
+    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.001)
+    running = pool()
+
+    def broken():
+        raise ValueError("unexpected")
+
+    monkeypatch.setattr(running, "_pick", broken)
+    assert ended.wait(5)
+
+
+def test_clock_of_the_database_that_steps_back_holds_nothing_up(pool, make_timer, receiver, delivery_of, sql):
+    """A promise that lies ahead of the database's clock, as after the clock was set back while the call ran."""
+    moved = make_timer(receiver.url("/dawdle/0.5/x"), delay_seconds=-1)
+    running = pool()
+    running.hand_over(claim_for_pool())
+    receiver.wait_for(1)
+    sql(
+        "UPDATE scheduler_delivery"
+        " SET due_at = due_at + interval '1 hour', next_attempt_at = due_at + interval '1 hour'"
+    )
+    wait_until(lambda: delivery_of(moved).state == State.SCHEDULED)
+    other = make_timer(receiver.url("/other"), delay_seconds=-1)
+    running.hand_over(claim_for_pool())
+    wait_until(lambda: delivery_of(other).state == State.SUCCEEDED)
+
+
+def test_host_that_recovers_is_trusted_again():
+    host = hosts.Host("a")
+    for _ in range(30):
+        host.took(30.0)
+    assert host.waiting_limit == hosts.WAITING_LEAST
+    assert not host.quick
+    for _ in range(30):
+        host.took(0.01)
+    assert host.quick
+    assert host.waiting_limit == hosts.WAITING_MOST
+
+
+def test_pool_notes_that_it_is_at_work_and_that_its_starter_is_stuck(pool, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(facts, "STUCK_SECONDS", 2.0)
+    timer = make_timer(receiver.url(), delay_seconds=-1)
+    (item,) = claim_for_pool()
+    running = pool(note=tasks._note_calls)
+    wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
+    with another_session() as other:
+        # The starter waits for this row; nothing else of the process does.
+        other.execute("SELECT FROM scheduler_delivery WHERE timer_id = %s FOR UPDATE", [str(timer.pk)])
+        running.hand_over([item])
+        wait_until(lambda: "its starter has not moved for" in facts.gather(at_once=True).worker_trouble)
+    wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
+    wait_until(lambda: states() == [State.SUCCEEDED])
+
+
+@contextlib.contextmanager
+def another_session():
+    session = psycopg2.connect(database_url())
+    try:
+        with session.cursor() as cursor:
+            yield cursor
+    finally:
+        session.close()
+
+
+def test_connection_that_is_lost_in_a_worker_is_no_fault_of_a_row(make_timer):
+    """A worker waits for the server through a callback, and psycopg2 then has another class for a lost connection."""
+    bound_waits(statement_seconds=30.0)
+    session = connection.copy()
+    try:
+        with session.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            pid = cursor.fetchone()[0]
+            with connection.cursor() as killer:
+                killer.execute("SELECT pg_terminate_backend(%s)", [pid])
+            with pytest.raises(DatabaseError) as lost:
+                cursor.execute("SELECT pg_sleep(1)")
+        assert is_away(lost.value), repr(lost.value)
+    finally:
+        extensions.set_wait_callback(None)
+        session.close()

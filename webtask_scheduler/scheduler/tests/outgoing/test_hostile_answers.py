@@ -1,0 +1,92 @@
+"""Whatever a receiver answers, a call ends in time and in little memory, and the next call gets its own answer."""
+
+import itertools
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
+from webtask_scheduler.scheduler.tests.support.hostile import CASES, Server
+
+TIMEOUT_SECONDS = 2.0
+# What the system's buffers of a loopback connection may take while nobody reads them.
+SENT_MOST_BYTES = 16 * 1024 * 1024
+
+@pytest.fixture(scope="module")
+def client():
+    return Client(callers=4, user_agent="test/1")
+
+
+@pytest.fixture
+def server():
+    running = Server()
+    yield running
+    running.close()
+
+
+def test_there_are_enough_cases_and_each_has_its_name():
+    assert len(CASES) >= 40
+    assert len({case.name for case in CASES}) == len(CASES)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_hostile_answer_ends_in_time_and_the_next_call_gets_its_own(client, server, case):
+    server.case = case.pieces
+    begun, cpu = time.monotonic(), time.thread_time()
+    try:
+        answer = client.call(Request(url=server.url("/case"), method=case.method, timeout_seconds=TIMEOUT_SECONDS))
+        outcome, body, words = answer.status_code, answer.body, ""
+    except CallError as failure:
+        outcome, body, words = failure.kind, b"", str(failure)
+    took, cpu = time.monotonic() - begun, time.thread_time() - cpu
+    # A call that is written while the connection is being closed fails; no client can know.
+    if case.name in ("another answer a little later", "answer and end"):
+        time.sleep(0.2)
+    # Another timer's call to the same host.
+    own = f"/own/{id(case)}"
+    other = client.call(Request(url=server.url(own), timeout_seconds=5))
+    assert (other.status_code, other.body) == (200, own.encode())
+    assert (outcome, body) == (case.outcome, case.body)
+    assert case.words in words
+    assert words.isprintable()
+    assert took < TIMEOUT_SECONDS + (0.5 if outcome == "timeout" else -0.1)
+    # It never spins, and reads a bounded part.
+    assert cpu < 0.3
+    assert server.sent < SENT_MOST_BYTES
+    (_, first), (path, second) = server.seen
+    assert path == own
+    assert (first == second) is case.kept
+
+
+def test_calls_side_by_side_get_their_own_answers_beside_hostile_ones(client, server):
+    turn = itertools.cycle([case for case in CASES if case.outcome != "timeout" and not case.forever])
+    server.case = lambda: next(turn).pieces()
+    wrong = []
+    end = time.monotonic() + 1.5
+
+    def attack():
+        while time.monotonic() < end:
+            with suppress(CallError):
+                client.call(Request(url=server.url("/case"), method="GET", timeout_seconds=TIMEOUT_SECONDS))
+
+    def ask(name):
+        for number in itertools.count():
+            if time.monotonic() > end:
+                return
+            path = f"/own/{name}/{number}"
+            try:
+                body = client.call(Request(url=server.url(path), timeout_seconds=5)).body
+            except CallError as failure:
+                body = str(failure).encode()
+            wrong.extend([(path, body)] if body != path.encode() else [])
+
+    threads = [threading.Thread(target=attack) for _ in range(3)]
+    threads += [threading.Thread(target=ask, args=(name,)) for name in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert len(server.seen) > 100

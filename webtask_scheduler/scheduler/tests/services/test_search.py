@@ -1,0 +1,493 @@
+"""The list of timers: every page of every filter, its cursors, and that a full table does not make it slow."""
+
+import base64
+import itertools
+import json
+import random
+import re
+import uuid
+from datetime import timedelta
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.utils import timezone
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services.search import CursorError, Filter
+
+pytestmark = pytest.mark.django_db
+
+HOSTS = ("a.example", "b.example:8080", "c.example")
+NOW = timezone.now()
+
+
+def pages(wanted, *, limit=7):
+    """Return the ids on all pages of a filter."""
+    found, cursor = [], ""
+    for _ in range(10_000):
+        page = search.page(wanted, cursor=cursor, limit=limit)
+        assert len(page.timer_ids) <= limit
+        found += page.timer_ids
+        if page.next is None:
+            return found
+        cursor = page.next
+    raise AssertionError("the pages do not end")
+
+
+@pytest.fixture
+def user():
+    return get_user_model().objects.create_user("me@example.com", "secret")
+
+
+@pytest.fixture
+def mixed(user):
+    """Some hundred timers of all kinds, in all states, with deliveries before and beside the latest promised one."""
+    chance = random.Random(4)
+    new = []
+    for number in range(300):
+        kind = chance.choice(("once", "once", "cron", "every"))
+        recurrence = {
+            "cron": Recurrence(cron="0 9 * * *", timezone="Europe/Berlin"),
+            "every": Recurrence(every_seconds=60.0, starts_at=NOW),
+        }.get(kind)
+        labels = {"team": chance.choice("xyz")} if chance.random() < 0.6 else {}
+        new.append(
+            services.NewTimer(
+                web_url=f"http://{chance.choice(HOSTS)}/{chance.choice(('in', 'out'))}/{number}",
+                delay_seconds=None if recurrence else 60.0,
+                recurrence=recurrence,
+                name=chance.choice(("", "Report", "weekly report", "other")),
+                options={"labels": labels} if labels else {},
+                owner_id=chance.choice((None, None, user.pk)),
+            )
+        )
+    for stored in services.schedule(new):
+        # Whole minutes, so that many are due at one moment.
+        due_at = NOW.replace(second=0, microsecond=0) + timedelta(minutes=chance.randint(-30, 30))
+        state = chance.choice(State.values)
+        values = {"due_at": due_at, "next_attempt_at": due_at, "state": state}
+        if state == State.SCHEDULED and chance.random() < 0.5:
+            # Retried, resumed or replayed.
+            values["next_attempt_at"] = max(due_at, NOW) + timedelta(days=chance.choice((0, 1, 7)))
+        if state in LEASED:
+            values |= {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
+        if state in FINAL:
+            values["finished_at"] = NOW
+        Delivery.objects.filter(timer=stored.timer_id).update(**values)
+        if chance.random() < 0.3:
+            # Moved once: what was promised before is cancelled.
+            Delivery.objects.filter(timer=stored.timer_id).update(occurrence=2)
+            earlier = {"due_at": due_at, "next_attempt_at": due_at, "state": "cancelled", "finished_at": NOW}
+            Delivery.objects.create(timer_id=stored.timer_id, occurrence=1, **earlier)
+        if chance.random() < 0.3:
+            Delivery.objects.create(
+                timer_id=stored.timer_id, occurrence=3, extra=True, due_at=due_at, next_attempt_at=due_at
+            )
+    callback = Timer.objects.create(
+        web_url="http://a.example/", host="a.example", created_at=NOW, outcome_of=uuid.uuid4()
+    )
+    Delivery.objects.create(timer=callback, occurrence=1, due_at=NOW, next_attempt_at=NOW)
+
+
+def facts_of_all():
+    return {
+        timer.pk: (
+            timer,
+            Delivery.objects.filter(timer=timer, extra=False).order_by("-occurrence")[0],
+            [row.label for row in timer.label_rows.all()],
+        )
+        for timer in Timer.objects.prefetch_related("label_rows")
+    }
+
+
+def fits(wanted, fact):
+    timer, latest, labels = fact
+    return (
+        timer.outcome_of is None
+        and (wanted.everyone or timer.owner_id == wanted.owner_id)
+        and (not wanted.statuses or latest.state in wanted.statuses)
+        and (not wanted.host or timer.host == wanted.host)
+        and (not wanted.label or wanted.label in labels)
+        and (wanted.due_from is None or latest.due_at >= wanted.due_from)
+        and (wanted.due_to is None or latest.due_at < wanted.due_to)
+        and (wanted.recurring is None or timer.recurring == wanted.recurring)
+        and wanted.name.lower() in timer.name.lower()
+        and timer.web_url.startswith(wanted.url_prefix)
+    )
+
+
+CHOICES = {
+    "statuses": ((), (State.SCHEDULED,), (State.FAILED, State.PAUSED, State.CLAIMED), tuple(State)),
+    "host": ("", "b.example:8080"),
+    "label": ("", "team=x"),
+    "due_from": (None, NOW - timedelta(minutes=10)),
+    "due_to": (None, NOW + timedelta(minutes=10)),
+    "recurring": (None, True, False),
+    "name": ("", "REPORT"),
+    "url_prefix": ("", "http://b.example:8080/in"),
+    "steady": (False, True),
+}
+
+
+def test_pages_of_every_combination_of_filters_hold_each_timer_that_fits_once(mixed, user, monkeypatch):
+    # So that pages end for having looked at enough, too.
+    monkeypatch.setattr(search, "SCANNED_MOST", 150)
+    facts = facts_of_all()
+    assert len(facts) == 301
+    for index, values in enumerate(itertools.product(*CHOICES.values())):
+        everyone, owner_id = index % 3 == 0, (None, user.pk)[index % 2]
+        wanted = Filter(**dict(zip(CHOICES, values, strict=True)), everyone=everyone, owner_id=owner_id)
+        expected = {pk for pk, fact in facts.items() if fits(wanted, fact)}
+        found = pages(wanted, limit=max(3, len(expected) // 3))
+        assert len(found) == len(set(found)), wanted
+        assert set(found) == expected, wanted
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7, 199, 200])
+def test_pages_of_every_length_hold_the_same_in_the_same_order(mixed, user, limit):
+    for wanted in (Filter(everyone=True), Filter(statuses=tuple(State)), Filter(label="team=x", owner_id=user.pk)):
+        assert pages(wanted, limit=limit) == pages(wanted, limit=50)
+
+
+def test_order_is_the_latest_made_first(mixed):
+    found = pages(Filter(everyone=True))
+    assert found == sorted(found, reverse=True)
+
+
+def test_order_by_status_is_the_soonest_of_what_waits_and_the_latest_of_what_ended(mixed):
+    for state, backwards in ((State.SCHEDULED, False), (State.FAILED, True)):
+        found = pages(Filter(everyone=True, statuses=(state,)))
+        latest = {one.timer_id: one for one in Delivery.objects.promised().filter(state=state)}
+        due = [latest[pk].next_attempt_at if state is State.SCHEDULED else latest[pk].due_at for pk in found]
+        assert len(due) > 10
+        assert due == sorted(due, reverse=backwards)
+
+
+def test_timer_replayed_long_after_its_moment_is_found_by_that_moment(make_timer):
+    timer = make_timer()
+    moment = NOW - timedelta(days=25)
+    Delivery.objects.filter(timer=timer).update(
+        due_at=moment, next_attempt_at=moment, state=State.FAILED, finished_at=moment
+    )
+    services.replay(timer.pk)
+    assert pages(Filter(due_from=moment, due_to=moment + timedelta(hours=1))) == [timer.pk]
+
+
+def test_statuses_that_change_behind_a_page_do_not_show_a_timer_twice_to_who_changes_them(make_timer):
+    timers = {make_timer().pk for _ in range(5)}
+    wanted = Filter(statuses=(State.SCHEDULED, State.PAUSED, State.CANCELLED), steady=True)
+    first = search.page(wanted, cursor="", limit=3)
+    for timer_id in first.timer_ids:
+        services.cancel(timer_id)
+    second = search.page(wanted, cursor=first.next, limit=3)
+    assert set(first.timer_ids) | set(second.timer_ids) == timers
+    assert len(second.timer_ids) == 2
+
+
+# Cursors
+
+
+def forged(cursor, *place):
+    """Return a cursor with the fingerprint of a real one."""
+    fingerprint = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))[0]
+    return written([fingerprint, *place])
+
+
+def written(value):
+    return base64.urlsafe_b64encode((value if isinstance(value, str) else json.dumps(value)).encode()).decode()
+
+
+UUID = str(uuid.uuid4())
+FORGED = {
+    "too few": (0, None),
+    "too many": (0, None, None, None),
+    "state beyond": (9, None, None),
+    "negative state": (-1, None, None),
+    "text state": ("0", None, None),
+    "infinite state": (float("inf"), None, None),
+    "NaN state": (float("nan"), None, None),
+    "list state": ([0], None, None),
+    "null state": (None, None, None),
+    "number as id": (0, "2026-01-05T00:00:00+00:00", 5),
+    "text as id": (0, "2026-01-05T00:00:00+00:00", "x"),
+    "list as id": (0, "2026-01-05T00:00:00+00:00", [UUID]),
+    "text as moment": (0, "x", UUID),
+    "null as moment": (0, None, UUID),
+    "number as moment": (0, 5, UUID),
+    "injection as moment": (0, "2026-01-05'; SELECT 1 --", UUID),
+    "id as moment": (0, UUID, UUID),
+    "moment as id": (1, "2026-01-05T00:00:00+00:00", UUID),
+}
+
+
+@pytest.mark.parametrize("place", FORGED.values(), ids=FORGED.keys())
+def test_cursor_that_was_forged_is_refused(make_timer, place):
+    make_timer()
+    make_timer()
+    wanted = Filter(statuses=(State.SCHEDULED, State.CLAIMED))
+    cursor = search.page(wanted, cursor="", limit=1).next
+    with pytest.raises(CursorError):
+        search.page(wanted, cursor=forged(cursor, *place), limit=1)
+
+
+@pytest.mark.parametrize("moment", ["2026-W02-1", "20260105T000000Z", "0001-01-01", "9999-12-31T23:59:59-12:00"])
+def test_cursor_with_a_moment_in_another_spelling_does_no_harm(make_timer, moment):
+    make_timer()
+    make_timer()
+    wanted = Filter(statuses=(State.SCHEDULED,))
+    cursor = search.page(wanted, cursor="", limit=1).next
+    search.page(wanted, cursor=forged(cursor, 0, moment, UUID), limit=1)
+
+
+GARBAGE = {
+    "text": "x",
+    "not base64": "!!!!",
+    "not ASCII": "é",
+    "not JSON": written("x"),
+    "no list": written("1"),
+    "null": written("null"),
+    "object": written({"a": 1, "b": 2, "c": 3, "d": 4}),
+    "text of four": written("wxyz"),
+    "other fingerprint": written(["0" * 12, 0, None, None]),
+    "deep": written("[" * 740),
+    "infinity": written("[Infinity, Infinity, Infinity, Infinity]"),
+    "bytes": base64.urlsafe_b64encode(b"\xff\xfe\x00").decode(),
+}
+
+
+@pytest.mark.parametrize("cursor", GARBAGE.values(), ids=GARBAGE.keys())
+def test_cursor_that_no_list_gave_is_a_400(client, cursor):
+    answer = client.get("/timer", {"cursor": cursor})
+    assert answer.status_code == 400, answer.content
+    assert [error["field"] for error in answer.json()["errors"]] == ["cursor"]
+
+
+def test_cursor_is_bound_to_its_filter_and_its_owner(client, make_timer, user):
+    for _ in range(3):
+        make_timer(options={"labels": {"a": "b"}})
+    cursor = client.get("/timer", {"label": "a=b", "limit": 2}).json()["next"]
+    assert len(client.get("/timer", {"label": "a=b", "cursor": cursor}).json()["timers"]) == 1
+    for other in ({}, {"label": "a=c"}, {"label": "a=b", "recurring": "false"}):
+        assert client.get("/timer", other | {"cursor": cursor}).status_code == 400
+    client.force_login(user)
+    assert client.get("/timer", {"label": "a=b", "cursor": cursor}).status_code == 400
+
+
+# Over the API
+
+
+def listed(client, **query):
+    """Return the ids on all pages of a list."""
+    found, cursor = [], ""
+    while cursor is not None:
+        answer = client.get("/timer", query | {"cursor": cursor})
+        assert answer.status_code == 200, answer.content
+        body = answer.json()
+        found += [timer["task_id"] for timer in body["timers"]]
+        cursor = body["next"]
+    return found
+
+
+def test_list_shows_each_timer_as_looking_at_it_does(client, mixed):
+    body = client.get("/timer", {"limit": 200}).json()
+    assert len(body["timers"]) > 100
+    for timer in body["timers"][:20]:
+        alone = client.get(f"/timer/{timer['task_id']}").json()
+        assert timer | {"time_left_in_seconds": 0} == alone | {"time_left_in_seconds": 0}
+
+
+def test_list_shows_the_attempts_of_the_promised_moment(client, make_timer, delivery_of):
+    timers = [make_timer() for _ in range(3)]
+    for index, timer in enumerate(timers):
+        delivery = delivery_of(timer)
+        Delivery.objects.filter(pk=delivery.pk).update(attempts=index, started_at=NOW)
+        for number in range(1, index + 1):
+            Attempt.objects.create(delivery=delivery, number=number, meant_for=NOW, started_at=NOW, excerpt="secret")
+    body = client.get("/timer").json()
+    assert [[attempt["number"] for attempt in timer["attempts"]] for timer in body["timers"]] == [[1, 2], [1], []]
+    assert "excerpt" not in json.dumps(body)
+
+
+def test_filters_of_the_query_are_those_of_the_search(client, mixed):
+    facts = facts_of_all()
+    moment = NOW - timedelta(minutes=10)
+    table = [
+        ({"status": "failed"}, Filter(statuses=(State.FAILED,))),
+        ({"status": "failed,paused"}, Filter(statuses=(State.FAILED, State.PAUSED))),
+        ({"status": ["failed", "paused"]}, Filter(statuses=(State.FAILED, State.PAUSED))),
+        ({"host": "B.Example:8080"}, Filter(host="b.example:8080")),
+        ({"label": "team=y"}, Filter(label="team=y")),
+        ({"due_from": moment.isoformat()}, Filter(due_from=moment)),
+        ({"due_to": moment.isoformat()}, Filter(due_to=moment)),
+        ({"recurring": "true"}, Filter(recurring=True)),
+        ({"recurring": "false"}, Filter(recurring=False)),
+        ({"name": "report"}, Filter(name="report")),
+        ({"url_prefix": "http://a.example/in"}, Filter(url_prefix="http://a.example/in")),
+    ]
+    for query, wanted in table:
+        expected = {str(pk) for pk, fact in facts.items() if fits(wanted, fact)}
+        assert 0 < len(expected) < 250
+        found = listed(client, **query)
+        assert len(found) == len(expected)
+        assert set(found) == expected, query
+
+
+def test_plus_sign_of_an_offset_may_come_as_a_space(client, make_timer):
+    timer = make_timer()
+    assert client.get("/timer?due_from=2020-01-01T00:00:00+01:00").json()["timers"][0]["task_id"] == str(timer.pk)
+
+
+def test_filter_by_host_knows_no_user_and_no_case(client, make_timer):
+    timer = make_timer("http://Me:pw@A.Example:8080/x")
+    assert listed(client, host="a.EXAMPLE:8080") == [str(timer.pk)]
+    assert listed(client, host="a.example") == []
+
+
+def test_name_with_signs_of_a_pattern_is_taken_as_it_is(client, make_timer):
+    timer = make_timer(name="100%_done")
+    make_timer(name="100 done")
+    assert listed(client, name="0%_d") == [str(timer.pk)]
+
+
+BAD_QUERIES = [
+    ("limit=0", "limit"),
+    ("limit=201", "limit"),
+    ("limit=x", "limit"),
+    ("limit=1e1", "limit"),
+    ("limit=-1", "limit"),
+    ("limit=" + "9" * 5000, "limit"),
+    ("status=done", "status.0"),
+    ("status=" + "x" * 5000, "status.0"),
+    ("status=" + ",".join(["failed"] * 10), "status"),
+    ("label=team", "label"),
+    ("label=%00=", "label"),
+    ("host=%00", "host"),
+    ("name=%00", "name"),
+    ("url_prefix=" + "x" * 3000, "url_prefix"),
+    ("due_from=2026-01-05T00:00:00", "due_from"),
+    ("due_from=2026-02-30T00:00:00Z", "due_from"),
+    ("due_to=yesterday", "due_to"),
+    ("due_to=9999-01-01T00:00:00Z", "due_to"),
+    ("recurring=perhaps", "recurring"),
+    ("stauts=failed", "stauts"),
+    ("cursor=" + "x" * 1001, "cursor"),
+]
+
+
+@pytest.mark.parametrize(("query", "field"), BAD_QUERIES, ids=[query[:30] for query, _ in BAD_QUERIES])
+def test_bad_query_is_refused_by_name(client, query, field):
+    answer = client.get(f"/timer?{query}")
+    assert answer.status_code == 400, answer.content
+    assert [error["field"] for error in answer.json()["errors"]] == [field]
+    assert len(answer.content) < 3000
+
+
+def test_empty_list_is_one_page(client):
+    assert client.get("/timer").json() == {"timers": [], "next": None}
+
+
+def test_list_is_the_callers_own(client, mixed, user):
+    facts = facts_of_all()
+    own = {str(pk) for pk, (timer, _, _) in facts.items() if timer.owner_id == user.pk}
+    nobodys = {str(pk) for pk, (timer, _, _) in facts.items() if timer.owner_id is None and timer.outcome_of is None}
+    assert set(listed(client)) == nobodys
+    client.force_login(user)
+    assert set(listed(client)) == own
+    assert set(listed(client, status=State.values)) == own
+    client.force_login(get_user_model().objects.create_superuser("root@example.com", "secret"))
+    assert set(listed(client, limit=200)) == own | nobodys
+    client.force_login(get_user_model().objects.create_user("stranger@example.com", "secret"))
+    assert listed(client) == []
+
+
+# Many
+
+
+@pytest.fixture
+def many(sql, user):
+    """50,000 timers: most wait, over a day; of every thousand some have failed, run, recur, or are somebody's."""
+    sql(
+        """
+        INSERT INTO scheduler_timer (id, web_url, host, created_at, name, cron, timezone, owner_id)
+        SELECT lpad(to_hex(n), 32, '0')::uuid, 'http://h' || n %% 500 || '.example/', 'h' || n %% 500 || '.example',
+               now(), '', CASE WHEN n %% 1000 = 1 THEN '* * * * *' ELSE '' END,
+               CASE WHEN n %% 1000 = 1 THEN 'UTC' ELSE '' END, CASE WHEN n < 4 THEN %s END
+          FROM generate_series(1, 50000) n
+        """,
+        user.pk,
+    )
+    sql(
+        """
+        INSERT INTO scheduler_delivery
+          (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before,
+           finished_at, lease_token, lease_expires_at)
+        SELECT lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 1, 1, false, due_at, due_at, state, 0, 0,
+               CASE WHEN state IN ('failed', 'succeeded') THEN now() END,
+               CASE WHEN state = 'running' THEN gen_random_uuid() END, CASE WHEN state = 'running' THEN now() END
+          FROM (SELECT n, now() + n * interval '2 s' AS due_at,
+                       CASE WHEN n %% 1000 = 7 THEN 'failed' WHEN n %% 1000 = 9 THEN 'running'
+                            WHEN n %% 10 = 3 THEN 'succeeded' ELSE 'scheduled' END AS state
+                  FROM generate_series(1, 50000) n) made
+        """
+    )
+    sql(
+        """
+        INSERT INTO scheduler_timerlabel (timer_id, label)
+        SELECT lpad(to_hex(n), 32, '0')::uuid, 'group=' || n %% 300 FROM generate_series(1, 50000) n
+        """
+    )
+    sql("ANALYZE scheduler_timer, scheduler_delivery, scheduler_timerlabel")
+
+
+def statements(django_assert_max_num_queries, wanted, limit=50):
+    with django_assert_max_num_queries(1000) as captured:
+        page = search.page(wanted, cursor="", limit=limit)
+    return page, [query["sql"] for query in captured.captured_queries]
+
+
+def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, user, sql, django_assert_max_num_queries):
+    soon, later = timezone.now() + timedelta(hours=5), timezone.now() + timedelta(hours=6)
+    table = [
+        # Filter, timers on the first page, statements for it, the index that leads.
+        (Filter(), 50, 1, "scheduler_timer_pkey"),
+        (Filter(statuses=(State.SCHEDULED,)), 50, 1, "delivery_due_idx"),
+        (Filter(statuses=(State.FAILED,)), 50, 1, "delivery_ended_idx"),
+        (Filter(statuses=(State.RUNNING,)), 50, 1, "delivery_lease_idx"),
+        (Filter(statuses=(State.SCHEDULED,), due_from=soon, due_to=later), 50, 1, "delivery_due_idx"),
+        (Filter(due_from=soon, due_to=later), 50, 1, "delivery_due_idx"),
+        (Filter(statuses=(State.SUCCEEDED,), due_from=soon, due_to=later), 50, 1, "delivery_ended_idx"),
+        (Filter(host="h7.example"), 50, 2, "timer_host_idx"),
+        (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 2, "timer_host_idx"),
+        (Filter(label="group=7"), 50, 2, "label_timer_idx"),
+        (Filter(label="group=7", host="h7.example"), 34, 2, "label_timer_idx"),
+        (Filter(recurring=True), 49, 2, "timer_recurring_idx"),
+        (Filter(owner_id=user.pk), 3, 1, "scheduler_timer_owner_id"),
+    ]
+    for wanted, count, most, index in table:
+        page, asked = statements(django_assert_max_num_queries, wanted)
+        assert len(page.timer_ids) == count, wanted
+        assert len(asked) <= most, wanted
+        for statement in asked:
+            plan = "\n".join(row[0] for row in sql("EXPLAIN " + statement.replace("%", "%%")))
+            assert index in plan, (wanted, plan)
+            assert not re.search(r"Seq Scan on scheduler_(timer|delivery|timerlabel)", plan), (wanted, plan)
+
+
+def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_timer, django_assert_num_queries):
+    for _ in range(50):
+        make_timer()
+    for limit in (1, 50):
+        with django_assert_num_queries(3):
+            assert len(client.get("/timer", {"limit": limit}).json()["timers"]) == limit
+
+
+def test_page_of_a_filter_that_nothing_fits_looks_at_a_bounded_number_of_rows(many, django_assert_max_num_queries):
+    page, asked = statements(django_assert_max_num_queries, Filter(name="nothing"))
+    assert (page.timer_ids, page.next is None) == ([], False)
+    assert len(asked) <= 6
+    assert pages(Filter(name="nothing"), limit=200) == []
+    page, asked = statements(django_assert_max_num_queries, Filter(name="nothing", statuses=tuple(State)))
+    assert len(asked) <= 15

@@ -1,0 +1,126 @@
+"""A person at the admin, with a real browser."""
+
+import os
+import shutil
+from datetime import timedelta
+
+import pytest
+from django.db import connection, connections
+from django.utils import timezone
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import Delivery, State
+from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.users.models import User
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(CHROMIUM is None, reason="No chromium, chromium-browser or google-chrome is installed."),
+]
+
+
+@pytest.fixture
+def browser_page(monkeypatch):
+    """Return a page of a browser."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
+    # Playwright runs an event loop in this thread, which makes Django suspect the tests' own queries.
+    monkeypatch.setitem(os.environ, "DJANGO_ALLOW_ASYNC_UNSAFE", "true")
+    # The server's threads must not hold connections to the test database for longer than their requests.
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", 0)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1600, "height": 1000})
+        page.set_default_timeout(20_000)
+        yield page
+        browser.close()
+        # Under that loop Django keeps connections of its own.
+        connections.close_all()
+
+
+def test_person_logs_in_finds_a_timer_and_disables_it(browser_page, live_server, make_timer, delivery_of):
+    User.objects.create_superuser("ada@example.com", "correct horse battery")
+    timer = make_timer("http://shop.example/hook", delay_seconds=1800)
+    other = make_timer("http://other.example/hook", delay_seconds=7200)
+    page = browser_page
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/")
+    page.get_by_label("E-mail address").fill("Ada@Example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_text(f"timer {timer.pk}").wait_for()
+    page.get_by_text(f"timer {other.pk}").wait_for()
+
+    page.get_by_role("link", name="In the next hour").click()
+    page.get_by_text(f"timer {timer.pk}").wait_for()
+    assert page.get_by_text(f"timer {other.pk}").count() == 0
+
+    page.get_by_label("host").fill("shop.example")
+    page.get_by_label("host").press("Enter")
+    page.get_by_text(f"timer {timer.pk}").click()
+    page.get_by_text("Scheduled").wait_for()
+    page.get_by_label("Enabled").uncheck()
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("was changed successfully").wait_for()
+    assert delivery_of(timer).state == State.PAUSED
+
+    page.locator("td.field-status", has_text="Paused").wait_for()
+    page.get_by_role("link", name="http://shop.example/hook").click()
+    page.get_by_text("View timer").wait_for()
+    assert page.locator(".field-status .readonly", has_text="Paused").count() == 1
+
+
+def test_person_ticks_rows_and_runs_an_action(browser_page, live_server, make_timer):
+    User.objects.create_superuser("ada@example.com", "correct horse battery")
+    waiting, ended = make_timer(), make_timer()
+    services.cancel(ended.pk)
+    page = browser_page
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/")
+    page.get_by_label("E-mail address").fill("ada@example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.locator("#action-toggle").check()
+    page.locator("select[name=action]").first.select_option("disable_tasks")
+    page.get_by_role("button", name="Go").first.click()
+    page.get_by_text("1 timer was successfully disabled.").wait_for()
+    page.get_by_text(f"1 timer has ended and stays as it is: {ended.pk}").wait_for()
+    assert Delivery.objects.get(timer=waiting).state == State.PAUSED
+
+
+def test_person_follows_the_link_to_a_schedule_and_changes_it(browser_page, live_server, make_timer):
+    User.objects.create_superuser("ada@example.com", "correct horse battery")
+    starts_at = timezone.now() + timedelta(hours=1)
+    recurrence = Recurrence(every_seconds=3600, starts_at=starts_at)
+    timer = make_timer(recurrence=recurrence, delay_seconds=None, name="hourly report")
+    page = browser_page
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/")
+    page.get_by_label("E-mail address").fill("ada@example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.locator("td.field-schedule_shown", has_text="every 1 h").wait_for()
+    page.get_by_text("hourly report").click()
+    page.get_by_role("link", name="every hour", exact=True).click()
+    page.get_by_label("Number of Periods").fill("2")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("was changed successfully").wait_for()
+    timer.refresh_from_db()
+    assert timer.every_seconds == 7200
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/{timer.periodic_task_id}/change/")
+    page.get_by_label("Interval Schedule").fill("")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("must be set").wait_for()
