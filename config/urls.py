@@ -5,8 +5,6 @@ from django.urls import include, path, re_path
 from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerView
 
-from webtask_scheduler.scheduler.api import views
-
 urlpatterns: list[object] = [
     path("api/v1/", include("config.api_router")),
     re_path("^api/schema/?$", SpectacularAPIView.as_view(), name="schema"),
@@ -14,8 +12,7 @@ urlpatterns: list[object] = [
     re_path("^api/docs/?$", SpectacularSwaggerView.as_view(url_name="schema", metadata_class=None), name="docs"),
     path("", include("webtask_scheduler.scheduler.urls")),
     path("", RedirectView.as_view(pattern_name="docs")),
-    path("healthz", views.healthz),
-    path("readyz", views.readyz),
+    path("", include("webtask_scheduler.scheduler.api.probes")),
     path("admin/", admin.site.urls),
 ]
 

@@ -41,7 +41,7 @@ def delivery_of() -> Callable[[Timer], Delivery]:
     """Return a function that reads a timer's latest promised delivery."""
 
     def read(timer: Timer) -> Delivery:
-        return Delivery.objects.promised().filter(timer=timer).order_by("-occurrence")[0]
+        return Delivery.objects.filter(timer=timer).latest_promised()[0]
 
     return read
 

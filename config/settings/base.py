@@ -181,7 +181,7 @@ SPECTACULAR_SETTINGS = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "webtask_scheduler.scheduler.api.document.bodies_required",
     ],
-    "WEBHOOKS": ["webtask_scheduler.scheduler.api.document.timer_due"],
+    "WEBHOOKS": ["webtask_scheduler.scheduler.api.webhook.timer_due"],
     "TAGS": [{"name": "scheduler", "description": "Timers."}],
     # Served from this service: the page works without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",

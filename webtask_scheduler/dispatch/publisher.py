@@ -40,9 +40,16 @@ class Publisher:
         self._send("bulk", [], shadow="bulk", expires=2 * BULK_SECONDS)
 
     def check(self) -> None:
-        """Ask the broker whether it takes anything: a full one answers, and refuses. Raises PublishError."""
+        """Ask the broker whether it takes anything. Raises PublishError.
+
+        A Redis that is full answers, and refuses; of any other broker it is asked whether it is connected.
+        """
         try:
-            self._open().channel.client.set("webtask_scheduler:check", "", px=1000)
+            producer = self._open()
+            if self._connection.transport.driver_type == "redis":
+                producer.channel.client.set("webtask_scheduler:check", "", px=1000)
+            else:
+                self._connection.ensure_connection(max_retries=1, timeout=BROKER_TIMEOUT_SECONDS)
         except self._errors() as error:
             self._lost(error)
 

@@ -201,10 +201,18 @@ class TimerLabel(models.Model):
         return self.label
 
 
+# The same as Timer.recurring, in SQL, of the row "timer".
+RECURRING = "(timer.cron <> '' OR timer.every_seconds IS NOT NULL)"
+
+
 class DeliveryQuerySet(models.QuerySet["Delivery"]):
     def promised(self) -> "DeliveryQuerySet":
         """Leave out the extra deliveries that a person asked for with "run now"."""
         return self.filter(extra=False)
+
+    def latest_promised(self) -> "DeliveryQuerySet":
+        """Keep the latest promised delivery of each timer: what the timer's own status is."""
+        return self.promised().order_by("timer", "-number").distinct("timer")
 
     def open(self) -> "DeliveryQuerySet":
         """Keep what is not final."""
@@ -216,12 +224,12 @@ class Delivery(models.Model):
 
     # Sent as `webhook-id` with every attempt, so that a receiver can drop a duplicate.
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    # No index of its own: delivery_timer_occurrence_unique begins with it.
+    # No index of its own: delivery_timer_number_unique begins with it.
     timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     # Counts a timer's deliveries in the order in which they were made.
-    occurrence = models.PositiveIntegerField()
+    number = models.PositiveIntegerField()
     # Counts the promised moments of a schedule from 1, however often one was moved; what max_occurrences bounds.
-    moment = models.PositiveIntegerField(default=1)
+    occurrence = models.PositiveIntegerField(default=1)
     # Made by "run now", or replayed, beside the promised one.
     extra = models.BooleanField(default=False)
     # As the timer's, copied: the claim reads no timer to be fair.
@@ -254,8 +262,8 @@ class Delivery(models.Model):
     class Meta:
         verbose_name_plural = "deliveries"
         constraints = [
-            models.UniqueConstraint(fields=["timer", "occurrence"], name="delivery_timer_occurrence_unique"),
-            # Occurrences of one timer do not overlap. A call in flight that was told to end is on its way out.
+            models.UniqueConstraint(fields=["timer", "number"], name="delivery_timer_number_unique"),
+            # Deliveries of one timer do not overlap. A call in flight that was told to end is on its way out.
             models.UniqueConstraint(
                 fields=["timer"],
                 condition=Q(extra=False, finished_at__isnull=True, cancel_requested_at__isnull=True),
@@ -286,9 +294,9 @@ class Delivery(models.Model):
             # Serves retention.trim: it leads to timers that have had many deliveries, and holds few of them.
             models.Index(
                 F("timer"),
-                F("occurrence"),
+                F("number"),
                 name="delivery_many_idx",
-                condition=Q(Exact(F("occurrence").bitand(MARKED_EVERY - 1), 0)),
+                condition=Q(Exact(F("number").bitand(MARKED_EVERY - 1), 0)),
             ),
             # Serves the lists of what is scheduled, by due time. Not the claim: it must never walk along all that is
             # due, so its statements leave the condition on `extra` away that would let the planner choose this index.

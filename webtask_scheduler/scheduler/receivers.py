@@ -10,7 +10,7 @@ from celery import signals
 from django.db.models.signals import post_delete, post_save, pre_delete, pre_save
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import mirror, services
 from webtask_scheduler.scheduler.models import TASK_NAME
 
 # In a beat process only the scheduler writes to these rows, and what it writes is book-keeping, not a wish.
@@ -40,17 +40,17 @@ def _before_task(instance: PeriodicTask, **_: Any) -> None:
         services.lock_for_edit([instance.pk])
         services.check_edit(instance)
         stored = PeriodicTask.objects.filter(pk=instance.pk).first()
-        instance._schedules_before = services.schedules_of(stored) if stored else {}  # noqa: SLF001 - for _after_task
+        instance._schedules_before = mirror.schedules_of(stored) if stored else {}  # noqa: SLF001 - for _after_task
 
 
 def _after_task(instance: PeriodicTask, created: bool, **_: Any) -> None:
     if created or instance.task != TASK_NAME:
         return
     if _in_beat:
-        services.handed_over(instance.pk)
+        services.note_run_by_stock(instance.pk)
     else:
         services.obey([instance.pk])
-        services.drop_schedules(getattr(instance, "_schedules_before", {}))
+        mirror.drop_schedules(getattr(instance, "_schedules_before", {}))
 
 
 def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
@@ -60,7 +60,7 @@ def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
 
 def _deleted_task(instance: PeriodicTask, **_: Any) -> None:
     if instance.task == TASK_NAME:
-        services.drop_schedules(services.schedules_of(instance))
+        mirror.drop_schedules(mirror.schedules_of(instance))
 
 
 def _tasks_of(schedule: services.Schedule) -> list[int]:

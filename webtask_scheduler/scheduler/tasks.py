@@ -20,11 +20,11 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler import __version__
 from webtask_scheduler.scheduler import facts, services
-from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.delivery.pool import CallPool, waiting_room
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
 from webtask_scheduler.scheduler.queue.claims import claim_timer
+from webtask_scheduler.scheduler.services import retention
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
 SWEEP_ROWS = 2000
@@ -183,22 +183,9 @@ def bulk() -> None:
                 break
             for operation in operations:
                 begun = time.monotonic()
-                _step_bulk(operation)
+                services.step_bulk(operation)
                 # Running timers come first: half of the time is theirs, however long a step takes.
                 time.sleep(max(BULK_PAUSE_SECONDS, time.monotonic() - begun))
-
-
-def _step_bulk(operation: BulkOperation) -> None:
-    # Late: beat imports this module too, and has no use for the API's shapes.
-    from rest_framework.exceptions import ValidationError
-
-    from webtask_scheduler.scheduler.api.serializers import bulk_filter
-
-    try:
-        services.step_bulk(operation, bulk_filter(operation))
-    except ValidationError:
-        # Stored by another version: it must not stand before the others.
-        services.end_bulk(operation, error="Its filter is not known to this version of the service.")
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.prune")

@@ -1,3 +1,12 @@
-"""What Django's admin finds: each module registers its pages."""
+"""What Django's admin finds: `stock` and `pages` register themselves. They change timers through `services` only, or
+through a row's own `save()`, which `receivers` carries to the timer.
+"""
 
-from webtask_scheduler.scheduler.admin.pages import pages as pages
+from django.contrib import admin
+
+from webtask_scheduler.scheduler.admin import pages as pages
+from webtask_scheduler.scheduler.admin import stock as stock
+
+admin.site.site_header = "Webtask scheduler"
+admin.site.site_title = "Webtask scheduler"
+admin.site.index_title = "Timers, tasks and users"

@@ -1,7 +1,7 @@
 """How the admin lists a million timers without counting or reading them all.
 
-What a list is asked for (`Wish`) is found through the indexes in steps of bounded size: so many rows of each state, so
-many of one host, text only among the newest. A list that shows less than there is says so.
+What a list is asked for (`RowFilter`) is found through the indexes in steps of bounded size: so many rows of each
+state, so many of one host, text only among the newest. A list that shows less than there is says so.
 """
 
 import re
@@ -68,7 +68,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class RowFilter:
     """What a list was asked for. Every part narrows it; what is empty or None does not."""
 
     term: str = ""
@@ -84,7 +84,7 @@ class Wish:
     def has_due(self) -> bool:
         return self.due_from is not None or self.due_to is not None
 
-    def among(self, states: Iterable[State]) -> "Wish":
+    def among(self, states: Iterable[State]) -> "RowFilter":
         """Return this wish for no other states than these."""
         return replace(self, states=tuple(s for s in states if self.states is None or s in self.states))
 
@@ -152,7 +152,7 @@ class Wish:
 
 def _latest(deliveries: QuerySet[Delivery]) -> QuerySet[Delivery]:
     """Leave out deliveries that a later one of the same timer replaces."""
-    later = Delivery.objects.promised().filter(timer=OuterRef("timer"), occurrence__gt=OuterRef("occurrence"))
+    later = Delivery.objects.promised().filter(timer=OuterRef("timer"), number__gt=OuterRef("number"))
     return deliveries.filter(~Exists(later))
 
 
@@ -172,7 +172,7 @@ def host_in(text: str) -> str:
 def with_latest(path: str) -> "Prefetch[Any]":
     """Fetch the latest promised delivery of timers and its latest attempt: two queries for a whole page."""
     attempts = Attempt.objects.defer("excerpt").order_by("delivery", "-number").distinct("delivery")
-    deliveries = Delivery.objects.promised().order_by("timer", "-occurrence").distinct("timer")
+    deliveries = Delivery.objects.latest_promised()
     latest = Prefetch("history", attempts, to_attr="latest")
     return Prefetch(f"{path}deliveries", deliveries.prefetch_related(latest), to_attr="promised")
 
@@ -190,16 +190,16 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
         return min(found, LISTED)
 
 
-class WishChangeList(ChangeList):
-    """A change list whose filters and search make one `Wish`."""
+class FilteredChangeList(ChangeList):
+    """A change list whose filters and search make one `RowFilter`."""
 
     more = False
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         rows = super().get_queryset(request, exclude_parameters)
-        wish = Wish(term=self.query.strip())
+        wish = RowFilter(term=self.query.strip())
         for spec in self.filter_specs:
-            if isinstance(spec, WishFilter):
+            if isinstance(spec, SidebarFilter):
                 wish = spec.narrow(wish)
         # Said at the foot of the list.
         rows, self.more = self.model_admin.narrow(rows, wish)  # type: ignore[attr-defined]
@@ -213,8 +213,8 @@ def _now() -> datetime:
     return timezone.now()
 
 
-class WishFilter(admin.ListFilter):
-    """A filter that adds to the list's `Wish` instead of to its query."""
+class SidebarFilter(admin.ListFilter):
+    """A filter that adds to the list's `RowFilter` instead of to its query."""
 
     parameter_name: str
 
@@ -232,11 +232,11 @@ class WishFilter(admin.ListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002 - theirs
         return queryset
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         raise NotImplementedError
 
 
-class ChoiceFilter(WishFilter):
+class ChoiceFilter(SidebarFilter):
     """A list of links; a value that is none of them is ignored."""
 
     options: dict[str, str]
@@ -253,7 +253,7 @@ class StatusFilter(ChoiceFilter):
     parameter_name = "status"
     options = {str(state.value): str(state.label) for state in State}
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         return wish.among([State(self.value)]) if self.value in self.options else wish
 
 
@@ -269,7 +269,7 @@ class DueFilter(ChoiceFilter):
         "past-day": "In the past day",
     }
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         now, hour, day = _now(), timedelta(hours=1), timedelta(days=1)
         match self.value:
             case "overdue":
@@ -287,7 +287,7 @@ class DueFilter(ChoiceFilter):
         return wish
 
 
-class HostFilter(WishFilter):
+class HostFilter(SidebarFilter):
     """A field to type a host into: a list of all hosts could be as long as the list of timers."""
 
     title = "host"
@@ -303,7 +303,7 @@ class HostFilter(WishFilter):
             "clear": changelist.get_query_string(remove=[self.parameter_name]),
         }
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         return replace(wish, host=host_in(self.value)) if self.value else wish
 
 
@@ -312,7 +312,7 @@ class EnabledFilter(ChoiceFilter):
     parameter_name = "enabled"
     options = {"1": "Yes", "0": "No"}
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         return replace(wish, enabled=self.value == "1") if self.value in self.options else wish
 
 
@@ -321,5 +321,5 @@ class KindFilter(ChoiceFilter):
     parameter_name = "kind"
     options = {"timers": "Timers", "other": "Other tasks"}
 
-    def narrow(self, wish: Wish) -> Wish:
+    def narrow(self, wish: RowFilter) -> RowFilter:
         return replace(wish, kind=self.value) if self.value in self.options else wish

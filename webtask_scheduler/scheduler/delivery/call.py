@@ -1,26 +1,22 @@
 """One started attempt: its request from the timer's options, the call, and the outcome."""
 
-import base64
 import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.rules.options import WITH_BODY
 
 logger = logging.getLogger(__name__)
 
 
 # Hops of a redirect that are followed where a timer asks for it.
 REDIRECTS_MOST = 3
-# Methods that carry our own body where a timer has none.
-WITH_BODY = ("POST", "PUT", "PATCH")
 
 
 def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcome:
@@ -28,13 +24,12 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcom
 
     `timeout_seconds` is for a timer that says nothing of it.
     """
-    options = call.options or {}
     begun = time.monotonic()
     # The start statement's clock, carried on by the monotonic one: the moment the call itself begins.
     called_at = call.started_at + timedelta(seconds=begun - call.started)
     status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
     try:
-        answer = client.call(_request(call, options, called_at=called_at, timeout_seconds=timeout_seconds))
+        answer = client.call(_request(call, called_at=called_at, timeout_seconds=timeout_seconds))
     except CallError as failure:
         error, message = failure.kind, str(failure)
     except LocalError:
@@ -46,7 +41,7 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcom
         status_code = answer.status_code
         # PostgreSQL's text holds every character but NUL.
         excerpt = answer.body.decode("utf-8", "replace").replace("\0", "�")[:EXCERPT_MAX_LENGTH]
-        if not _succeeded(status_code, options.get("success_statuses")):
+        if not call.options.is_success(status_code):
             error, message = "status", f"The receiver answered {status_code}."
             if answer.retry_after:
                 retry_after_seconds = retry.retry_after_seconds(answer.retry_after, now=called_at)
@@ -66,26 +61,19 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcom
     return Outcome(call, called_at, duration_ms, status_code, error, message, excerpt, retry_after_seconds)
 
 
-def _request(call: Started, options: Mapping[str, Any], *, called_at: datetime, timeout_seconds: float) -> Request:
+def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> Request:
     """Return the call of an attempt: the timer's own method, headers and body, and what we say of it."""
-    method = options.get("method", "POST")
+    options = call.options
+    method = options.method
     due_at = call.due_at.astimezone(UTC).isoformat()
-    headers: dict[str, str] = dict(options.get("headers", ()))
-    content_type = options.get("content_type", "")
-    if "body" in options:
-        given = options["body"]
-        body: bytes | None = given.encode() if isinstance(given, str) else json.dumps(given).encode()
-        content_type = content_type or ("text/plain; charset=utf-8" if isinstance(given, str) else "application/json")
-    elif "body_base64" in options:
-        body = base64.b64decode(options["body_base64"])
-        content_type = content_type or "application/octet-stream"
-    elif method in WITH_BODY:
-        body = json.dumps({"task_id": str(call.timer_id), "due_at": due_at, "attempt": call.attempt}).encode()
-        content_type = content_type or "application/json"
-    else:
-        body = None
-    if body is not None and content_type:
-        headers["Content-Type"] = content_type
+    headers = options.headers
+    given = options.body()
+    if given is None and method in WITH_BODY:
+        ours = json.dumps({"task_id": str(call.timer_id), "due_at": due_at, "attempt": call.attempt})
+        given = ours.encode(), "application/json"
+    body: bytes | None = None
+    if given is not None:
+        body, headers["Content-Type"] = given
     timestamp = int(called_at.timestamp())
     headers["webhook-id"] = str(call.delivery_id)
     headers["webhook-timestamp"] = str(timestamp)
@@ -94,10 +82,10 @@ def _request(call: Started, options: Mapping[str, Any], *, called_at: datetime, 
             call.secrets, message_id=str(call.delivery_id), timestamp=timestamp, body=body or b""
         )
     headers["webtask-timer-id"] = str(call.timer_id)
-    if "depth" in options:
-        headers["webtask-depth"] = str(options["depth"])
+    if options.depth is not None:
+        headers["webtask-depth"] = str(options.depth)
     headers["webtask-due-at"] = due_at
-    headers["webtask-occurrence"] = str(call.moment)
+    headers["webtask-occurrence"] = str(call.occurrence)
     headers["webtask-attempt"] = str(call.attempt)
     headers["webtask-lateness-ms"] = f"{(called_at - call.meant_for) / timedelta(milliseconds=1):.1f}"
     return Request(
@@ -105,13 +93,6 @@ def _request(call: Started, options: Mapping[str, Any], *, called_at: datetime, 
         method=method,
         headers=headers,
         body=body,
-        timeout_seconds=options.get("timeout_seconds", timeout_seconds),
-        redirects=REDIRECTS_MOST if options.get("follow_redirects") else 0,
+        timeout_seconds=options.timeout_seconds(timeout_seconds),
+        redirects=REDIRECTS_MOST if options.follows_redirects else 0,
     )
-
-
-def _succeeded(status_code: int, statuses: Sequence[int | str] | None) -> bool:
-    """Whether a status is a success: 2xx, or what a timer lists, as numbers and as classes like "3xx"."""
-    if statuses is None:
-        return 200 <= status_code < 300  # noqa: PLR2004 - what HTTP calls success
-    return status_code in statuses or f"{status_code // 100}xx" in statuses

@@ -12,23 +12,24 @@ from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, MESSAGE_MAX_LENGTH, State
 from webtask_scheduler.scheduler.queue.endings import (
-    CLOSE,
-    CLOSE_PLAIN,
+    APPLY_ENDINGS,
+    APPLY_PLAIN_ENDINGS,
     ITEM_COLUMNS,
     ITEM_TYPES,
-    TERMS,
+    SCHEDULE_JSON,
     Ending,
-    Told,
+    EndingDelivery,
     arguments,
     ending_of,
     read,
 )
-from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, MESSAGE_MAX_LENGTH, State
 from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +49,22 @@ class Started:
     started_at: datetime
     started: float
     # Counts the timer's promised moments.
-    moment: int = 1
+    occurrence: int = 1
     # Counts the attempts that the retry policy knows: those since the latest replay, and since when.
     tries: int = 1
     since: datetime | None = None
-    # See models.Timer.options and endings.TERMS; None for a plain timer.
-    options: Mapping[str, Any] | None = None
+    options: Options = NO_OPTIONS
+    # See endings.SCHEDULE_JSON; None for a timer that is called once.
     terms: Mapping[str, Any] | None = None
     # What the call is signed with.
     secrets: Sequence[str] = ()
 
-    def told(self) -> Told:
-        return Told(
+    def told(self) -> EndingDelivery:
+        return EndingDelivery(
             delivery_id=self.delivery_id,
             timer_id=self.timer_id,
             due_at=self.due_at,
-            moment=self.moment,
+            occurrence=self.occurrence,
             attempts=self.attempt,
             terms=self.terms,
             options=self.options,
@@ -110,10 +111,10 @@ held AS MATERIALIZED (
          timer.max_lateness_seconds IS NOT NULL AND delivery.attempts = 0 AND delivery.replayed_at IS NULL
            AND NOT delivery.extra
            AND clock_timestamp() > delivery.due_at + make_interval(secs => timer.max_lateness_seconds) AS late,
-         delivery.attempts >= {ATTEMPTS_BOUND} AS exhausted, delivery.lease_token, delivery.due_at, delivery.moment,
+         delivery.attempts >= {ATTEMPTS_BOUND} AS exhausted, delivery.lease_token, delivery.due_at, delivery.occurrence,
          coalesce(delivery.replayed_at, delivery.due_at) AS since,
          delivery.attempts + 1 - delivery.attempts_before AS tries,
-         timer.options::text, CASE WHEN NOT delivery.extra THEN {TERMS} END AS terms,
+         timer.options::text, CASE WHEN NOT delivery.extra THEN {SCHEDULE_JSON} END AS terms,
          ARRAY(SELECT secret FROM scheduler_signingsecret signing
                 WHERE coalesce(signing.owner_id, 0) = coalesce(timer.owner_id, 0) ORDER BY signing.id) AS secrets
     FROM quick, scheduler_delivery delivery
@@ -135,7 +136,7 @@ begun AS (
 )
 SELECT held.left, held.late, held.exhausted, begun.attempts,
        held.id, held.lease_token, held.timer_id, held.web_url, held.host, held.due_at,
-       begun.meant_for, held.now, held.moment, held.tries, held.since, held.options, held.terms, held.secrets
+       begun.meant_for, held.now, held.occurrence, held.tries, held.since, held.options, held.terms, held.secrets
   FROM held LEFT JOIN begun ON begun.id = held.id WHERE NOT held.stopped
 """  # noqa: S608 - only constants are put in
 
@@ -186,12 +187,12 @@ SELECT count(*) FROM done
 
 # Planning what nobody needs costs as much as a record: most batches have no timer that recurs or calls back. Two
 # statements, sent together and one transaction: the second sees what was committed until the timers were locked.
-_RECORD_PLAIN = _record(item_types="", item_columns="", returned="", close=CLOSE_PLAIN)
+_RECORD_PLAIN = _record(item_types="", item_columns="", returned="", close=APPLY_PLAIN_ENDINGS)
 _RECORD = f"{LOCK_TIMERS};" + _record(
     item_types=f", {ITEM_TYPES}",
     item_columns=f", {ITEM_COLUMNS}",
-    returned=f", delivery.id, delivery.moment, {ITEM_COLUMNS}",
-    close=CLOSE,
+    returned=f", delivery.id, delivery.occurrence, {ITEM_COLUMNS}",
+    close=APPLY_ENDINGS,
 )
 
 
@@ -224,10 +225,10 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
 
 
 def _started(row: Sequence[Any], *, attempt: int, begun: float) -> Started:
-    delivery_id, token, timer_id, web_url, host, due_at, meant_for, now, moment, tries, since, *more = row
+    delivery_id, token, timer_id, web_url, host, due_at, meant_for, now, occurrence, tries, since, *more = row
     return Started(
         *(delivery_id, token, timer_id, web_url, host, due_at, meant_for or due_at, attempt, now, begun),
-        *(moment, tries, since, read(more[0]), read(more[1]), more[2]),
+        *(occurrence, tries, since, Options.read(more[0]), read(more[1]), more[2]),
     )
 
 
@@ -247,7 +248,7 @@ def record_refused(outcome: Outcome, error: Exception) -> None:
     """
     call = outcome.call
     plain = replace(outcome, excerpt="", message=outcome.message[:MESSAGE_MAX_LENGTH])
-    bare = replace(plain, call=replace(call, options=None, terms=None))
+    bare = replace(plain, call=replace(call, options=NO_OPTIONS, terms=None))
     try:
         with transaction.atomic():
             _write([bare.call], [bare], [Ending(state=State.FAILED)])
@@ -273,7 +274,7 @@ def _ending(outcome: Outcome) -> Ending:
     decision = retry.decide(
         error=outcome.error,
         attempt=call.tries,
-        policy=retry.Policy.read((call.options or {}).get("retry")),
+        policy=call.options.policy,
         status_code=outcome.status_code,
         retry_after_seconds=outcome.retry_after_seconds,
         age_seconds=(now - (call.since or call.due_at)).total_seconds(),

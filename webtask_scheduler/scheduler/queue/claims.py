@@ -15,7 +15,7 @@ from django.db import DatabaseError, InterfaceError, connection
 
 from webtask_scheduler.dispatch.queue import Claim, Held, Lane, Look, Portion, QueueError
 from webtask_scheduler.dispatch.share import lane_of
-from webtask_scheduler.scheduler.queue.endings import HANDED_OVER
+from webtask_scheduler.scheduler.mirror import RUN_BY_STOCK
 from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
 from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired
@@ -108,7 +108,7 @@ _DUE_OF_TIMER = f"""
 
 
 # Each row must still be wanted by its PeriodicTask: enabled (or disabled by a stock scheduler that has run it, see
-# services.handed_over) and due when it says. Others are parked as paused, out of the way of the queue, for
+# services.note_run_by_stock) and due when it says. Others are parked as paused, out of the way of the queue, for
 # services.obey to look at; and those whose calls somebody has stopped as held, until `release_held`.
 def _claiming(due: str) -> str:
     return f"""
@@ -118,7 +118,7 @@ wanted AS MATERIALIZED (
   SELECT due.id, task.id AS task_id, timer.host,
          EXISTS (SELECT FROM scheduler_callstop stop WHERE stop.host = timer.host) AS stopped,
          due.extra OR timer.outcome_of IS NOT NULL
-           OR (task.enabled OR {HANDED_OVER}) AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
+           OR (task.enabled OR {RUN_BY_STOCK}) AND coalesce(clocked.clocked_time = due.due_at, true) AS agreed
     FROM due
     LEFT JOIN scheduler_timer timer ON timer.id = due.timer_id
     LEFT JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id

@@ -11,17 +11,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from webtask_scheduler.scheduler.models import State, host_of, new_id
+from webtask_scheduler.scheduler.mirror import RUN_BY_STOCK
+from webtask_scheduler.scheduler.models import RECURRING, State, host_of, new_id
+from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
 
-# Said of the row "task" with its "clocked": a stock scheduler has run it for this very moment and disabled it, as it
-# does with one-off rows; that is book-keeping, not a wish. Its clock may run ahead of the database's a little.
-HANDED_OVER = """coalesce(task.one_off AND NOT task.enabled
-                           AND task.last_run_at >= clocked.clocked_time - interval '5 s', false)"""
-
 # Of the row "timer": what `terms_of` reads. Null for one that is called once, which costs nothing.
-TERMS = """CASE WHEN timer.cron <> '' OR timer.every_seconds IS NOT NULL THEN jsonb_build_object(
+SCHEDULE_JSON = f"""CASE WHEN {RECURRING} THEN jsonb_build_object(
              'cron', timer.cron, 'timezone', timer.timezone, 'every_seconds', timer.every_seconds,
              'starts_at', timer.starts_at, 'ends_at', timer.ends_at, 'max_occurrences', timer.max_occurrences,
              'skip', timer.max_lateness_seconds IS NOT NULL)::text END"""
@@ -29,7 +26,7 @@ TERMS = """CASE WHEN timer.cron <> '' OR timer.every_seconds IS NOT NULL THEN js
 # Both forms are used after a CTE `done` of deliveries that were just written. A PeriodicTask shows that its timer has
 # ended, having run, and is disabled. A cancel is not an end of the row's own: the timer may have been moved to another
 # moment, and whoever cancels it for good disables the row.
-CLOSE_PLAIN = """closed AS (
+APPLY_PLAIN_ENDINGS = """closed AS (
   UPDATE django_celery_beat_periodictask task
      SET enabled = false, last_run_at = clock_timestamp(), total_run_count = 1
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
@@ -40,7 +37,7 @@ CLOSE_PLAIN = """closed AS (
 # moment), what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that is
 # how a row says that a person disabled it. The timers that recur are locked by a statement before, see queue.states.
 # The row is locked here, and so read as it stands now: a bare `.update()` takes no lock of ours.
-CLOSE = f"""shown AS MATERIALIZED (
+APPLY_ENDINGS = f"""shown AS MATERIALIZED (
   SELECT task.id, task.enabled, task.one_off, task.last_run_at, task.clocked_id
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
     JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id
@@ -50,8 +47,8 @@ CLOSE = f"""shown AS MATERIALIZED (
 ended AS MATERIALIZED (
   SELECT done.*, timer.owner_id, timer.flow, timer.periodic_task_id AS task_id, task.clocked_id,
          NOT done.extra AS promised,
-         timer.cron <> '' OR timer.every_seconds IS NOT NULL AS recurring,
-         done.pause OR coalesce(NOT task.enabled AND NOT {HANDED_OVER}, false) AS paused
+         {RECURRING} AS recurring,
+         done.pause OR coalesce(NOT task.enabled AND NOT {RUN_BY_STOCK}, false) AS paused
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
     LEFT JOIN shown task ON task.id = timer.periodic_task_id
     LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
@@ -72,10 +69,10 @@ moved AS (
 ),
 next AS (
   INSERT INTO scheduler_delivery
-    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
-  SELECT next_id, timer_id, flow, 1 + (SELECT max(other.occurrence) FROM scheduler_delivery other
+    (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT next_id, timer_id, flow, 1 + (SELECT max(other.number) FROM scheduler_delivery other
                                   WHERE other.timer_id = ended.timer_id),
-         moment + 1, false, next_due_at, next_due_at, CASE WHEN paused THEN 'paused' ELSE 'scheduled' END, 0, 0
+         occurrence + 1, false, next_due_at, next_due_at, CASE WHEN paused THEN 'paused' ELSE 'scheduled' END, 0, 0
     FROM ended WHERE promised AND next_due_at IS NOT NULL
 ),
 callback_timer AS (
@@ -86,7 +83,7 @@ callback_timer AS (
 ),
 callback AS (
   INSERT INTO scheduler_delivery
-    (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+    (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
   SELECT callback_delivery_id, callback_id, made.flow, 1, 1, false, now, now, 'scheduled', 0, 0
     FROM ended JOIN callback_timer made USING (callback_id), (SELECT clock_timestamp() AS now) clock
 )"""  # noqa: S608 - only constants are put in
@@ -103,19 +100,19 @@ ITEM_COLUMNS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class EndingDelivery:
     """What is known of a delivery that ends: the timer's own wishes, and what a callback says.
 
-    `terms` is as TERMS gives it, read; None for a timer that is called once, and for an extra delivery.
+    `terms` is as SCHEDULE_JSON gives it, read; None for a timer that is called once, and for an extra delivery.
     """
 
     delivery_id: uuid.UUID
     timer_id: uuid.UUID
     due_at: datetime
-    moment: int
+    occurrence: int
     attempts: int
     terms: Mapping[str, Any] | None
-    options: Mapping[str, Any] | None
+    options: Options
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +127,7 @@ class Ending:
 
 
 def ending_of(
-    decision: Decision | None, told: Told, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
+    decision: Decision | None, told: EndingDelivery, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
 ) -> Ending:
     """Return the ending of an attempt begun at `begun_at`, or without a decision of a delivery that was missed.
 
@@ -148,9 +145,9 @@ def ending_of(
     )
 
 
-def _next(told: Told, *, begun_at: datetime, now: datetime) -> datetime | None:
+def _next(told: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetime | None:
     terms = told.terms or {}
-    if terms["max_occurrences"] is not None and told.moment >= terms["max_occurrences"]:
+    if terms["max_occurrences"] is not None and told.occurrence >= terms["max_occurrences"]:
         return None
     begun_at = max(begun_at, told.due_at)
     return recurrence_of(terms).following(
@@ -164,7 +161,7 @@ def read(text: str | None) -> dict[str, Any] | None:
 
 
 def recurrence_of(terms: Mapping[str, Any]) -> Recurrence:
-    """Return the schedule that TERMS describes."""
+    """Return the schedule that SCHEDULE_JSON describes."""
     return Recurrence(
         cron=terms["cron"],
         timezone=terms["timezone"] or "UTC",
@@ -179,10 +176,10 @@ def _moment(text: str | None) -> datetime | None:
 
 
 def _callback(
-    state: State, told: Told, *, now: datetime, result: Mapping[str, Any]
+    state: State, told: EndingDelivery, *, now: datetime, result: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]] | None:
-    options = told.options or {}
-    url = options.get("callback_url" if state == State.SUCCEEDED else "failure_callback_url")
+    options = told.options
+    url = options.callback_url(succeeded=state == State.SUCCEEDED)
     if not url:
         return None
     body = {
@@ -191,15 +188,15 @@ def _callback(
         "delivery_id": str(told.delivery_id),
         "status": state.value,
         "due_at": told.due_at.astimezone(UTC).isoformat(),
-        "occurrence": told.moment,
+        "occurrence": told.occurrence,
         "attempts": told.attempts,
         "finished_at": now.astimezone(UTC).isoformat(),
         **result,
-        "labels": options.get("labels", {}),
-        "metadata": options.get("metadata"),
+        "labels": options.labels,
+        "metadata": options.given.get("metadata"),
     }
     # A callback leads no further than its timer's own calls may.
-    depth = {"depth": options["depth"]} if "depth" in options else {}
+    depth = {} if options.depth is None else {"depth": options.depth}
     return url, {"body": json.dumps(body), "content_type": "application/json", **depth}
 
 

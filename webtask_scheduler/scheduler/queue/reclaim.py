@@ -9,21 +9,22 @@ from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
-from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.models import State
 from webtask_scheduler.scheduler.queue.endings import (
-    CLOSE,
+    APPLY_ENDINGS,
     ITEM_COLUMNS,
     ITEM_TYPES,
-    TERMS,
+    SCHEDULE_JSON,
     Ending,
-    Told,
+    EndingDelivery,
     arguments,
     ending_of,
     read,
 )
-from webtask_scheduler.scheduler.models import State
 from webtask_scheduler.scheduler.queue.faults import each_alone, park
 from webtask_scheduler.scheduler.queue.leases import MEANT_FOR
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.rules.options import Options
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +36,9 @@ WORKER_SEEN_SECONDS = 5.0
 
 _EXPIRED = f"""
 SELECT delivery.id, delivery.state, delivery.attempts, delivery.attempts_before, delivery.cancel_requested_at,
-       delivery.timer_id, delivery.due_at, delivery.moment, delivery.started_at,
+       delivery.timer_id, delivery.due_at, delivery.occurrence, delivery.started_at,
        coalesce(delivery.replayed_at, delivery.due_at) AS since, clock_timestamp() AS now,
-       CASE WHEN NOT delivery.extra THEN {TERMS} END AS terms, timer.options::text
+       CASE WHEN NOT delivery.extra THEN {SCHEDULE_JSON} END AS terms, timer.options::text
   FROM scheduler_delivery delivery JOIN scheduler_timer timer ON timer.id = delivery.timer_id
  WHERE delivery.state IN ('claimed', 'running') AND delivery.lease_expires_at < statement_timestamp()
  ORDER BY delivery.lease_expires_at LIMIT %(limit)s
@@ -65,9 +66,9 @@ done AS (
                                 ELSE delivery.next_attempt_at END,
          finished_at = CASE WHEN item.state <> 'scheduled' THEN clock_timestamp() END
     FROM item WHERE delivery.id = item.id
-  RETURNING delivery.id, delivery.timer_id, delivery.extra, delivery.state, delivery.moment, {ITEM_COLUMNS}
+  RETURNING delivery.id, delivery.timer_id, delivery.extra, delivery.state, delivery.occurrence, {ITEM_COLUMNS}
 ),
-{CLOSE}
+{APPLY_ENDINGS}
 SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
 
@@ -114,18 +115,18 @@ def _ending(row: Any) -> Ending:
         return Ending(state=State.SCHEDULED)
     if row.cancel_requested_at is not None:
         return Ending(state=State.CANCELLED)
-    options = read(row.options)
+    options = Options.read(row.options)
     decision = retry.decide(
         error="lost",
         attempt=row.attempts - row.attempts_before,
-        policy=retry.Policy.read((options or {}).get("retry")),
+        policy=options.policy,
         age_seconds=(row.now - row.since).total_seconds(),
     )
-    told = Told(
+    told = EndingDelivery(
         delivery_id=row.id,
         timer_id=row.timer_id,
         due_at=row.due_at,
-        moment=row.moment,
+        occurrence=row.occurrence,
         attempts=row.attempts,
         terms=read(row.terms),
         options=options,

@@ -71,8 +71,7 @@ def lock_deliveries(condition: Q, **more: Any) -> list[Delivery]:
 
 def latest_promised(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:
     """Return the latest promised delivery of each timer. Raises DatabaseError."""
-    promised = Delivery.objects.promised().filter(timer__in=timer_ids)
-    return list(promised.order_by("timer", "-occurrence").distinct("timer"))
+    return list(Delivery.objects.filter(timer__in=timer_ids).latest_promised())
 
 
 def has_ended(latest: Delivery | None) -> bool:
@@ -122,13 +121,13 @@ def _write(deliveries: Sequence[Delivery], state: State, *, of: Sequence[State],
             setattr(delivery, name, value)
 
 
-def promise(timer: Timer, *, due_at: datetime, moment: int, enabled: bool = True) -> Delivery:
+def promise(timer: Timer, *, due_at: datetime, occurrence: int, enabled: bool = True) -> Delivery:
     """Make a locked timer's next promised delivery; it has no other open one. Raises DatabaseError."""
     delivery = Delivery(
         timer_id=timer.pk,
         flow=timer.flow,
-        occurrence=_last_numbers([timer]).get(timer.pk, 0) + 1,
-        moment=moment,
+        number=_last_numbers([timer]).get(timer.pk, 0) + 1,
+        occurrence=occurrence,
         due_at=due_at,
         next_attempt_at=due_at,
         state=State.SCHEDULED if enabled else State.PAUSED,
@@ -141,7 +140,7 @@ def move(timer: Timer, delivery: Delivery, *, due_at: datetime, enabled: bool) -
     """Cancel a locked delivery and promise another moment in its place. Raises DatabaseError."""
     end([delivery])
     # The same promise of the schedule, at another time.
-    return promise(timer, due_at=due_at, moment=delivery.moment, enabled=enabled)
+    return promise(timer, due_at=due_at, occurrence=delivery.occurrence, enabled=enabled)
 
 
 def make_extras(timers: Sequence[Timer]) -> list[Delivery]:
@@ -151,7 +150,7 @@ def make_extras(timers: Sequence[Timer]) -> list[Delivery]:
         Delivery(
             timer_id=timer.pk,
             flow=timer.flow,
-            occurrence=last.get(timer.pk, 0) + 1,
+            number=last.get(timer.pk, 0) + 1,
             extra=True,
             due_at=now,
             next_attempt_at=now,
@@ -162,7 +161,7 @@ def make_extras(timers: Sequence[Timer]) -> list[Delivery]:
 
 def _last_numbers(timers: Sequence[Timer]) -> dict[uuid.UUID, int]:
     numbers = Delivery.objects.filter(timer__in=[timer.pk for timer in timers]).values_list("timer")
-    return dict(numbers.annotate(last=Max("occurrence")))
+    return dict(numbers.annotate(last=Max("number")))
 
 
 def replay(delivery: Delivery, *, flow: int, extra: bool) -> None:

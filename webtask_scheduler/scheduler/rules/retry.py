@@ -56,13 +56,6 @@ class Policy:
             known["delays_seconds"] = tuple(known["delays_seconds"])
         return cls(**known)
 
-    def stored(self) -> dict[str, Any] | None:
-        """Return what the database keeps: only what differs from the default, None where nothing does."""
-        differing = {name: value for name in _NAMES if (value := getattr(self, name)) != getattr(DEFAULT, name)}
-        if "delays_seconds" in differing:
-            differing["delays_seconds"] = list(differing["delays_seconds"])
-        return differing or None
-
 
 _NAMES = tuple(item.name for item in fields(Policy))
 DEFAULT = Policy()

@@ -101,10 +101,11 @@ def prune(*, limit: int = PRUNE_ROWS) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            DELETE FROM scheduler_idempotencykey WHERE id IN (
+            WITH past AS MATERIALIZED (
               SELECT id FROM scheduler_idempotencykey
                WHERE created_at < statement_timestamp() - make_interval(hours => %s)
                ORDER BY created_at LIMIT %s FOR UPDATE SKIP LOCKED)
+            DELETE FROM scheduler_idempotencykey key USING past WHERE key.id = past.id
             """,
             [KEY_HOURS, limit],
         )

@@ -10,9 +10,9 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
-from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.models import MARKED_EVERY
 from webtask_scheduler.scheduler.queue.faults import is_away
+from webtask_scheduler.scheduler.services import idempotency
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ _PAST = """
    WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
      AND EXISTS (SELECT FROM scheduler_delivery shown
                   WHERE shown.timer_id = old.timer_id AND NOT shown.extra
-                    AND (shown.occurrence > old.occurrence OR old.extra))
+                    AND (shown.number > old.number OR old.extra))
    ORDER BY finished_at {limit}
 """
 _COUNT_PAST = f"SELECT count(*) FROM ({_PAST.format(limit='')}) past"  # noqa: S608 - only constants are put in
@@ -171,23 +171,23 @@ def trim(*, keep: int, limit: int = SMALL_ROWS) -> int:
 
 _TRIM = f"""
 WITH many AS MATERIALIZED (
-  SELECT first.timer_id, last.occurrence - %(keep)s AS until, shown.id AS shown_id
-    FROM (SELECT timer_id, min(occurrence) AS occurrence FROM scheduler_delivery
-           WHERE occurrence & {MARKED_EVERY - 1} = 0 GROUP BY timer_id) first
-    CROSS JOIN LATERAL (SELECT occurrence FROM scheduler_delivery other WHERE other.timer_id = first.timer_id
-                         ORDER BY occurrence DESC LIMIT 1) last
+  SELECT first.timer_id, last.number - %(keep)s AS until, shown.id AS shown_id
+    FROM (SELECT timer_id, min(number) AS number FROM scheduler_delivery
+           WHERE number & {MARKED_EVERY - 1} = 0 GROUP BY timer_id) first
+    CROSS JOIN LATERAL (SELECT number FROM scheduler_delivery other WHERE other.timer_id = first.timer_id
+                         ORDER BY number DESC LIMIT 1) last
     LEFT JOIN LATERAL (SELECT id FROM scheduler_delivery other WHERE other.timer_id = first.timer_id AND NOT extra
-                        ORDER BY occurrence DESC LIMIT 1) shown ON true
-   WHERE first.occurrence <= last.occurrence - %(keep)s
+                        ORDER BY number DESC LIMIT 1) shown ON true
+   WHERE first.number <= last.number - %(keep)s
      -- What is marked may be what has to stay.
      AND EXISTS (SELECT FROM scheduler_delivery other
-                  WHERE other.timer_id = first.timer_id AND other.occurrence <= last.occurrence - %(keep)s
+                  WHERE other.timer_id = first.timer_id AND other.number <= last.number - %(keep)s
                     AND other.finished_at IS NOT NULL AND other.id IS DISTINCT FROM shown.id)
    LIMIT %(limit)s
 ),
 past AS MATERIALIZED (
   SELECT delivery.id FROM many JOIN scheduler_delivery delivery
-      ON delivery.timer_id = many.timer_id AND delivery.occurrence <= many.until
+      ON delivery.timer_id = many.timer_id AND delivery.number <= many.until
    WHERE delivery.finished_at IS NOT NULL AND delivery.id IS DISTINCT FROM many.shown_id
    LIMIT %(limit)s FOR UPDATE OF delivery SKIP LOCKED
 ),
@@ -202,10 +202,11 @@ def prune_bulk(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            DELETE FROM scheduler_bulkoperation WHERE id IN (
+            WITH past AS MATERIALIZED (
               SELECT id FROM scheduler_bulkoperation
                WHERE finished_at < statement_timestamp() - make_interval(secs => %s)
                ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED)
+            DELETE FROM scheduler_bulkoperation operation USING past WHERE operation.id = past.id
             """,
             [older_than.total_seconds(), limit],
         )
@@ -217,9 +218,10 @@ def prune_sessions(*, limit: int = SMALL_ROWS) -> int:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            DELETE FROM django_session WHERE session_key IN (
+            WITH past AS MATERIALIZED (
               SELECT session_key FROM django_session WHERE expire_date < statement_timestamp()
                ORDER BY expire_date LIMIT %s FOR UPDATE SKIP LOCKED)
+            DELETE FROM django_session session USING past WHERE session.session_key = past.session_key
             """,
             [limit],
         )

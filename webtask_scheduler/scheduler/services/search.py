@@ -9,15 +9,17 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connection
 
-from webtask_scheduler.scheduler.models import LEASED, State
-from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
+from webtask_scheduler.scheduler.models import LEASED, RECURRING, State
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
+from webtask_scheduler.scheduler.rules.instants import read_instant
+from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
+from webtask_scheduler.scheduler.services.caller import Caller
 
 # Rows that one page may look at: some hundred milliseconds.
 SCANNED_MOST = 20_000
@@ -52,7 +54,7 @@ class Filter:
     # A part of the name, whatever the case.
     name: str = ""
     url_prefix: str = ""
-    # Each timer is met once whatever changes its status meanwhile: for who changes them. It may take more pages.
+    # Visit each timer once although its status changes meanwhile, as a bulk operation changes it. Takes more pages.
     steady: bool = False
 
     @property
@@ -148,7 +150,7 @@ def _scan(
                 FROM seen JOIN scheduler_timer timer ON timer.id = seen.timer_id
                 JOIN LATERAL (
                   SELECT id, state, due_at FROM scheduler_delivery
-                   WHERE timer_id = timer.id AND NOT extra ORDER BY occurrence DESC LIMIT 1
+                   WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1
                 ) latest ON {"latest.id = seen.id" if state is not None else "true"}
                WHERE {conditions} ORDER BY {order} LIMIT %(limit)s
             )
@@ -219,7 +221,7 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
     if wanted.host:
         conditions.append("timer.host = %(host)s")
     if wanted.recurring is not None:
-        conditions.append(f"(timer.cron <> '' OR timer.every_seconds IS NOT NULL) = {wanted.recurring}")
+        conditions.append(f"{RECURRING} = {wanted.recurring}")
     if wanted.statuses:
         values["statuses"] = [state.value for state in wanted.statuses]
         conditions.append("latest.state = ANY(%(statuses)s)")
@@ -261,11 +263,11 @@ def _read(cursor: str, wanted: Filter) -> _Place:
         raise CursorError("This cursor was not given by a list with these filters.") from error
 
 
-def filter_of(values: Mapping[str, Any], *, owner_id: int | None, everyone: bool) -> Filter:
+def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
     """Return a filter from what serializers.FilterSerializer read."""
     return Filter(
-        owner_id=owner_id,
-        everyone=everyone,
+        owner_id=caller.owner_id,
+        everyone=caller.sees_all,
         statuses=tuple(State(name) for name in values.get("status", ())),
         host=canonical_host(values.get("host", "")),
         label=values.get("label", ""),
@@ -275,3 +277,19 @@ def filter_of(values: Mapping[str, Any], *, owner_id: int | None, everyone: bool
         name=values.get("name", ""),
         url_prefix=values.get("url_prefix", ""),
     )
+
+
+# What `stored_filter` knows.
+_STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix"))
+
+
+def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
+    """Return the filter of a bulk operation from what the API was given, and checked, when it began.
+
+    Raises ValueError where another version of this service stored what this one does not know.
+    """
+    unknown = stored.keys() - _STORED
+    if unknown:
+        raise ValueError(f"A filter cannot have {', '.join(sorted(unknown))}.")
+    instants = {name: read_instant(stored[name]) for name in ("due_from", "due_to") if name in stored}
+    return replace(filter_of({**stored, **instants}, caller=caller), steady=True)

@@ -146,6 +146,12 @@ def test_publisher_gives_up_on_a_broker_that_does_not_answer():
         assert time.monotonic() - begun < 8
 
 
+def test_publisher_asks_a_broker_that_is_no_redis_whether_it_is_connected():
+    publisher = Publisher(Celery("other", broker="memory://", set_as_current=False))
+    publisher.check()
+    publisher.close()
+
+
 def test_publisher_works_again_after_its_connection_was_cut(celery_app, broker):
     publisher = Publisher(celery_app)
     chunk = Chunk((Held(0.0, 10.0, new_id(), new_id(), host="127.0.0.1"),))

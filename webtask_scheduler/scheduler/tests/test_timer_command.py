@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
-from webtask_scheduler.scheduler.rules import crontab
+from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer, TimerLabel
-from webtask_scheduler.scheduler.api.serializers import read_timer
+from webtask_scheduler.scheduler.rules import crontab
 
 URL = "http://a.example/hook"
 db = pytest.mark.django_db
@@ -156,6 +156,7 @@ def test_getting_shows_every_field_in_columns_or_as_json(run, client, make_timer
 def test_getting_shows_the_attempts(run, make_timer, delivery_of):
     timer = make_timer(due_at=datetime(2026, 1, 5, tzinfo=UTC))
     meant_for = delivery_of(timer).due_at
+    Delivery.objects.update(attempts=1, started_at=meant_for)
     Attempt.objects.create(
         delivery=delivery_of(timer), number=1, meant_for=meant_for, started_at=meant_for, status_code=500, message="No."
     )

@@ -17,22 +17,16 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rest_framework import exceptions
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.rules import crontab
-from webtask_scheduler.scheduler.rules import recurrence
-from webtask_scheduler.scheduler.services import search
-from webtask_scheduler.scheduler.models import Attempt, ClockTimestamp, Delivery, State, Timer, TimerLabel
+from webtask_scheduler.scheduler.api.filtering import ListSerializer
+from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue, invalid
-from webtask_scheduler.scheduler.api.serializers import (
-    METHODS,
-    ON_MISSED,
-    ListSerializer,
-    NewTimerSerializer,
-    PreviewSerializer,
-    previewed,
-    read_timer,
-    stored_body,
-    timer_body,
-)
+from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerializer, read_timer
+from webtask_scheduler.scheduler.api.showing import show_timers, stored_body
+from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
+from webtask_scheduler.scheduler.rules import crontab, recurrence
+from webtask_scheduler.scheduler.rules.options import METHODS
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import OPERATOR
 
 # Timers of one page of a list.
 PAGE_MOST = 200
@@ -99,7 +93,7 @@ class Command(BaseCommand):
             self.stdout.write(f"{stored.timer_id} is called at {body['due_at']}")
 
     def _get(self, options: dict[str, Any]) -> None:
-        (body,) = _bodies(_existing([options["id"]]))
+        (body,) = show_timers(_existing([options["id"]]))
         if options["as_json"]:
             self._print_json(body)
             return
@@ -116,9 +110,9 @@ class Command(BaseCommand):
         names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
         reader = ListSerializer(data={name: options[name] for name in names if options[name] is not None})
         values = _checked(_validated, reader)
-        wanted = search.filter_of(values, owner_id=None, everyone=True)
+        wanted = search.filter_of(values, caller=OPERATOR)
         found, cursor = _find(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
-        bodies = _bodies(found)
+        bodies = show_timers(found)
         if options["as_json"]:
             self._print_json({"timers": bodies, "next": cursor})
             return
@@ -134,9 +128,9 @@ class Command(BaseCommand):
     def _cancel(self, options: dict[str, Any]) -> None:
         # All are looked up first: a slip in one id cancels nothing.
         for found in _existing(options["ids"]):
-            (before,) = _bodies([found])
+            (before,) = show_timers([found])
             services.cancel(found)
-            (after,) = _bodies([found])
+            (after,) = show_timers([found])
             ended = "had ended before" if before["finished_at"] else after["reason"] or "It has succeeded."
             self.stdout.write(f"{found} {after['status']}: {ended}")
 
@@ -350,19 +344,6 @@ def _existing(ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
     return list(dict.fromkeys(ids))
 
 
-def _bodies(ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
-    """Return timers as the API shows them, in the same order."""
-    promised = Delivery.objects.promised().filter(timer__in=ids).select_related("timer").annotate(now=ClockTimestamp())
-    latest = {one.timer_id: one for one in promised.order_by("timer", "-occurrence").distinct("timer")}
-    attempts: dict[uuid.UUID, list[Attempt]] = {}
-    for attempt in Attempt.objects.filter(delivery__in=latest.values()).order_by("delivery", "number"):
-        attempts.setdefault(attempt.delivery_id, []).append(attempt)
-    return [
-        timer_body(one.timer, one, now=one.now, attempts=attempts.get(one.pk, []))  # type: ignore[attr-defined]
-        for one in (latest[pk] for pk in ids if pk in latest)
-    ]
-
-
 def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.UUID], str | None]:
     """Return up to `limit` timers and the cursor of what follows, over as many pages as it takes."""
     found: list[uuid.UUID] = []
@@ -399,7 +380,7 @@ def _take_over(line: crontab.Line, *, dry_run: bool) -> tuple[bool, str]:
     ((key, value),) = line.timer["labels"].items()
     before = TimerLabel.objects.filter(label=f"{key}={value}").values_list("timer", flat=True).first()
     if before is not None:
-        (body,) = _bodies([before])
+        (body,) = show_timers([before])
         return True, f"was made before: {before} ({body['status']})"
     try:
         timer = read_timer(line.timer)

@@ -12,9 +12,9 @@ from django.urls import reverse
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
-from webtask_scheduler.scheduler.admin.pages import pages as module
 from webtask_scheduler.scheduler import facts, services
-from webtask_scheduler.scheduler.admin.pages import lists as admin_lists
+from webtask_scheduler.scheduler.admin import base, showing, stock
+from webtask_scheduler.scheduler.admin import lists as admin_lists
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Attempt,
@@ -28,7 +28,9 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.queue.claims import release_held
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services import secrets
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import move
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -206,7 +208,7 @@ def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, addres
     ("seconds", "words"), [(1, "1 s"), (60, "1 min"), (86_400, "1 d"), (90_061.25, "1 d 1 h 1 min 1.25 s")]
 )
 def test_period_in_words(seconds, words):
-    assert module.shown_period(seconds) == words
+    assert showing.shown_period(seconds) == words
 
 
 @pytest.mark.parametrize("address", [TASKS, TIMERS])
@@ -260,7 +262,7 @@ def some_of_all(ended, recurring):
 
 @pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS, CLOCKED, CRONTABS, INTERVALS, BULKS, SECRETS])
 def test_page_of_100_rows_asks_as_much_as_a_page_of_one(admin_client, ended, recurring, monkeypatch, address):
-    monkeypatch.setattr(services, "SECRETS_MOST", 1000)
+    monkeypatch.setattr(secrets, "SECRETS_MOST", 1000)
     # What the banner says is asked once a second.
     monkeypatch.setattr(facts, "FRESH_SECONDS", 1000)
     some_of_all(ended, recurring)
@@ -356,7 +358,7 @@ def test_filter_by_scheduled_and_paused(listed, make_timer):
 
 def test_status_of_a_moved_timer_is_that_of_its_latest_promise(listed, make_timer):
     timer = make_timer()
-    services.reschedule(timer.pk, due_at=timezone.now() + timedelta(hours=3))
+    move(timer, due_at=timezone.now() + timedelta(hours=3))
     assert listed(status="cancelled") == []
     assert [task.timer for task in listed(status="scheduled")] == [timer]
 
@@ -655,7 +657,7 @@ def test_form_loads_no_list_of_schedules(page, other_task, make_timer):
 def test_saving_a_clocked_schedule_unchanged_moves_nothing(admin_client, make_timer):
     clocked = make_timer().periodic_task.clocked
     moment = clocked.clocked_time.replace(microsecond=123456)
-    services.reschedule(Timer.objects.get().pk, due_at=moment)
+    move(Timer.objects.get(), due_at=moment)
     before = list(Delivery.objects.order_by("pk").values())
     assert admin_client.post(change(clocked), clocked_form(clocked, moment)).status_code == 302
     assert ClockedSchedule.objects.get(pk=clocked.pk).clocked_time == moment
@@ -677,7 +679,7 @@ def test_clocked_schedule_can_be_added(admin_client):
 
 
 def test_clocked_schedule_shows_a_bounded_number_of_tasks(admin_client, monkeypatch):
-    monkeypatch.setattr(module, "INLINE_ROWS", 2)
+    monkeypatch.setattr(stock, "INLINE_ROWS", 2)
     clocked = ClockedSchedule.objects.create(clocked_time=timezone.now())
     for number in range(3):
         PeriodicTask.objects.create(name=f"own {number}", task="x", clocked=clocked, one_off=True)
@@ -766,7 +768,7 @@ def test_select_all_acts_on_all_pages_in_bounded_statements(admin_client, make_t
 
 
 def test_select_all_of_more_than_a_list_shows_says_how_many(admin_client, make_timer, monkeypatch):
-    monkeypatch.setattr(module, "LISTED", 2)
+    monkeypatch.setattr(stock, "LISTED", 2)
     tasks = [make_timer().periodic_task for _ in range(3)]
     said = run_action(admin_client, "disable_tasks", tasks[:1], select_across="1")
     assert said == [
@@ -785,7 +787,7 @@ def test_select_all_keeps_to_the_filter(admin_client, make_timer):
 
 
 def test_deleting_too_many_at_once_is_refused_with_a_message(admin_client, make_timer, monkeypatch):
-    monkeypatch.setattr(module, "DELETED_AT_ONCE", 1)
+    monkeypatch.setattr(base, "DELETED_AT_ONCE", 1)
     rows = [make_timer().periodic_task for _ in range(2)]
     assert run_action(admin_client, "delete_selected", rows) == ["Delete at most 1 at once."]
 
@@ -842,7 +844,7 @@ def test_stranger_is_sent_to_the_login(client):
 
 def test_timer_page_shows_deliveries_and_attempts_newest_first(page, ended):
     timer = ended(State.FAILED, status_code=500)
-    extra = Delivery(timer=timer, occurrence=2, extra=True, due_at=timezone.now(), next_attempt_at=timezone.now())
+    extra = Delivery(timer=timer, number=2, extra=True, due_at=timezone.now(), next_attempt_at=timezone.now())
     extra.save(force_insert=True)
     text = page(change(timer))
     promised = Delivery.objects.get(timer=timer, extra=False).pk
@@ -851,7 +853,7 @@ def test_timer_page_shows_deliveries_and_attempts_newest_first(page, ended):
 
 
 def test_timer_page_shows_a_bounded_number_of_deliveries(page, make_timer, monkeypatch):
-    monkeypatch.setattr(module, "INLINE_ROWS", 3)
+    monkeypatch.setattr(showing, "INLINE_ROWS", 3)
     timer = make_timer()
     for _ in range(5):
         services.run_now(timer.pk)

@@ -21,9 +21,10 @@ from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.api.timers import TimersView
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Beat, ClockTimestamp, Delivery, State, Timer
+from webtask_scheduler.scheduler.tests.support.acting import move as reschedule
 from webtask_scheduler.scheduler.tests.support.service import Service, database_url
-from webtask_scheduler.scheduler.api.views import TimersView
 
 PATHS = ["/timer", "/timer/", "/api/v1/scheduler/timer", "/api/v1/scheduler/timer/"]
 URL = "http://a.example/hook?x=1"
@@ -112,7 +113,7 @@ def test_creating_stores_four_rows_that_say_the_same(client):
     assert timer.owner is None
     assert timer.created_at == datetime.fromisoformat(body["created_at"])
     assert delivery.due_at == delivery.next_attempt_at == timer.created_at + timedelta(seconds=3723)
-    assert (delivery.state, delivery.attempts, delivery.occurrence, delivery.extra) == ("scheduled", 0, 1, False)
+    assert (delivery.state, delivery.attempts, delivery.number, delivery.extra) == ("scheduled", 0, 1, False)
     assert task.clocked.clocked_time == delivery.due_at
     assert task.name == f"timer {timer.pk}"
     assert task.task == TASK_NAME
@@ -521,7 +522,7 @@ def test_an_uploaded_file_is_no_url(client):
 @db
 @pytest.mark.parametrize("method", ["PUT", "TRACE", "NONSENSE"])
 @pytest.mark.parametrize(
-    "path", ["/timer", f"/timer/{uuid.uuid4()}", "/api/v1/scheduler/timer/", "/timer/preview", "/signing-secret"]
+    "path", ["/timer", f"/timer/{uuid.UUID(int=7)}", "/api/v1/scheduler/timer/", "/timer/preview", "/signing-secret"]
 )
 def test_other_methods_are_refused(client, method, path):
     answer = client.generic(method, path, json.dumps(GOOD), JSON)
@@ -711,7 +712,7 @@ def test_missed(client, due):
 def test_rescheduled_shows_the_new_promise(client, make_timer):
     timer = make_timer(URL)
     moment = datetime.now(UTC) + timedelta(hours=1)
-    services.reschedule(timer.pk, due_at=moment)
+    reschedule(timer, due_at=moment)
     body = look(client, timer)
     assert body["status"] == "scheduled"
     assert datetime.fromisoformat(body["due_at"]) == datetime.fromisoformat(body["next_attempt_at"]) == moment

@@ -11,9 +11,18 @@ from django.test import Client
 from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, Timer
-from webtask_scheduler.scheduler.tests.api.test_timer_api import URL, create, fields_of, post, put_back, run, send, stored
+from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.tests.api.test_timer_api import (
+    URL,
+    create,
+    fields_of,
+    post,
+    put_back,
+    run,
+    send,
+    stored,
+)
 
 db = pytest.mark.django_db
 

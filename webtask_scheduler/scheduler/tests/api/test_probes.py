@@ -15,10 +15,10 @@ from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from webtask_scheduler.scheduler import facts
-from webtask_scheduler.scheduler.api import views
+from webtask_scheduler.scheduler.api import probes
 from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
-from webtask_scheduler.scheduler.tests.support.service import Service
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.service import Service
 
 READY = dict.fromkeys(("database", "migrations", "beat", "worker", "calls", "broker"), "ok")
 
@@ -47,7 +47,7 @@ def broker_at(settings):
 
 @pytest.fixture(autouse=True)
 def _looked_anew(monkeypatch):
-    monkeypatch.setattr(views, "_seen_migrated", False)
+    monkeypatch.setattr(probes, "_seen_migrated", False)
 
 
 def see_beat(name="beat", *, seconds_ago=0.0):

@@ -15,8 +15,8 @@ from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
+from webtask_scheduler.scheduler.services import idempotency
 
 PREFIX = "/api/v1/scheduler"
 PATH = f"{PREFIX}/timer"
@@ -255,13 +255,13 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         patch.setattr(idempotency, "recall", in_flight)
         seen.append(client.post(PATH, GOOD, content_type=JSON, headers={"Idempotency-Key": "a"}))
 
-    def away(*_):
+    def away(*_, **__):
         raise OperationalError
 
     looked = [client.get(PATH + "/x"), client.get(f"{PATH}/{uuid.uuid4()}")]
     with monkeypatch.context() as patch:
         patch.setattr(services, "schedule", away)
-        patch.setattr(Delivery.objects, "promised", away)
+        patch.setattr(Delivery.objects, "filter", away)
         seen.append(client.post(PATH, GOOD, content_type=JSON))
         looked.append(client.get(f"{PATH}/{uuid.uuid4()}"))
     client.force_login(get_user_model().objects.create_user("me@example.com", "secret"))
@@ -383,7 +383,7 @@ def test_real_answers_about_one_timer_are_as_described(ask):
     other = ask("POST", "/timer", GOOD).json()["task_id"]
     for action in ("/run", "/replay"):
         one("POST", action, id_=other, **{"Idempotency-Key": "a"})
-    delivery = Delivery.objects.filter(timer=id_).latest("occurrence")
+    delivery = Delivery.objects.filter(timer=id_).latest("number")
     Delivery.objects.filter(pk=delivery.pk).update(state="failed", finished_at=timezone.now())
     one("POST", "/replay", {})
     Attempt.objects.create(delivery=delivery, number=1, meant_for=delivery.due_at, started_at=delivery.due_at)

@@ -26,8 +26,8 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.outgoing.client import Client as HTTPClient
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.tests.support.service import running
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.service import running
 
 URL = "http://a.example/hook"
 JSON = "application/json"

@@ -13,6 +13,7 @@ from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import move
 
 pytestmark = pytest.mark.django_db
 
@@ -132,7 +133,7 @@ def test_reschedule_during_a_call_keeps_the_new_promise(make_timer, delivery_of)
     timer = make_timer(delay_seconds=-1)
     (call,) = start()
     later = call.due_at + timedelta(hours=1)
-    services.reschedule(timer.pk, due_at=later)
+    move(timer, due_at=later)
     record_outcomes([outcome(call)])
     assert (delivery_of(timer).state, delivery_of(timer).due_at) == (State.SCHEDULED, later)
     assert PeriodicTask.objects.get(timer=timer).enabled

@@ -25,9 +25,9 @@ from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.service import database_url
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -86,6 +86,17 @@ def test_pool_renews_what_it_holds(pool, make_timer, receiver, monkeypatch):
     monkeypatch.setattr(module, "RUNNING_LEASE_SECONDS", 0.5)
     make_timer(receiver.url("/sleep/1.5"), delay_seconds=-1)
     pool().hand_over(claim_for_pool())
+    receiver.wait_for(1)
+
+    def expires():
+        return Delivery.objects.get().lease_expires_at
+
+    wait_until(lambda: states() == [State.RUNNING])
+    leases = [expires()]
+    for _ in range(3):
+        # Each time it is written anew, and lies later.
+        wait_until(lambda: (expires() or leases[-1]) > leases[-1])
+        leases.append(expires())
     wait_until(lambda: states() == [State.SUCCEEDED])
 
 

@@ -14,6 +14,7 @@ TIMEOUT_SECONDS = 2.0
 # What the system's buffers of a loopback connection may take while nobody reads them.
 SENT_MOST_BYTES = 16 * 1024 * 1024
 
+
 @pytest.fixture(scope="module")
 def client():
     return Client(callers=4, user_agent="test/1")

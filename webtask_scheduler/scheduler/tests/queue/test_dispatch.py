@@ -333,7 +333,7 @@ def test_stop_of_one_host_holds_its_deliveries_and_lets_others_pass(dispatcher, 
     assert len(broker.rung) == 1
     assert Delivery.objects.filter(state=State.HELD).count() == 2
     services.resume_calls(host="127.0.0.1:9")
-    dispatcher._poll_at = dispatcher._reclaim_at = 0.0
+    dispatcher._poll_at = dispatcher._reclaim_at = dispatcher._publish_at = 0.0
     dispatcher.turn()
     assert len(broker.rung) == 3
 

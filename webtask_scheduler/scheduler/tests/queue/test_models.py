@@ -42,15 +42,15 @@ def test_delivery_refuses(make_timer, constraint, fields):
 
 def test_delivery_refuses_the_same_occurrence_twice(make_timer):
     timer = make_timer()
-    with pytest.raises(IntegrityError, match="delivery_timer_occurrence_unique"), transaction.atomic():
-        Delivery.objects.create(timer=timer, occurrence=1, extra=True, due_at=NOW, next_attempt_at=NOW)
+    with pytest.raises(IntegrityError, match="delivery_timer_number_unique"), transaction.atomic():
+        Delivery.objects.create(timer=timer, number=1, extra=True, due_at=NOW, next_attempt_at=NOW)
 
 
 def test_delivery_refuses_a_second_open_promise(make_timer):
     timer = make_timer()
     with pytest.raises(IntegrityError, match="delivery_one_open_per_timer"), transaction.atomic():
-        Delivery.objects.create(timer=timer, occurrence=2, due_at=NOW, next_attempt_at=NOW)
-    Delivery.objects.create(timer=timer, occurrence=2, extra=True, due_at=NOW, next_attempt_at=NOW)
+        Delivery.objects.create(timer=timer, number=2, due_at=NOW, next_attempt_at=NOW)
+    Delivery.objects.create(timer=timer, number=2, extra=True, due_at=NOW, next_attempt_at=NOW)
 
 
 @pytest.mark.parametrize(

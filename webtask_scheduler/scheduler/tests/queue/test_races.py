@@ -14,7 +14,6 @@ from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.delivery import pool as pool_module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
@@ -22,6 +21,7 @@ from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import Batch, Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -97,7 +97,7 @@ def fail(call):
 
 
 def states(timer):
-    return list(Delivery.objects.filter(timer=timer).order_by("occurrence").values_list("occurrence", "state"))
+    return list(Delivery.objects.filter(timer=timer).order_by("number").values_list("number", "state"))
 
 
 def dead_letters(timer, count):
@@ -172,7 +172,7 @@ def test_edit_to_another_moment_during_a_record_holds(secondly):
             until_waiting(record)
         assert record.result(WAIT_SECONDS) == 1
     assert states(timer) == [(1, "cancelled"), (2, "scheduled")]
-    assert Delivery.objects.get(timer=timer, occurrence=2).due_at > timezone.now() + timedelta(minutes=50)
+    assert Delivery.objects.get(timer=timer, number=2).due_at > timezone.now() + timedelta(minutes=50)
 
 
 # Run, and the numbers of deliveries
@@ -195,7 +195,7 @@ def test_run_during_a_record_numbers_each_delivery_once(secondly, run):
             until_waiting(record)
         assert record.result(WAIT_SECONDS) == 1
     assert states(timer) == [(1, "succeeded"), (2, "scheduled"), (3, "scheduled")]
-    assert list(Delivery.objects.order_by("occurrence").values_list("extra", flat=True)) == [False, True, False]
+    assert list(Delivery.objects.order_by("number").values_list("extra", flat=True)) == [False, True, False]
 
 
 @pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)

@@ -9,11 +9,11 @@ from django.utils import timezone
 from django_celery_beat.models import CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import services, tasks
-from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.queue import reclaim
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
@@ -61,11 +61,11 @@ def run(*, status_code=200, error="", **more):
 
 
 def deliveries(timer):
-    return list(Delivery.objects.filter(timer=timer).order_by("occurrence"))
+    return list(Delivery.objects.filter(timer=timer).order_by("number"))
 
 
 def states(timer):
-    return [(one.moment, one.state) for one in deliveries(timer)]
+    return [(one.occurrence, one.state) for one in deliveries(timer)]
 
 
 # What the PeriodicTask shows
@@ -126,7 +126,7 @@ def test_next_moment_is_promised_when_one_has_ended(recurring, outcome, state):
     put_back(timer, 10)
     run(**outcome)
     first, second = deliveries(timer)
-    assert (first.state, second.moment, second.attempts) == (state, 2, 0)
+    assert (first.state, second.occurrence, second.attempts) == (state, 2, 0)
     assert second.due_at == timer.starts_at + timedelta(hours=1)
     assert second.next_attempt_at == second.due_at
 
@@ -266,7 +266,7 @@ def test_missing_next_delivery_is_restored_by_the_sweep(recurring, delivery_of):
     timer = recurring(every(3600.0, since=10))
     put_back(timer, 10)
     run()
-    Delivery.objects.filter(timer=timer, moment=2).delete()
+    Delivery.objects.filter(timer=timer, occurrence=2).delete()
     services.reconcile(after=0, limit=100)
     assert states(timer) == [(1, "succeeded"), (2, "scheduled")]
     assert delivery_of(timer).due_at > timezone.now()
@@ -363,7 +363,7 @@ def test_replayed_delivery_of_a_timer_that_goes_on_runs_beside_it(recurring):
     put_back(timer, 10)
     run(status_code=500, error="status")
     services.replay(timer.pk)
-    assert [(one.moment, one.extra, one.state) for one in deliveries(timer)] == [
+    assert [(one.occurrence, one.extra, one.state) for one in deliveries(timer)] == [
         (1, True, "scheduled"),
         (2, False, "scheduled"),
     ]
@@ -404,7 +404,7 @@ def test_outcome_is_called_back_by_a_delivery_of_its_own(make_timer, outcome, ur
     assert (said["type"], said["task_id"], said["labels"]) == (kind, str(timer.pk), {"team": "billing"})
     assert said["status_code"] == outcome.get("status_code", 200)
     (call,) = start_attempts([(item.delivery_id, item.token) for item in claim_due().held]).started
-    assert (call.web_url, call.options["content_type"]) == (url, "application/json")
+    assert (call.web_url, call.options.given["content_type"]) == (url, "application/json")
 
 
 def test_callback_is_retried_and_calls_nobody_back(make_timer, delivery_of):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.admin.pages import lists as admin_lists
+from webtask_scheduler.scheduler.admin import lists as admin_lists
 from webtask_scheduler.scheduler.models import CallStop, State, Timer
 from webtask_scheduler.scheduler.queue.attempts import start_attempts
 from webtask_scheduler.scheduler.rules.hosts import canonical_host

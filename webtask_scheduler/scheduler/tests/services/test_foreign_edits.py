@@ -60,7 +60,7 @@ def sweep():
 
 def moved_to(timer, moment):
     """Check that the timer promises this moment and no other."""
-    *earlier, latest = Delivery.objects.promised().filter(timer=timer).order_by("occurrence")
+    *earlier, latest = Delivery.objects.promised().filter(timer=timer).order_by("number")
     assert [delivery.state for delivery in earlier] == [State.CANCELLED] * len(earlier)
     assert (latest.state, latest.due_at, latest.next_attempt_at) == (State.SCHEDULED, moment, moment)
 
@@ -304,7 +304,7 @@ def test_moving_a_paused_timer_leaves_it_paused(make_timer, delivery_of, admin_c
     moment = soon(hours=5)
     door(PeriodicTask.objects.get(timer=timer), admin_client, moment)
     latest = delivery_of(timer)
-    assert (latest.state, latest.due_at, latest.occurrence) == (State.PAUSED, moment, 2)
+    assert (latest.state, latest.due_at, latest.number) == (State.PAUSED, moment, 2)
 
 
 @each(BARE_MOVE)
@@ -744,6 +744,6 @@ def test_saves_of_a_row_and_calls_at_the_same_time_do_not_deadlock(make_timer, r
     sweep()
     work()
     for timer in timers:
-        state = Delivery.objects.promised().filter(timer=timer).order_by("-occurrence")[0].state
+        state = Delivery.objects.filter(timer=timer).latest_promised()[0].state
         assert state in (State.SUCCEEDED, State.PAUSED)
         assert PeriodicTask.objects.get(timer=timer).enabled is False

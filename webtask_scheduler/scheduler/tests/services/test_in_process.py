@@ -6,8 +6,8 @@ from django.db import connection, transaction
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, PeriodicTask
 from rest_framework.exceptions import ValidationError
 
+from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.models import Delivery, Timer, TimerLabel
-from webtask_scheduler.scheduler.api.serializers import read_timer
 from webtask_scheduler.scheduler.services import schedule
 
 WANTED = [

@@ -6,7 +6,6 @@ import pytest
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
-from webtask_scheduler.scheduler.tests.support.service import running
 from webtask_scheduler.scheduler.tests.api.test_timer_api import (
     URL,
     call_all,
@@ -17,6 +16,7 @@ from webtask_scheduler.scheduler.tests.api.test_timer_api import (
     send,
     stored,
 )
+from webtask_scheduler.scheduler.tests.support.service import running
 
 db = pytest.mark.django_db
 

@@ -7,9 +7,9 @@ from django.core.management import CommandError, call_command
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import tasks
-from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, Timer
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
@@ -52,7 +52,7 @@ def test_young_and_open_timers_stay(ended, make_timer):
 
 def test_timer_of_which_something_is_open_stays(ended):
     timer = ended(31)
-    Delivery.objects.create(timer=timer, occurrence=2, extra=True, due_at=NOW, next_attempt_at=NOW)
+    Delivery.objects.create(timer=timer, number=2, extra=True, due_at=NOW, next_attempt_at=NOW)
     assert retention.prune(older_than=30 * DAYS) == 0
     assert Delivery.objects.filter(timer=timer).count() == 2
 

@@ -23,7 +23,6 @@ from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.services.test_foreign_edits import (
     DISABLE,
     ENABLE,
@@ -37,6 +36,7 @@ from webtask_scheduler.scheduler.tests.services.test_foreign_edits import (
     soon,
     sweep,
 )
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 
@@ -115,7 +115,7 @@ def schedule_of(timer):
 
 
 def promised(timer):
-    return [one.state for one in Delivery.objects.promised().filter(timer=timer).order_by("occurrence")]
+    return [one.state for one in Delivery.objects.promised().filter(timer=timer).order_by("number")]
 
 
 def page_of(schedule, **changes):
@@ -293,7 +293,7 @@ OTHER = {
 def follows_interval(timer, seconds):
     timer.refresh_from_db()
     assert (timer.cron, timer.timezone, timer.every_seconds) == ("", "", seconds)
-    latest = Delivery.objects.promised().filter(timer=timer).latest("occurrence")
+    latest = Delivery.objects.promised().filter(timer=timer).latest("number")
     assert abs(latest.due_at - timezone.now() - timedelta(seconds=seconds)) < timedelta(seconds=10)
     shows(timer, "interval")
 
@@ -301,7 +301,7 @@ def follows_interval(timer, seconds):
 def follows_cron(timer, cron, zone):
     timer.refresh_from_db()
     assert (timer.cron, timer.timezone, timer.every_seconds) == (cron, zone, None)
-    latest = Delivery.objects.promised().filter(timer=timer).latest("occurrence")
+    latest = Delivery.objects.promised().filter(timer=timer).latest("number")
     assert latest.due_at == Recurrence(cron=cron, timezone=zone).next_after(timezone.now())
     shows(timer, "crontab")
 

@@ -13,9 +13,9 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.search import CursorError, Filter
 
 pytestmark = pytest.mark.django_db
@@ -79,24 +79,24 @@ def mixed(user):
         Delivery.objects.filter(timer=stored.timer_id).update(**values)
         if chance.random() < 0.3:
             # Moved once: what was promised before is cancelled.
-            Delivery.objects.filter(timer=stored.timer_id).update(occurrence=2)
+            Delivery.objects.filter(timer=stored.timer_id).update(number=2)
             earlier = {"due_at": due_at, "next_attempt_at": due_at, "state": "cancelled", "finished_at": NOW}
-            Delivery.objects.create(timer_id=stored.timer_id, occurrence=1, **earlier)
+            Delivery.objects.create(timer_id=stored.timer_id, number=1, **earlier)
         if chance.random() < 0.3:
             Delivery.objects.create(
-                timer_id=stored.timer_id, occurrence=3, extra=True, due_at=due_at, next_attempt_at=due_at
+                timer_id=stored.timer_id, number=3, extra=True, due_at=due_at, next_attempt_at=due_at
             )
     callback = Timer.objects.create(
         web_url="http://a.example/", host="a.example", created_at=NOW, outcome_of=uuid.uuid4()
     )
-    Delivery.objects.create(timer=callback, occurrence=1, due_at=NOW, next_attempt_at=NOW)
+    Delivery.objects.create(timer=callback, number=1, due_at=NOW, next_attempt_at=NOW)
 
 
 def facts_of_all():
     return {
         timer.pk: (
             timer,
-            Delivery.objects.filter(timer=timer, extra=False).order_by("-occurrence")[0],
+            Delivery.objects.filter(timer=timer, extra=False).order_by("-number")[0],
             [row.label for row in timer.label_rows.all()],
         )
         for timer in Timer.objects.prefetch_related("label_rows")
@@ -422,7 +422,7 @@ def many(sql, user):
     sql(
         """
         INSERT INTO scheduler_delivery
-          (id, timer_id, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before,
+          (id, timer_id, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before,
            finished_at, lease_token, lease_expires_at)
         SELECT lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 1, 1, false, due_at, due_at, state, 0, 0,
                CASE WHEN state IN ('failed', 'succeeded') THEN now() END,
@@ -480,7 +480,7 @@ def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_
     for _ in range(50):
         make_timer()
     for limit in (1, 50):
-        with django_assert_num_queries(3):
+        with django_assert_num_queries(2):
             assert len(client.get("/timer", {"limit": limit}).json()["timers"]) == limit
 
 

@@ -3,11 +3,11 @@
     ./scripts/chaos --seconds 60 --seed 1 [--json FILE]
 
 Two beats, two workers and one web process run beside a PostgreSQL and a Redis of their own. Customers post timers over
-HTTP and keep exactly what was answered with 201; editors change others that recur every second, an operator pauses and
+HTTP and keep exactly what was answered with 201. Editors change others that recur every second, an operator pauses and
 resumes a thousand by bulk operations, and some timers go to a receiver that answers in every malformed way. Meanwhile
-processes are killed (-9) and stopped, PostgreSQL crashes, Redis is emptied, full, frozen or gone. Then everything is left alone, and
-the books are compared: what was promised, what the receiver saw, and what the database says about it. The plan of
-faults depends on the seed alone.
+processes are killed (-9) and stopped, PostgreSQL crashes, Redis is emptied, full, frozen or gone. Then everything is
+left alone, and the books are compared: what was promised, what the receiver saw, and what the database says about it.
+The plan of faults depends on the seed alone.
 """
 
 import argparse
@@ -31,10 +31,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-import psycopg2
+import psutil  # type: ignore[import-untyped]
+import psycopg2  # type: ignore[import-untyped]
 import redis
 
+from scripts import servers
 from webtask_scheduler.scheduler.queue.leases import RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.rules.retry import MAX_ATTEMPTS
 from webtask_scheduler.scheduler.tests.support import editors as account
@@ -42,10 +43,7 @@ from webtask_scheduler.scheduler.tests.support.editors import Editors
 from webtask_scheduler.scheduler.tests.support.hostile import CASES
 from webtask_scheduler.scheduler.tests.support.hostile import Server as HostileServer
 from webtask_scheduler.scheduler.tests.support.receiver import Call, Receiver
-from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, COMMANDS, START_SECONDS, Service
-
-sys.path.append(str(CHECKOUT / "scripts"))
-import servers
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, START_SECONDS, Service
 
 PROCESSES = ("web", "worker-1", "worker-2", "beat-1", "beat-2")
 # What a fault may cost after it is over: the lease that it left behind, and this.
@@ -119,15 +117,11 @@ class Stack(Service):
 
     def start(self, *names: str, wait: bool = True) -> None:
         for name in names:
-            kind = name.partition("-")[0]
-            words = COMMANDS[kind].format(port=self.port, name=name, scheduler=self.scheduler).split()
-            if kind == "web":
-                words[2:2] = ["--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"]
             with (self.logs / f"{name}.log").open("ab") as log, self._lock:
                 self._from[name] = log.tell()
                 # A group of its own: a web process has a child, which dies and stops with it.
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, *words],
+                    self.command(name),
                     cwd=CHECKOUT,
                     env=self.environment | self.variables[name],
                     stdout=log,
@@ -486,7 +480,7 @@ class Struck:
 
 
 # Kinds by target: weight, and the shortest and longest time that it lasts.
-_PROCESS = {"kill": (2, 0, 0), "stop": (2, 1, 8)}
+_PROCESS: dict[str, tuple[float, float, float]] = {"kill": (2, 0, 0), "stop": (2, 1, 8)}
 KINDS: dict[str, dict[str, tuple[float, float, float]]] = {
     "web": {"kill": (1, 0, 0), "kill child": (1, 0, 0), "stop": (1, 1, 8)},
     "worker-1": _PROCESS,
@@ -584,7 +578,7 @@ class Saboteur:
             time.sleep(0.05)
             self._stack.until(postgres.answers, seconds=30)
         else:
-            if fault.kind == "crash":
+            if fault.kind == "crash" and postgres.process:
                 postgres.process.send_signal(signal.SIGQUIT)
                 postgres.process.wait(10)
             postgres.stop()
@@ -678,7 +672,8 @@ class Verdict:
             f"duplicates   {sum(self.duplicates.values())}{f' ({duplicates})' if duplicates else ''}",
             f"unfinished   {self.unfinished}",
             f"edited       {sum(self.edits.values())} requests, {self.edited_calls} calls, {self.pauses_held} pauses",
-            f"beside it    {self.hostile} timers to a hostile receiver, {self.bulks} bulk operations over {IDLE_TIMERS:,}",
+            f"hostile      {self.hostile} timers to a hostile receiver",
+            f"bulk         {self.bulks} operations over {IDLE_TIMERS:,} timers",
             f"latest call  {self.worst_late_seconds:.1f} s after its moment",
             f"recovery     {self.worst_recovery_seconds:.1f} of {self.limit_seconds:g} s from a fault to a call",
             f"logs         {sum(self.log_lines.values())} lines, {sum(self.tracebacks.values())} tracebacks",
@@ -710,7 +705,10 @@ def read_rows(stack: Stack, target: Target) -> dict[str, _Row]:
         " FROM scheduler_delivery d JOIN scheduler_timer t ON t.id = d.timer_id WHERE t.web_url LIKE %s",
         mine,
     )
-    rows = {row[0]: _Row(*row[1:5], edited=row[5]) for row in deliveries}
+    rows = {
+        key: _Row(timer_id, due_at, state, attempts, edited=edited)
+        for key, timer_id, due_at, state, attempts, edited in deliveries
+    }
     for delivery_id, number, error in stack.rows(
         "SELECT a.delivery_id::text, a.number, a.error FROM scheduler_attempt a"
         " JOIN scheduler_delivery d ON d.id = a.delivery_id JOIN scheduler_timer t ON t.id = d.timer_id"
@@ -737,7 +735,7 @@ def settle(stack: Stack, target: Target, *, say: Callable[[str], None] = lambda 
         if time.monotonic() - said_at >= 1:
             said_at = time.monotonic()
             say(f"quiet: {waiting} have not ended yet")
-        return waiting == 0
+        return bool(waiting == 0)
 
     stack.until(ended, seconds=LIMIT_SECONDS + FINISH_SECONDS)
     # A call too many may still come.

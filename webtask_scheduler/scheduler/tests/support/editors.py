@@ -268,7 +268,7 @@ def described(rows: Rows, timer_id: str) -> tuple[Any, ...]:
         "SELECT timer.id::text, task.enabled, task.last_run_at, latest.state, latest.due_at, latest.next_attempt_at"
         "  FROM scheduler_timer timer JOIN django_celery_beat_periodictask task ON task.id = timer.periodic_task_id"
         "  LEFT JOIN LATERAL (SELECT * FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra"
-        "    ORDER BY occurrence DESC LIMIT 1) latest ON true WHERE timer.id = %s",
+        "    ORDER BY number DESC LIMIT 1) latest ON true WHERE timer.id = %s",
         timer_id,
     )
     return row

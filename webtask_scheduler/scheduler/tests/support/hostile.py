@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Self
+from typing import Any, Self
 
 OK = b"HTTP/1.1 200 OK\r\n"
 # What another timer's call would take for its own answer.
@@ -16,7 +16,8 @@ CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
 class Server:
     """Speaks bytes: `/case` is answered with what `case` gives, `/case/7/...` as CASES has it, any other path with
-    the path itself."""
+    the path itself.
+    """
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -119,15 +120,15 @@ class Case:
                 yield self.pause
 
 
-def bad(name: str, *sends: bytes | float, words: str = "", **fields) -> Case:
+def bad(name: str, *sends: bytes | float, words: str = "", **fields: Any) -> Case:
     return Case(name, sends, "protocol", words=words, **fields)
 
 
-def broken(name: str, *sends: bytes | float, **fields) -> Case:
+def broken(name: str, *sends: bytes | float, **fields: Any) -> Case:
     return Case(name, (*sends, b""), "connection", **fields)
 
 
-def good(name: str, *sends: bytes | float, body: bytes = b"ok", status: int = 200, **fields) -> Case:
+def good(name: str, *sends: bytes | float, body: bytes = b"ok", status: int = 200, **fields: Any) -> Case:
     return Case(name, sends, status, body, **fields)
 
 

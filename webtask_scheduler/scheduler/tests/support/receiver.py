@@ -4,7 +4,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import quote, unquote
@@ -102,14 +102,14 @@ class Receiver:
         kind, _, argument = handler.path.strip("/").partition("/")
         answers: dict[str, Callable[[], None]] = {
             "status": lambda: self._plain(handler, int(argument)),
-            "redirect": lambda: self._plain(handler, 302, Location=self.url("/elsewhere")),
+            "redirect": lambda: self._plain(handler, 302, {"Location": self.url("/elsewhere")}),
             "to": lambda: self._moved(handler, *argument.split("/")),
             "dawdle": lambda: self._dawdle(handler, *argument.split("/", 1)),
-            "retry-after": lambda: self._plain(handler, 503, **{"Retry-After": unquote(argument)}),
+            "retry-after": lambda: self._plain(handler, 503, {"Retry-After": unquote(argument)}),
             "edited": lambda: self._plain(handler, 500 if argument.endswith("fails") else 200),
-            "cookie": lambda: self._plain(handler, 200, **{"Set-Cookie": "a=b; Path=/"}),
+            "cookie": lambda: self._plain(handler, 200, {"Set-Cookie": "a=b; Path=/"}),
             "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
-            "sleep": lambda: (self._stop.wait(float(argument)), self._plain(handler, 200))[1],
+            "sleep": lambda: self._sleep(handler, argument),
             "flaky": lambda: self._plain(
                 handler, 503 if len([c for c in self.calls if c.path == handler.path]) <= int(argument) else 200
             ),
@@ -124,10 +124,15 @@ class Receiver:
             handler.close_connection = True
 
     def _plain(
-        self, handler: http.server.BaseHTTPRequestHandler, status: int, body: bytes = b"ok", **headers: str
+        self,
+        handler: http.server.BaseHTTPRequestHandler,
+        status: int,
+        headers: Mapping[str, str] | None = None,
+        *,
+        body: bytes = b"ok",
     ) -> None:
         handler.send_response(status)
-        for name, value in headers.items():
+        for name, value in (headers or {}).items():
             handler.send_header(name, value)
         handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
@@ -136,11 +141,15 @@ class Receiver:
 
     def _moved(self, handler: http.server.BaseHTTPRequestHandler, status: str, location: str) -> None:
         # Its bytes as they are: http.server writes headers as Latin-1.
-        self._plain(handler, int(status), Location=unquote(location, "latin-1"))
+        self._plain(handler, int(status), {"Location": unquote(location, "latin-1")})
+
+    def _sleep(self, handler: http.server.BaseHTTPRequestHandler, seconds: str) -> None:
+        self._stop.wait(float(seconds))
+        self._plain(handler, 200)
 
     def _dawdle(self, handler: http.server.BaseHTTPRequestHandler, seconds: str, path: str) -> None:
         self._stop.wait(float(seconds))
-        self._plain(handler, 307, Location=f"/{path}")
+        self._plain(handler, 307, {"Location": f"/{path}"})
 
     def _raw(self, handler: http.server.BaseHTTPRequestHandler, data: bytes) -> None:
         handler.wfile.write(data)

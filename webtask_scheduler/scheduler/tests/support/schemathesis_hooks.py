@@ -7,6 +7,7 @@ import os
 import re
 import uuid
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
@@ -76,7 +77,7 @@ made: list[str] = []
 
 
 @schemathesis.hook
-def before_load_schema(context, raw_schema):
+def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
     # A body as JSON and as a form are tested apart: the tests of each field's bounds take most of the time, and are
     # made once.
     for item in raw_schema["paths"].values():
@@ -88,7 +89,7 @@ def before_load_schema(context, raw_schema):
 
 
 @schemathesis.hook
-def before_call(context, case, kwargs):
+def before_call(context: Any, case: Any, kwargs: Any) -> None:
     headers = case.headers or {}
     key = headers.get("Idempotency-Key")
     if key and re.fullmatch("[!-~]{1,255}", key):
@@ -103,13 +104,13 @@ def before_call(context, case, kwargs):
 
 
 @schemathesis.hook
-def after_call(context, case, response):
+def after_call(context: Any, case: Any, response: Any) -> None:
     if case.operation.label == "POST /api/v1/scheduler/timer" and response.status_code == 201:
         made.append(response.json()["task_id"])
 
 
 @schemathesis.hook
-def filter_failure(context, failure, case, response):
+def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool:
     """Tell whether a failure is one."""
     if isinstance(failure, RejectedPositiveData):
         return not _is_beyond_schema(case, response)
@@ -121,7 +122,7 @@ def filter_failure(context, failure, case, response):
     return True
 
 
-def _is_beyond_schema(case, response):
+def _is_beyond_schema(case: Any, response: Any) -> bool:
     if response.status_code != 400:
         return False
     # Of forms the schema does not say it, and in the list of a batch schemathesis does not heed it.
@@ -132,13 +133,13 @@ def _is_beyond_schema(case, response):
     return bool(errors) and all(any(text in error["detail"] for text in known) for error in errors)
 
 
-def _is_refused_in_part(case, response):
+def _is_refused_in_part(case: Any, response: Any) -> bool:
     # A batch that may be stored in part is taken, and says of each timer whether that was.
     is_partial = case.operation.path.endswith("/batch") and response.status_code == 200
     return is_partial and any("problem" in result for result in response.json()["results"])
 
 
-def _is_as_good_as_none(case):
+def _is_as_good_as_none(case: Any) -> bool:
     # A browser sends the fields that were left empty too; and it has more words for true.
     if any(value == "" or (isinstance(value, list) and "" in value) for value in (case.query or {}).values()):
         return True
@@ -147,18 +148,18 @@ def _is_as_good_as_none(case):
     return "" in case.body.values() or str(case.body.get("follow_redirects")).lower() in FORM_BOOLEANS
 
 
-def _is_form(case):
+def _is_form(case: Any) -> bool:
     return "form" in (case.media_type or "")
 
 
-def _has_whole_fraction(value):
+def _has_whole_fraction(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_has_whole_fraction, value.values() if isinstance(value, dict) else value))
     return isinstance(value, float) and value.is_integer()
 
 
-def _is_id(text):
+def _is_id(text: Any) -> bool:
     try:
-        return str(uuid.UUID(text)) == text
+        return bool(str(uuid.UUID(text)) == text)
     except (ValueError, TypeError, AttributeError):
         return False

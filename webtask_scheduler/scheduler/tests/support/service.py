@@ -7,7 +7,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -21,18 +20,10 @@ import redis
 from django.conf import settings
 from django.db import connection
 
+from scripts.processes import command
+
 CHECKOUT = Path(__file__).resolve().parents[4]
 START_SECONDS = 40.0
-
-COMMANDS = {
-    "web": "-m granian --interface wsgi --host 127.0.0.1 --port {port} --workers 1 --blocking-threads 4"
-    " --no-ws config.wsgi:application",
-    "worker": "-m celery -A config.celery_app worker --pool threads --concurrency 4 --hostname {name}@%h"
-    # One process for both, as a small machine may have it.
-    " --queues celery,upkeep"
-    " --without-mingle --without-gossip -l INFO",
-    "beat": "-m celery -A config.celery_app beat -l INFO --pidfile= --scheduler {scheduler}",
-}
 
 
 def database_url() -> str:
@@ -65,10 +56,9 @@ class Service:
     def start(self, *names: str, wait: bool = True) -> None:
         """Start processes: `web`, `worker`, `beat`, or several of a kind as `worker-2`."""
         for name in names:
-            words = COMMANDS[name.partition("-")[0]].format(port=self.port, name=name, scheduler=self.scheduler)
             with (self.logs / f"{name}.log").open("ab") as log:
                 self.processes[name] = subprocess.Popen(
-                    [sys.executable, *words.split()],
+                    self.command(name),
                     # A group of its own: granian's workers outlive a parent that is killed.
                     start_new_session=True,
                     cwd=CHECKOUT,
@@ -80,6 +70,11 @@ class Service:
         if wait:
             for name in names:
                 self._wait_for(name)
+
+    def command(self, name: str) -> list[str]:
+        """Return how a process is started: one web worker, and one worker for both queues, as a small machine has."""
+        settings = {"PORT": str(self.port), "WEB_WORKERS": "1"}
+        return command(name, environment=settings, queues="celery,upkeep", scheduler=self.scheduler)
 
     def signal(self, name: str, number: int) -> None:
         self.processes[name].send_signal(number)

@@ -15,10 +15,8 @@ import psycopg2
 import pytest
 
 from config.celery_app import app
+from scripts import servers
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, running
-
-sys.path.append(str(CHECKOUT / "scripts"))
-import servers
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 

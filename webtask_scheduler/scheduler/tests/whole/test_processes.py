@@ -25,7 +25,7 @@ RECOVERY_SECONDS = 5.0
 
 
 def due_at(timer_id):
-    return Delivery.objects.promised().filter(timer=timer_id).order_by("-occurrence")[0].due_at.timestamp()
+    return Delivery.objects.filter(timer=timer_id).latest_promised()[0].due_at.timestamp()
 
 
 def wait_until(condition, *, seconds=15.0):

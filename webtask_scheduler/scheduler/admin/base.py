@@ -1,0 +1,114 @@
+"""What the admin's pages have in common: bounded lists, their filters, and pages that nobody writes to."""
+
+from collections.abc import Callable
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.utils.safestring import SafeString
+
+from webtask_scheduler.scheduler import facts
+from webtask_scheduler.scheduler.admin.lists import (
+    WINDOW,
+    BoundedPaginator,
+    FilteredChangeList,
+    Found,
+    RowFilter,
+)
+from webtask_scheduler.scheduler.admin.showing import shown_id
+
+# The confirmation page names every row and sends every id back, and Django takes a thousand fields.
+DELETED_AT_ONCE = 500
+
+
+class BoundedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """A list that is never counted or loaded as a whole."""
+
+    paginator = BoundedPaginator
+    show_full_result_count = False
+    show_facets = admin.ShowFacets.NEVER
+    change_list_template = "scheduler/bounded_change_list.html"
+    list_per_page = 100
+    list_max_show_all = 500
+    ordering = ("-pk",)
+    # A table of a million rows is in order of its key, and in no other without being read as a whole.
+    sortable_by = ()
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        """Show above the list what an operator should know of now."""
+        answer: HttpResponse = super().changelist_view(request, {"banner": facts.warnings()} | (extra_context or {}))
+        return answer
+
+    def get_actions(self, request: HttpRequest) -> Any:
+        actions: Any = super().get_actions(request)
+        if "delete_selected" in actions:
+            stock, name, description = actions["delete_selected"]
+            actions["delete_selected"] = (_few(stock), name, description)
+        return actions
+
+
+class FilteredAdmin(BoundedAdmin):
+    """A list whose filters and search are a `RowFilter`."""
+
+    search_fields = ("pk",)
+    search_help_text = (
+        "The beginning of an id, a host, or a part of a URL or of a timer's name; text is looked for among the newest"
+        f" {WINDOW:,} timers."
+    )
+
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[FilteredChangeList]:  # noqa: ARG002 - theirs
+        return FilteredChangeList
+
+    def get_search_results(
+        self,
+        request: HttpRequest,  # noqa: ARG002 - theirs
+        queryset: QuerySet[Any],
+        search_term: str,  # noqa: ARG002 - the change list has put it into the wish
+    ) -> tuple[QuerySet[Any], bool]:
+        return queryset, False
+
+    def narrow(self, rows: QuerySet[Any], wish: RowFilter) -> tuple[QuerySet[Any], bool]:
+        """Return the rows that were asked for, and whether there may be more."""
+        raise NotImplementedError
+
+    def _among(self, rows: QuerySet[Any], found: Found | None) -> tuple[QuerySet[Any], bool]:
+        return (rows, False) if found is None else (rows.filter(pk__in=found.keys), found.more)
+
+    def in_due_order(self, rows: QuerySet[Any], *, latest_first: bool) -> QuerySet[Any]:  # noqa: ARG002
+        return rows
+
+
+class ViewOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
+    """Pages for staff who may view; nobody writes there."""
+
+    actions = None
+
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+    @admin.display(description="id")
+    def id_shown(self, row: Any) -> SafeString:
+        return shown_id(row.pk)
+
+
+class ReadOnlyAdmin(ViewOnlyAdmin, FilteredAdmin):
+    pass
+
+
+def _few(stock: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse to delete more rows than the stock page can carry."""
+
+    def delete_selected(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
+        if queryset.order_by()[: DELETED_AT_ONCE + 1].count() > DELETED_AT_ONCE:
+            modeladmin.message_user(request, f"Delete at most {DELETED_AT_ONCE} at once.", messages.ERROR)
+            return None
+        return stock(modeladmin, request, queryset)
+
+    return delete_selected

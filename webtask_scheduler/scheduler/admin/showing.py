@@ -1,0 +1,224 @@
+"""How the admin shows a timer, a delivery, an attempt: one function for each kind of value."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TypeAlias
+
+from django.contrib import admin
+from django.contrib.admin.templatetags.admin_urls import admin_urlname
+from django.db.models import QuerySet
+from django.urls import reverse
+from django.utils import formats, timezone
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler.models import (
+    Attempt,
+    Delivery,
+    State,
+    Timer,
+)
+
+NOTHING = "-"
+# Rows of a table inside a page.
+INLINE_ROWS = 50
+URL_SHOWN = 48
+COLOURS = {
+    State.SCHEDULED: "#1f78c1",
+    State.CLAIMED: "#7b5cc4",
+    State.RUNNING: "#7b5cc4",
+    State.PAUSED: "#c98a00",
+    State.HELD: "#c98a00",
+    State.SUCCEEDED: "#2e8540",
+    State.FAILED: "#c9302c",
+    State.CANCELLED: "#808080",
+    State.MISSED: "#c9302c",
+}
+
+
+def shown_schedule(timer: Timer) -> str:
+    """Return the schedule of a timer in words."""
+    if timer.cron:
+        return f"{timer.cron} ({timer.timezone})"
+    return "once" if timer.every_seconds is None else f"every {shown_period(timer.every_seconds)}"
+
+
+def shown_period(seconds: float) -> str:
+    """Return a period as people say it: 1 h 30 min."""
+    minutes, second = divmod(round(seconds, 6), 60)
+    hours, minute = divmod(int(minutes), 60)
+    days, hour = divmod(hours, 24)
+    parts = [(days, "d"), (hour, "h"), (minute, "min"), (round(second, 6), "s")]
+    return " ".join(f"{number:.15g} {unit}" for number, unit in parts if number)
+
+
+def shown_bounds(timer: Timer) -> str:
+    """Return between which moments, and how often at the most, a timer recurs; empty where nothing bounds it."""
+    parts = [
+        f"from {timezone.localtime(timer.starts_at):%Y-%m-%d %H:%M:%S}" if timer.starts_at else "",
+        f"until {timezone.localtime(timer.ends_at):%Y-%m-%d %H:%M:%S}" if timer.ends_at else "",
+        f"{timer.max_occurrences:,} times at the most" if timer.max_occurrences else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def shown_status(delivery: Delivery | None) -> SafeString | str:
+    if delivery is None:
+        return NOTHING
+    state = State(delivery.state)
+    label = "Cancelling" if state == State.RUNNING and delivery.cancel_requested_at else state.label
+    dot = format_html('<span style="color: {}" aria-hidden="true">&#9679;</span>', COLOURS[state])
+    return format_html('<span style="white-space: nowrap">{} {}</span>', dot, label)
+
+
+def shown_time(moment: datetime | None) -> SafeString | str:
+    """A moment to the millisecond, in the server's time zone."""
+    if moment is None:
+        return NOTHING
+    local = timezone.localtime(moment)
+    text = f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d}"
+    return format_html('<span style="white-space: nowrap" title="{}">{}</span>', moment.isoformat(), text)
+
+
+def shown_id(text: object, *, width: str = "auto") -> SafeString:
+    """An id in two lines, not four."""
+    style = f"display: inline-block; min-width: 13.5em; width: {width}; white-space: normal"
+    return format_html('<span style="{}">{}</span>', style, text)
+
+
+def shown_name(shown: SafeString, timer: Timer | None) -> SafeString:
+    """What a row is called, with the timer's name in a line of its own."""
+    return format_html("{}<br>{}", shown, timer.name) if timer and timer.name else shown
+
+
+def shown_lateness(attempt: Attempt | None) -> str:
+    return NOTHING if attempt is None else formats.number_format(attempt.lateness_ms, 1)
+
+
+def shown_url(web_url: str) -> SafeString:
+    """The beginning of a URL, broken where the column ends."""
+    text = web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
+    return format_html('<span style="display: inline-block; min-width: 14em; overflow-wrap: anywhere">{}</span>', text)
+
+
+def shown_json(data: Any) -> SafeString:
+    text = json.dumps(data, indent=2, ensure_ascii=False)[:20_000]
+    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
+
+
+Linked: TypeAlias = Timer | Delivery | PeriodicTask | ClockedSchedule | CrontabSchedule | IntervalSchedule
+
+
+def link(to: Linked, text: str, *, title: str = "") -> SafeString:
+    address = reverse(admin_urlname(to._meta, "change"), args=[to.pk])  # type: ignore[arg-type]  # noqa: SLF001 - Django means it so
+    return format_html('<a href="{}" title="{}">{}</a>', address, title, text)
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> SafeString | str:
+    if not rows:
+        return empty
+    cells = [
+        [format_html_join("", '<td style="white-space: nowrap">{}</td>', [(cell,) for cell in row[:-1]]), row[-1]]
+        for row in rows
+    ]
+    return format_html(
+        '<div style="overflow-x: auto"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>',
+        format_html_join("", "<th>{}</th>", [(name,) for name in head]),
+        format_html_join("", "<tr>{}<td>{}</td></tr>", cells),
+    )
+
+
+def deliveries_table(timer: Timer) -> SafeString | str:
+    deliveries = Delivery.objects.filter(timer=timer).order_by("-number")[:INLINE_ROWS]
+    return table(
+        ["Delivery", "Kind", "Due", "Status", "Attempts", "Next attempt", "Ended"],
+        [
+            [
+                link(delivery, shown_id(delivery.pk, width="12em")),
+                "replayed" if delivery.replayed_at else "run now" if delivery.extra else "promised",
+                shown_time(delivery.due_at),
+                shown_status(delivery),
+                delivery.attempts,
+                NOTHING if delivery.is_final else shown_time(delivery.next_attempt_at),
+                shown_time(delivery.finished_at),
+            ]
+            for delivery in deliveries
+        ],
+        empty="None.",
+    )
+
+
+def attempts_table(attempts: "QuerySet[Attempt]") -> SafeString | str:
+    """The newest of these attempts, with what the receiver answered."""
+    return table(
+        ["Started", "No.", "Lateness (ms)", "Took (ms)", "Status code", "Error", "Message and answer"],
+        [
+            [
+                shown_time(attempt.started_at),
+                link(attempt.delivery, str(attempt.number), title=f"Delivery {attempt.delivery_id}"),
+                shown_lateness(attempt),
+                NOTHING if attempt.duration_ms is None else attempt.duration_ms,
+                attempt.status_code or NOTHING,
+                attempt.get_error_display() if attempt.error else NOTHING,
+                " ".join(part for part in (attempt.message, attempt.excerpt[:200]) if part) or NOTHING,
+            ]
+            for attempt in attempts.select_related("delivery").order_by("-pk")[:INLINE_ROWS]
+        ],
+        empty="None yet.",
+    )
+
+
+class TimerColumns:
+    """Columns that a list of timers and a list of their PeriodicTasks share; rows come `with_latest`."""
+
+    def _timer(self, row: Any) -> Timer | None:
+        raise NotImplementedError
+
+    def _delivery(self, row: Any) -> Delivery | None:
+        timer = self._timer(row)
+        return next(iter(getattr(timer, "promised", [])), None)
+
+    def _attempt(self, row: Any) -> Attempt | None:
+        return next(iter(getattr(self._delivery(row), "latest", [])), None)
+
+    @admin.display(description="schedule")
+    def schedule_shown(self, row: Any) -> SafeString:
+        timer = self._timer(row)
+        text = str(row.scheduler) if timer is None else shown_schedule(timer)
+        return format_html('<span style="display: inline-block; min-width: 9em">{}</span>', text)
+
+    @admin.display(description="URL")
+    def url(self, row: Any) -> SafeString | str:
+        timer = self._timer(row)
+        return NOTHING if timer is None else link(timer, shown_url(timer.web_url), title=timer.web_url)
+
+    @admin.display(description="due")
+    def due(self, row: Any) -> SafeString | str:
+        delivery = self._delivery(row)
+        return NOTHING if delivery is None else shown_time(delivery.due_at)
+
+    @admin.display(description="status")
+    def status(self, row: Any) -> SafeString | str:
+        return shown_status(self._delivery(row))
+
+    @admin.display(description="attempts")
+    def attempts(self, row: Any) -> int | str:
+        delivery = self._delivery(row)
+        return NOTHING if delivery is None else delivery.attempts
+
+    @admin.display(description="status code")
+    def status_code(self, row: Any) -> int | str:
+        attempt = self._attempt(row)
+        if attempt is None:
+            return NOTHING
+        return attempt.status_code or attempt.get_error_display()
+
+    @admin.display(description="lateness (ms)")
+    def lateness(self, row: Any) -> str:
+        return shown_lateness(self._attempt(row))
+
+
+def timers_counted(count: int) -> str:
+    return "1 timer was" if count == 1 else f"{count:,} timers were"

@@ -1,0 +1,438 @@
+"""The pages of django-celery-beat: timers among the PeriodicTasks, and their schedules."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from django import forms
+from django.contrib import admin, messages
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import OuterRef, Q, QuerySet, Subquery
+from django.forms.models import BaseInlineFormSet
+from django.http import HttpRequest, HttpResponse
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+from django_celery_beat.admin import ClockedScheduleAdmin as StockClockedScheduleAdmin
+from django_celery_beat.admin import CrontabScheduleAdmin as StockCrontabScheduleAdmin
+from django_celery_beat.admin import IntervalScheduleAdmin as StockIntervalScheduleAdmin
+from django_celery_beat.admin import PeriodicTaskAdmin as StockPeriodicTaskAdmin
+from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
+from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.admin.base import BoundedAdmin, FilteredAdmin
+from webtask_scheduler.scheduler.admin.lists import (
+    LISTED,
+    NOT_WAITING,
+    SHOWN,
+    WAITING,
+    DueFilter,
+    EnabledFilter,
+    Found,
+    HostFilter,
+    KindFilter,
+    RowFilter,
+    StatusFilter,
+    ids_in,
+    with_latest,
+)
+from webtask_scheduler.scheduler.admin.showing import (
+    INLINE_ROWS,
+    NOTHING,
+    TimerColumns,
+    link,
+    shown_bounds,
+    shown_id,
+    shown_lateness,
+    shown_name,
+    shown_schedule,
+    shown_status,
+    shown_time,
+    timers_counted,
+)
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    Delivery,
+    Timer,
+)
+
+
+def timer_of(task: PeriodicTask | None) -> Timer | None:
+    """Return the timer that a PeriodicTask shows; None for every other task."""
+    timer: Timer | None = getattr(task, "timer", None)
+    return timer
+
+
+class TaskForm(StockPeriodicTaskForm):  # type: ignore[misc]
+    """The stock form; an operator's own row cannot pass for a timer."""
+
+    def clean(self) -> dict[str, Any]:
+        # The stock form takes the field for granted.
+        self.cleaned_data.setdefault("task", "")
+        data: dict[str, Any] = super().clean()
+        if str(data.get("task")).strip() == TASK_NAME:
+            field = "regtask" if data.get("regtask") else "task"
+            self.add_error(
+                field, "This task belongs to timers. Create a timer through the API, or choose another task here."
+            )
+        return data
+
+
+SCHEDULES = ("interval", "crontab", "clocked")
+
+
+class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
+    """What an operator may change of a timer's row."""
+
+    class Meta:
+        model = PeriodicTask
+        fields = ("enabled", *SCHEDULES, "description")
+        widgets = {"description": forms.Textarea(attrs={"rows": 3, "cols": 80})}
+        help_texts = {
+            "enabled": "Disabled, the timer is paused: it calls nothing until it is enabled again.",
+            "interval": "Every so often, from now on.",
+            "crontab": "By the calendar.",
+            "clocked": "At this moment.",
+        }
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or self.cleaned_data
+        # What the stock model wants of a clocked row, and what no form of a timer offers.
+        self.instance.one_off = data.get("clocked") is not None
+        self.instance.solar = None
+        return data
+
+    def _post_clean(self) -> None:
+        # The page is one transaction: what is checked here still holds when the row is saved.
+        timers = services.lock_for_edit([self.instance.pk])
+        super()._post_clean()  # type: ignore[misc]
+        schedule = self.instance.interval or self.instance.crontab
+        if not self.errors:
+            try:
+                services.check_edit(self.instance)
+                if schedule is not None and not {"interval", "crontab"}.isdisjoint(self.changed_data):
+                    services.check_schedule(timers, schedule)
+            except ValidationError as error:
+                self.add_error(None, error)
+
+
+class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  # type: ignore[misc]
+    """The stock page, with timers shown as such."""
+
+    form = TaskForm
+    date_hierarchy = None
+    list_display = (
+        "name_shown",
+        "enabled",
+        "status",
+        "due",
+        "schedule_shown",
+        "url",
+        "attempts",
+        "status_code",
+        "lateness",
+        "start_time",
+        "last_run_at",
+        "one_off",
+    )
+    list_filter = (StatusFilter, DueFilter, HostFilter, EnabledFilter, KindFilter)
+    # Its column has an index.
+    sortable_by = ("name_shown",)  # type: ignore[assignment]
+    raw_id_fields = ("interval", "crontab", "solar", "clocked")
+    search_help_text = f"{FilteredAdmin.search_help_text} Of other tasks, a part of the name or task."
+    actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks")
+    # The stock page's own names every crontab there is.
+    change_form_template = None
+    timer_editable = ("enabled", "description", *SCHEDULES)
+    timer_fieldsets = (
+        (None, {"fields": ("name", "timer_name", "url_link", "status_line", "enabled", "description")}),
+        (
+            "Schedule",
+            {
+                "fields": ("schedule_line", "due", *SCHEDULES, "last_run_at", "total_run_count", "date_changed"),
+                "description": "One of interval, crontab and clocked. Choose another one, or follow the link beside it"
+                " to change it.",
+            },
+        ),
+        ("What Celery finds", {"fields": ("task", "args", "kwargs", "one_off"), "classes": ("collapse",)}),
+    )
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
+        rows: QuerySet[PeriodicTask] = super().get_queryset(request)
+        schedules = ("interval", "crontab", "solar", "clocked")
+        return rows.select_related(*schedules, "timer").prefetch_related(with_latest("timer__"))
+
+    def narrow(self, rows: QuerySet[PeriodicTask], wish: RowFilter) -> tuple[QuerySet[PeriodicTask], bool]:
+        others = PeriodicTask.objects.exclude(task=TASK_NAME)
+        # What only a timer has leaves the other tasks out.
+        only_timers = wish.kind == "timers" or bool(wish.host) or wish.states is not None or wish.has_due
+        if wish.enabled is not None:
+            rows = rows.filter(enabled=wish.enabled)
+            # No index says which rows are enabled; the states of deliveries do, and have one.
+            wish = wish.among(WAITING if wish.enabled else NOT_WAITING)
+        if wish.kind == "timers":
+            rows = rows.filter(task=TASK_NAME)
+        if wish.kind == "other":
+            return rows.none() if only_timers else self._named(rows.exclude(task=TASK_NAME), wish.term), False
+        found = wish.found(of_timer="periodic_task", of_delivery="timer__periodic_task")
+        if found is not None and not only_timers and ids_in(wish.term) is None:
+            found += Found.of(self._named(others, wish.term)[:SHOWN], "pk")
+        return self._among(rows, found)
+
+    def in_due_order(self, rows: QuerySet[PeriodicTask], *, latest_first: bool) -> QuerySet[PeriodicTask]:
+        latest = Delivery.objects.filter(timer=OuterRef("timer")).latest_promised()
+        rows = rows.annotate(due_at=Subquery(latest.values("due_at")[:1]))
+        return rows.order_by("-due_at" if latest_first else "due_at", "-pk")
+
+    def _named(self, tasks: QuerySet[PeriodicTask], term: str) -> QuerySet[PeriodicTask]:
+        return tasks.filter(Q(name__icontains=term) | Q(task__icontains=term)) if term else tasks
+
+    def _timer(self, row: PeriodicTask) -> Timer | None:
+        return timer_of(row)
+
+    @admin.display(description="name", ordering="name")
+    def name_shown(self, task: PeriodicTask) -> SafeString:
+        return shown_name(shown_id(task.name), timer_of(task))
+
+    # The form
+
+    def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
+        if timer_of(obj) is not None:
+            kwargs["form"] = TimerTaskForm
+        return super().get_form(request, obj, change=change, **kwargs)
+
+    def changeform_view(
+        self,
+        request: HttpRequest,
+        object_id: str | None = None,
+        form_url: str = "",
+        extra_context: dict[str, Any] | None = None,
+    ) -> HttpResponse:
+        # Not the stock page's: it reads every crontab there is.
+        answer: HttpResponse = super(StockPeriodicTaskAdmin, self).changeform_view(
+            request, object_id, form_url, extra_context
+        )
+        return answer
+
+    def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
+        return super().get_fieldsets(request, obj) if timer_of(obj) is None else self.timer_fieldsets
+
+    def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        if timer_of(obj) is None:
+            return super().get_readonly_fields(request, obj)
+        shown = [field for _, options in self.get_fieldsets(request, obj) for field in options["fields"]]
+        return [field for field in shown if field not in self.timer_editable]
+
+    @admin.display(description="timer")
+    def url_link(self, task: PeriodicTask) -> SafeString | str:
+        timer = timer_of(task)
+        return NOTHING if timer is None else link(timer, timer.web_url)
+
+    @admin.display(description="timer's name")
+    def timer_name(self, task: PeriodicTask) -> str:
+        timer = timer_of(task)
+        return (timer.name if timer else "") or NOTHING
+
+    @admin.display(description="schedule")
+    def schedule_line(self, task: PeriodicTask) -> str:
+        timer = timer_of(task)
+        if timer is None:
+            return NOTHING
+        bounds = shown_bounds(timer) if timer.recurring else ""
+        line = f"{shown_schedule(timer)}, {bounds}" if bounds else shown_schedule(timer)
+        if timer.recurring and task.clocked is not None:
+            line += ". Celery has no words for it: the clocked moment is that of the next call."
+        return line
+
+    @admin.display(description="status")
+    def status_line(self, task: PeriodicTask) -> SafeString:
+        delivery, attempt = self._delivery(task), self._attempt(task)
+        line = format_html("{}", shown_status(delivery))
+        if delivery is not None and attempt is not None:
+            answer = f"answered {attempt.status_code}" if attempt.status_code else attempt.message
+            late = f"{shown_lateness(attempt)} ms late"
+            line = format_html("{} after attempt {}: {}, {}", line, attempt.number, answer, late)
+        return line
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        if timer_of(obj) is None:
+            super().save_model(request, obj, form, change)
+        elif form.changed_data:
+            # Only what was changed: while the page was open the timer may have run, which is written to the same row.
+            # A disabled row has no last run, says the stock model.
+            fields = {*form.changed_data, "date_changed", *(["last_run_at"] if "enabled" in form.changed_data else [])}
+            if not fields.isdisjoint(SCHEDULES):
+                fields |= {"one_off", "solar"}
+            obj.save(update_fields=fields)
+
+    # The actions. They are given the rows of the list, or those that were ticked.
+
+    @admin.action(description="Enable selected tasks", permissions=["change"])
+    def enable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+        timers, others = self._split(request, queryset)
+        if others.exists():
+            super().enable_tasks(request, others)
+        if timers:
+            self._switch(request, [task_id for task_id, _, _ in timers], enabled=True)
+
+    @admin.action(description="Disable selected tasks", permissions=["change"])
+    def disable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+        timers, others = self._split(request, queryset)
+        if others.exists():
+            super().disable_tasks(request, others)
+        if timers:
+            self._switch(request, [task_id for task_id, _, _ in timers], enabled=False)
+
+    @admin.action(description="Toggle activity of selected tasks", permissions=["change"])
+    def toggle_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+        timers, others = self._split(request, queryset)
+        if others.exists():
+            super().toggle_tasks(request, others)
+        for enabled in (True, False):
+            ids = [task_id for task_id, _, was_enabled in timers if was_enabled != enabled]
+            if ids:
+                self._switch(request, ids, enabled=enabled)
+
+    @admin.action(description="Run selected tasks", permissions=["change"])
+    def run_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+        timers, others = self._split(request, queryset)
+        if others.exists():
+            super().run_tasks(request, others)
+        if timers:
+            ran = services.run_many_now([timer_id for _, timer_id, _ in timers])
+            if ran.done:
+                text = f"{timers_counted(ran.done)} called now, besides what is promised."
+                self.message_user(request, text, messages.SUCCESS)
+            self._warn_ended(request, ran.ended)
+            if ran.full:
+                whose = "it" if len(ran.full) == 1 else "each"
+                text = f"not called: {services.EXTRA_OPEN_MOST} runs of {whose} have not ended yet."
+                self.message_user(request, f"{timers_counted(len(ran.full))} {text}", messages.WARNING)
+
+    def _switch(self, request: HttpRequest, ids: Sequence[int], *, enabled: bool) -> None:
+        switched = services.switch_many(ids, enabled=enabled)
+        if switched.done:
+            word = "enabled" if enabled else "disabled"
+            self.message_user(request, f"{timers_counted(switched.done)} successfully {word}.", messages.SUCCESS)
+        self._warn_ended(request, switched.ended)
+
+    def _warn_ended(self, request: HttpRequest, ended: Sequence[Any]) -> None:
+        if ended:
+            count, which = len(ended), f": {ended[0]}" if len(ended) == 1 else ""
+            has, stay = ("has", "stays as it is") if count == 1 else ("have", "stay as they are")
+            subject = f"{count:,} timer{'s' if count != 1 else ''}"
+            self.message_user(
+                request, f"{subject} {has} ended and {stay}{which}. Make new timers instead.", messages.WARNING
+            )
+
+    def _split(
+        self, request: HttpRequest, queryset: QuerySet[PeriodicTask]
+    ) -> tuple[list[tuple[int, Any, bool]], QuerySet[PeriodicTask]]:
+        """Return the timers' rows, as (id, timer id, enabled) and no more than a list shows, and the other tasks."""
+        bare = queryset.prefetch_related(None).select_related(None)
+        rows = list(bare.filter(task=TASK_NAME).values_list("pk", "timer", "enabled")[: LISTED + 1])
+        if len(rows) > LISTED:
+            text = f"More timers were selected than a list shows: this is about the first {LISTED:,}."
+            self.message_user(request, text, messages.WARNING)
+        # By their keys: an action may change what the filters of the list look at.
+        others = [*bare.exclude(task=TASK_NAME).values_list("pk", flat=True)[:LISTED]]
+        # A row of ours whose timer is gone is like any other.
+        others += [task_id for task_id, timer_id, _ in rows if timer_id is None]
+        timers = [row for row in rows[:LISTED] if row[1] is not None]
+        return timers, PeriodicTask.objects.filter(pk__in=others)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+        with transaction.atomic():
+            services.lock_for_edit(queryset.order_by().values_list("pk", flat=True))
+            super().delete_queryset(request, queryset)
+
+
+class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
+    """The form of a schedule; what timers could not go by is refused."""
+
+    def _post_clean(self) -> None:
+        timers = []
+        if self.instance.pk is not None:
+            # In the page's transaction, as for a PeriodicTask.
+            tasks = self.instance.periodictask_set.filter(task=TASK_NAME)
+            timers = services.lock_for_edit(tasks.values_list("pk", flat=True))
+        super()._post_clean()  # type: ignore[misc]
+        if timers and not self.errors and self.changed_data:
+            try:
+                services.check_schedule_edit(self.instance)
+                services.check_schedule(timers, self.instance)
+            except ValidationError as error:
+                self.add_error(None, error)
+
+
+class ClockedForm(ScheduleForm):
+    """The stock page's form, which asks for no fractions of a second."""
+
+    class Meta:
+        model = ClockedSchedule
+        fields = ("clocked_time",)
+
+    def clean_clocked_time(self) -> datetime:
+        """Keep the fraction where the rest was left alone: saving an unchanged page moves nothing."""
+        moment: datetime = self.cleaned_data["clocked_time"]
+        stored: datetime | None = self.instance.clocked_time
+        return stored if stored is not None and stored.replace(microsecond=0) == moment else moment
+
+
+class FewRows(BaseInlineFormSet):  # type: ignore[type-arg]
+    def get_queryset(self) -> QuerySet[Any]:
+        rows = super().get_queryset()
+        if not rows.query.is_sliced:
+            rows = self._queryset = rows[:INLINE_ROWS]
+        return rows
+
+
+class PeriodicTaskInline(StockPeriodicTaskInline):  # type: ignore[misc]
+    formset = FewRows
+    ordering = ("-pk",)
+    verbose_name_plural = f"Tasks using this schedule, the newest {INLINE_ROWS}"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
+        rows: QuerySet[PeriodicTask] = super().get_queryset(request)
+        return rows.select_related("interval", "crontab", "solar", "clocked")
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return False
+
+
+class ClockedScheduleAdmin(BoundedAdmin, StockClockedScheduleAdmin):  # type: ignore[misc]
+    """The stock page for a million moments."""
+
+    form = ClockedForm
+    inlines = [PeriodicTaskInline]
+    list_display = ("moment",)
+
+    @admin.display(description="clocked time")
+    def moment(self, clocked: ClockedSchedule) -> SafeString | str:
+        return shown_time(clocked.clocked_time)
+
+
+class CrontabScheduleAdmin(BoundedAdmin, StockCrontabScheduleAdmin):  # type: ignore[misc]
+    """The stock page for as many crontabs as there are timers."""
+
+    form = ScheduleForm
+    inlines = [PeriodicTaskInline]
+
+
+class IntervalScheduleAdmin(BoundedAdmin, StockIntervalScheduleAdmin):  # type: ignore[misc]
+    """The stock page for as many intervals as there are timers."""
+
+    form = ScheduleForm
+    inlines = [PeriodicTaskInline]
+
+
+for model, page in (
+    (PeriodicTask, PeriodicTaskAdmin),
+    (ClockedSchedule, ClockedScheduleAdmin),
+    (CrontabSchedule, CrontabScheduleAdmin),
+    (IntervalSchedule, IntervalScheduleAdmin),
+):
+    admin.site.unregister(model)
+    admin.site.register(model, page)

@@ -1,0 +1,269 @@
+"""What every view has in common: who asks, the body, `Idempotency-Key`, and refusals."""
+
+import contextlib
+import hashlib
+import json
+import math
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
+
+from django.conf import settings
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from rest_framework import exceptions, parsers
+from rest_framework.negotiation import DefaultContentNegotiation
+from rest_framework.renderers import JSONRenderer
+from rest_framework.request import Request
+from rest_framework.response import Response
+from rest_framework.utils import json as strict_json
+from rest_framework.views import APIView
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.problems import (
+    Conflict,
+    KeyReused,
+    LengthRequired,
+    LoopDetected,
+    NotUTF8,
+    TooLarge,
+)
+from webtask_scheduler.scheduler.api.showing import show_timer
+from webtask_scheduler.scheduler.models import (
+    KEY_MAX_LENGTH,
+    Timer,
+)
+from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.services.caller import Caller
+
+Row = TypeVar("Row", bound=Model)
+
+
+class JSONParser(parsers.JSONParser):
+    """JSON in UTF-8 whose depth Python's own parser bounds."""
+
+    def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:  # noqa: ARG002
+        try:
+            # With or without a byte order mark, as some editors write one.
+            data = strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
+        except RecursionError as error:
+            raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
+        except ValueError as error:
+            raise exceptions.ParseError(f"JSON parse error - {error}") from error
+        if _is_deep(data):
+            # Whoever writes it out again, here or in the worker, does so from a deeper stack than the parser's.
+            raise exceptions.ParseError("JSON parse error - nested too deeply.")
+        return data
+
+
+# Of lists and objects in each other; what a person or a program writes has ten or twenty.
+JSON_DEPTH_MOST = 100
+# Digits that Python turns into a number and back.
+INTEGER_DIGITS_MOST = 4000
+
+
+def _integer(digits: str) -> float:
+    """Return an integer; infinity for one that Python refuses to read, and so does its field, by name."""
+    return int(digits) if len(digits) <= INTEGER_DIGITS_MOST else math.inf
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(JSON_DEPTH_MOST):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, dict):
+                inner += [one for one in value.values() if isinstance(one, dict | list)]
+            elif isinstance(value, list):
+                inner += [one for one in value if isinstance(one, dict | list)]
+        if not inner:
+            return False
+        level = inner
+    return True
+
+
+class JSONOnly(DefaultContentNegotiation):
+    """Answers are JSON, whatever `Accept` or a `format` in the query asks for: there is nothing else to give."""
+
+    def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:  # noqa: ARG002
+        return renderers[0], renderers[0].media_type
+
+
+class TimerAPIView(APIView):
+    """What all views of timers have in common: JSON, bounded bodies, and whose timers these are."""
+
+    parser_classes: tuple[type[parsers.BaseParser], ...] = (JSONParser,)
+    content_negotiation_class = JSONOnly
+    body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        if request.method in ("POST", "PATCH"):
+            _check_body(request, limit=self.body_limit_bytes)
+        super().initial(request, *args, **kwargs)
+
+
+def caller_of(request: Request) -> Caller:
+    """Return who asks. A superuser sees all."""
+    user = request.user
+    if not user.is_authenticated:
+        return Caller()
+    return Caller(owner_id=user.pk, sees_all=bool(getattr(user, "is_superuser", False)))
+
+
+def validated(serializer: type[Any], data: Any) -> Any:
+    """Return what a serializer makes of a body or a query. Raises ValidationError."""
+    reader = serializer(data=data)
+    reader.is_valid(raise_exception=True)
+    return reader.validated_data
+
+
+# A body is empty or an object; a form without fields reads as an empty body.
+def body_of(request: Request) -> Any:
+    return request.data if request.body else {}
+
+
+# How deep timers may make timers. One: what a call of this service leads to may make timers, and their calls may not.
+DEPTH_MOST = 1
+
+
+def depth_of(request: Request) -> int:
+    """Return how many calls of this service, one led to by the other, led to this request.
+
+    As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and whoever reacts to a call by asking
+    this service again is expected to pass it on. A call of a timer that was made so carries its depth, too.
+    """
+    if not request.headers.keys() & {"Webtask-Timer-Id", "Webtask-Depth"}:
+        return 0
+    depth = request.headers.get("Webtask-Depth", "0")
+    return 1 + int(depth) if re.fullmatch(r"[0-9]{1,4}", depth) else 1 + DEPTH_MOST
+
+
+def refuse_called(request: Request) -> None:
+    """Refuse what would call again, in a request that a call led to. Raises LoopDetected.
+
+    A run or a replay has no timer of its own that could carry how deep it is, so none is allowed.
+    """
+    if depth_of(request):
+        raise LoopDetected("A call of this service led to this request, and it would lead to another: a loop.")
+
+
+_KEY_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
+
+
+def do_once(request: Request, make: Callable[[], Response]) -> Response:
+    """Do what a creating request asks, or answer as before where its Idempotency-Key was used for the same request."""
+    key = request.headers.get("Idempotency-Key")
+    if key is None:
+        return make()
+    if not _KEY_PATTERN.fullmatch(key):
+        message = f"1 to {KEY_MAX_LENGTH} visible ASCII characters are required."
+        raise exceptions.ValidationError({"Idempotency-Key": [message]})
+    # The short name and the versioned one are the same address.
+    path = request.path.rstrip("/").removeprefix("/api/v1/scheduler")
+    kind = (request.content_type or "").partition(";")[0]
+    fingerprint = hashlib.sha256("\n".join([request.method or "", path, kind, ""]).encode() + request.body).digest()
+    owner_id = caller_of(request).owner_id
+    while True:
+        try:
+            with transaction.atomic():
+                known = idempotency.recall(key, owner_id=owner_id, fingerprint=fingerprint)
+                if known is not None:
+                    headers = known.headers | {"Idempotency-Replayed": "true"}
+                    return Response(json.loads(known.body), status=known.status_code, headers=headers)
+                response = make()
+                kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
+                answer = idempotency.Answer(response.status_code, kept, json.dumps(response.data))
+                idempotency.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
+                return response
+        except idempotency.KeyInFlightError as error:
+            raise Conflict("A request with this Idempotency-Key is being worked on. Try again in a moment.") from error
+        except idempotency.KeyReusedError as error:
+            raise KeyReused from error
+        except idempotency.KeyTakenError:
+            # Rolled back: the request that was first has ended meanwhile, and its answer is there.
+            continue
+
+
+def _check_body(request: Request, *, limit: int) -> None:
+    """Make sure that the body is of known and bounded length, whole, and UTF-8, before any parser sees it."""
+    length = request.META.get("CONTENT_LENGTH")
+    if not length and "HTTP_TRANSFER_ENCODING" in request.META:
+        raise LengthRequired
+    try:
+        promised = int(length or 0)
+    except ValueError as error:
+        raise exceptions.ParseError("The Content-Length is not a number.") from error
+    if promised > limit:
+        raise TooLarge(f"The request's body is larger than {limit} bytes.")
+    # A client that died while sending may leave half a number or half a URL behind.
+    if len(request.body) != promised:
+        raise exceptions.ParseError("The body is shorter or longer than its Content-Length.")
+    # Python knows charsets that unpack, or take minutes to decode what fits the limit.
+    charset = (request.content_params or {}).get("charset", "utf-8").strip("\"' ").lower()
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise NotUTF8
+
+
+def timer_of_caller(request: Request, text: str) -> Timer:
+    """Return the caller's timer of an id in a path. Raises NotFound."""
+    timer = Timer.objects.filter(pk=timer_id_of(text), **caller_of(request).visible()).first()
+    if timer is None:
+        raise exceptions.NotFound(NO_TIMER)
+    return timer
+
+
+@contextlib.contextmanager
+def answering_conflicts() -> Iterator[None]:
+    """Answer 409 to what cannot be done to a timer as it is."""
+    try:
+        yield
+    except (services.TimerEndedError, services.NothingToReplayError, services.TooManyRunsError) as error:
+        raise Conflict(error.messages[0]) from error
+    except services.NothingPromisedError as error:
+        raise exceptions.ValidationError(error.messages) from error
+    except Timer.DoesNotExist as error:
+        # Pruned since it was looked up.
+        raise exceptions.NotFound(NO_TIMER) from error
+
+
+def as_json(data: Any) -> Any:
+    """Return what a serializer made as plain JSON, as it is kept for an idempotency key."""
+    return json.loads(JSONRenderer().render(data))
+
+
+def newest_first(rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]) -> tuple[list[Row], str | None]:
+    """Return a page of rows by falling numbers in the column `by`, and the cursor of the next one.
+
+    `page` is what PageSerializer read. Raises ValidationError.
+    """
+    cursor, limit = page.get("cursor", ""), page["limit"]
+    if cursor:
+        if not re.fullmatch(r"[0-9]{1,18}", cursor):
+            raise exceptions.ValidationError({"cursor": ["This cursor was not given by this list."]})
+        rows = rows.filter(**{f"{by}__lt": int(cursor)})
+    found = list(rows.order_by(f"-{by}")[: limit + 1])
+    return found[:limit], str(getattr(found[limit - 1], by)) if len(found) > limit else None
+
+
+NO_TIMER = "There is no timer with this id. The id is the `task_id` that creating it answered."
+
+
+def timer_id_of(text: str) -> uuid.UUID:
+    """Return the id in a path. Raises NotFound: a malformed one names no timer either."""
+    try:
+        found = uuid.UUID(text)
+    except ValueError as error:
+        raise exceptions.NotFound(NO_TIMER) from error
+    if str(found) != text.lower():
+        # Python reads braces, a prefix, no hyphens or hyphens anywhere; an address has one spelling.
+        raise exceptions.NotFound(NO_TIMER)
+    return found
+
+
+def shown_timer(request: Request, timer_id: uuid.UUID) -> dict[str, Any]:
+    """Return a timer of the caller as the API shows it. Raises NotFound."""
+    body = show_timer(timer_id, **caller_of(request).visible("timer__"))
+    if body is None:
+        raise exceptions.NotFound(NO_TIMER)
+    return body

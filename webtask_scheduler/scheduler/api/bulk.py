@@ -1,0 +1,162 @@
+"""Bulk operations: begin one, and look at its progress."""
+
+from typing import Any, cast
+
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiParameter,
+    OpenApiResponse,
+    extend_schema_field,
+)
+from rest_framework import exceptions, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.base import (
+    TimerAPIView,
+    as_json,
+    caller_of,
+    do_once,
+    refuse_called,
+    timer_id_of,
+    validated,
+)
+from webtask_scheduler.scheduler.api.document import ID, IDEMPOTENCY_KEY, REPLAYED, described, problem_answers
+from webtask_scheduler.scheduler.api.fields import OneOfField, StrictSerializer, TrueOrFalseField
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.models import (
+    BulkOperation,
+)
+
+
+class BulkSerializer(StrictSerializer):
+    """Something to do to all timers that fit a filter."""
+
+    action = OneOfField(choices=BulkOperation.Action.choices)
+    filter = FilterSerializer(help_text="As the list takes it. Empty, it means all timers.")
+    dry_run = TrueOrFalseField(default=False, help_text="Only count.")
+
+
+class BulkStatusSerializer(serializers.ModelSerializer[BulkOperation]):
+    """A bulk operation and how far it has come."""
+
+    bulk_id = serializers.UUIDField(source="id")
+    status = serializers.SerializerMethodField()
+
+    class Meta:
+        model = BulkOperation
+        fields = (
+            "bulk_id",
+            "action",
+            "filter",
+            "dry_run",
+            "status",
+            "matched",
+            "changed",
+            "created_at",
+            "finished_at",
+            "error",
+        )
+
+    @extend_schema_field({"type": "string", "enum": ["running", "done", "failed"]})
+    def get_status(self, operation: BulkOperation) -> str:
+        if operation.finished_at is None:
+            return "running"
+        return "failed" if operation.error else "done"
+
+
+_BULK = {
+    "bulk_id": ID,
+    "action": "cancel",
+    "filter": {"label": "team=billing", "status": ["scheduled"]},
+    "dry_run": False,
+    "status": "running",
+    "matched": 1200,
+    "changed": 1200,
+    "created_at": "2026-01-05T09:00:00.000000Z",
+    "finished_at": None,
+    "error": "",
+}
+begin_bulk = described(
+    "timer_bulk_create",
+    "Cancel, pause, resume or replay many",
+    "All timers that fit the filter, which is the list's. It is done in the background, begun within seconds, and goes"
+    " on whatever is restarted; look at `Location` for how far it has come. With `dry_run` it only counts.",
+    request=BulkSerializer,
+    parameters=[
+        IDEMPOTENCY_KEY,
+        REPLAYED,
+        OpenApiParameter(
+            "Location", OpenApiTypes.STR, OpenApiParameter.HEADER, response=[202], description="Where the progress is."
+        ),
+    ],
+    responses={
+        202: OpenApiResponse(
+            BulkStatusSerializer, "Begun.", examples=[OpenApiExample("Begun", value=_BULK, response_only=True)]
+        ),
+        **problem_answers(400, 403, 409, 411, 413, 415, 422, 503, 508),
+    },
+    examples=[
+        OpenApiExample(
+            "Cancel what a label names",
+            value={"action": "cancel", "filter": {"label": "team=billing", "status": ["scheduled"]}},
+            request_only=True,
+        ),
+        OpenApiExample(
+            "Count the dead letters of a host",
+            value={"action": "replay", "filter": {"host": "example.com", "status": ["failed"]}, "dry_run": True},
+            request_only=True,
+        ),
+    ],
+)
+retrieve_bulk = described(
+    "timer_bulk_retrieve",
+    "Look at a bulk operation",
+    "`matched` counts the timers that fitted so far, `changed` those among them that were changed.",
+    parameters=[
+        OpenApiParameter("id", OpenApiTypes.UUID, OpenApiParameter.PATH, description="The `bulk_id` of the answer.")
+    ],
+    responses={
+        200: OpenApiResponse(
+            BulkStatusSerializer, "Its progress.", examples=[OpenApiExample("Running", value=_BULK, response_only=True)]
+        ),
+        **problem_answers(404, 503),
+    },
+)
+
+
+class BulksView(TimerAPIView):
+    """`timer/bulk`: do something to all timers that fit a filter."""
+
+    @begin_bulk
+    def post(self, request: Request) -> Response:
+        values = validated(BulkSerializer, request.data)
+        if values["action"] == BulkOperation.Action.REPLAY:
+            refuse_called(request)
+
+        def make() -> Response:
+            operation = BulkOperation(
+                owner_id=caller_of(request).owner_id,
+                action=values["action"],
+                # As given: it is read again when it is worked on.
+                filter=cast("dict[str, Any]", request.data)["filter"],
+                dry_run=values["dry_run"],
+            )
+            services.begin_bulk(operation)
+            location = f"{request.path.rstrip('/')}/{operation.pk}"
+            return Response(as_json(BulkStatusSerializer(operation).data), status=202, headers={"Location": location})
+
+        return do_once(request, make)
+
+
+class BulkView(TimerAPIView):
+    """`timer/bulk/<id>`: how far it has come."""
+
+    @retrieve_bulk
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002
+        operation = BulkOperation.objects.filter(pk=timer_id_of(id), **caller_of(request).visible()).first()
+        if operation is None:
+            raise exceptions.NotFound("There is no bulk operation with this id.")
+        return Response(BulkStatusSerializer(operation).data)

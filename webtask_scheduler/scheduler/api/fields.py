@@ -1,0 +1,332 @@
+"""The fields that shapes are made of: strict about types, and clear about what is wrong."""
+
+import json
+import math
+import re
+import uuid
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.http import QueryDict
+from django.utils import timezone
+from drf_spectacular.utils import (
+    extend_schema_field,
+)
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler.models import (
+    URL_MAX_LENGTH,
+    host_of,
+)
+from webtask_scheduler.scheduler.outgoing import checks
+from webtask_scheduler.scheduler.rules import recurrence
+from webtask_scheduler.scheduler.rules.instants import read_instant
+
+# What the column holds: more than the longest name that can resolve, with a port.
+HOST_MAX_LENGTH = 261
+LABELS_MOST = 20
+METADATA_MOST_BYTES = 16 * 1024
+STATUSES_MOST = 20
+CONTENT_TYPE_MAX_LENGTH = 200
+NO_MEDIA_TYPE = "A media type is required, like text/plain or application/json."
+_LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
+_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
+# In JSON, where a backslash before it would be one of the text's own.
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+
+
+def _in_form(field: serializers.Field[Any, Any, Any, Any]) -> bool:
+    """Whether a field is read from a form, which has only text."""
+    return isinstance(getattr(field.root, "initial_data", None), QueryDict)
+
+
+def _storable(value: Any, *, name: str) -> None:
+    """Make sure that JSON can be stored and sent as it is. Raises ValidationError."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+        json.dumps(value, ensure_ascii=False).encode()
+    except ValueError as error:
+        raise serializers.ValidationError(f"{name} has a number or a character that JSON cannot hold.") from error
+    except TypeError as error:
+        # A file in a form.
+        raise serializers.ValidationError(f"{name} is no JSON.") from error
+    if _NUL.search(text):
+        raise serializers.ValidationError(f"{name} must not hold the character NUL.")
+
+
+class WholeNumberField(serializers.IntegerField):
+    """A JSON integer. Booleans, fractions and quoted numbers are other types; a form has only text, so there digits."""
+
+    default_error_messages = {"invalid": "A whole number is required.", "min_value": "Must be {min_value} or more."}
+
+    def to_internal_value(self, data: Any) -> int:
+        if isinstance(data, str) and _in_form(self):
+            if not re.fullmatch(r"-?[0-9]{1,20}", data.strip()):
+                self.fail("invalid")
+            return int(data)
+        if type(data) is not int:
+            self.fail("invalid")
+        return data
+
+
+class NumberField(serializers.FloatField):
+    """A JSON number within bounds."""
+
+    default_error_messages = {"invalid": "A number is required."}
+
+    def to_internal_value(self, data: Any) -> float:
+        if isinstance(data, str) and _in_form(self):
+            data = super().to_internal_value(data)
+        # A whole number stays one, as it was given.
+        if type(data) is not int and not (type(data) is float and math.isfinite(data)):
+            self.fail("invalid")
+        found: float = data
+        return found
+
+
+class TrueOrFalseField(serializers.BooleanField):
+    """A JSON boolean; in a form or a query the words for it, and none where it is left out."""
+
+    default_empty_html = serializers.empty
+
+    def to_internal_value(self, data: Any) -> bool:
+        if _in_form(self):
+            return bool(super().to_internal_value(data))
+        if not isinstance(data, bool):
+            raise serializers.ValidationError("Must be true or false.")
+        return data
+
+
+class TextField(serializers.CharField):
+    """A JSON string as it is: not trimmed, and no number made into one."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(trim_whitespace=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        _storable(data, name="The text")
+        return str(super().to_internal_value(data))
+
+
+class OneOfField(serializers.ChoiceField):
+    """One of several words. What was given instead is not repeated: it may be long."""
+
+    default_error_messages = {"invalid_choice": "Must be one of: {words}."}
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str) or data not in self.choices:
+            self.fail("invalid_choice", words=", ".join(self.choices))
+        return data
+
+
+class IdField(serializers.UUIDField):
+    """An id in its one spelling. Numbers are other types."""
+
+    def to_internal_value(self, data: Any) -> uuid.UUID:
+        if not isinstance(data, str):
+            self.fail("invalid", value=data)
+        found: uuid.UUID = super().to_internal_value(data)
+        if str(found) != data.lower():
+            self.fail("invalid", value=data)
+        return found
+
+
+class WebUrlField(serializers.CharField):
+    """An http or https URL that can be called as it stands."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(max_length=URL_MAX_LENGTH, trim_whitespace=False, **kwargs)
+
+    def to_internal_value(self, data: Any) -> str:
+        if not isinstance(data, str):
+            self.fail("invalid")
+        try:
+            checks.check_url(data, max_length=URL_MAX_LENGTH)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
+        if len(host_of(data)) > HOST_MAX_LENGTH:
+            raise serializers.ValidationError("The URL's host or port is not valid.")
+        return data
+
+
+@extend_schema_field({"type": "string", "format": "duration", "maxLength": 64})
+class DurationField(TextField):
+    """An ISO 8601 duration, read as seconds."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        text = super().to_internal_value(data)
+        try:
+            seconds = recurrence.parse_duration(text)
+        except recurrence.ScheduleError as error:
+            raise serializers.ValidationError(str(error)) from error
+        if seconds > settings.WEBTASK_HORIZON_SECONDS:
+            raise serializers.ValidationError(_too_far())
+        return seconds
+
+
+@extend_schema_field({"type": "string", "format": "date-time", "maxLength": 40})
+class InstantField(TextField):
+    """An ISO 8601 instant with an offset from UTC."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        text = super().to_internal_value(data)
+        try:
+            instant = read_instant(text)
+            far = abs((instant - timezone.now()).total_seconds()) > settings.WEBTASK_HORIZON_SECONDS
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
+        if far:
+            raise serializers.ValidationError(_too_far())
+        return instant
+
+
+def _too_far() -> str:
+    horizon = settings.WEBTASK_HORIZON_SECONDS
+    return f"Too far from now: at most {horizon} seconds ({timedelta(seconds=horizon).days} days)."
+
+
+@extend_schema_field(
+    {
+        "type": "object",
+        "additionalProperties": {
+            "type": "string",
+            "maxLength": checks.HEADER_VALUE_MAX_LENGTH,
+            # Visible characters of Latin-1, spaces and tabs between them.
+            "pattern": r"^([!-~\u00a1-\u00ff]([\t -~\u00a0-\u00ff]*[!-~\u00a1-\u00ff])?)?$",
+        },
+        "propertyNames": {"pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]+$", "maxLength": checks.HEADER_NAME_MAX_LENGTH},
+        "maxProperties": checks.HEADERS_MOST,
+    }
+)
+class HeadersField(serializers.Field[Any, Any, Any, Any]):
+    """Header names and values."""
+
+    def to_internal_value(self, data: Any) -> dict[str, str]:
+        if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+            raise serializers.ValidationError("An object of header names and texts is required.")
+        try:
+            return checks.check_headers(data)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+@extend_schema_field(
+    {
+        "type": "object",
+        "additionalProperties": {"type": "string", "maxLength": 63},
+        "propertyNames": {"pattern": f"^{_LABEL_KEY.pattern}$"},
+        "maxProperties": LABELS_MOST,
+    }
+)
+class LabelsField(serializers.Field[Any, Any, Any, Any]):
+    """Short keys and values to find timers by."""
+
+    def to_internal_value(self, data: Any) -> dict[str, str]:
+        if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
+            raise serializers.ValidationError("An object of keys and texts is required.")
+        if len(data) > LABELS_MOST:
+            raise serializers.ValidationError(f"At most {LABELS_MOST} labels are taken.")
+        for key, value in data.items():
+            if not _LABEL_KEY.fullmatch(key):
+                raise serializers.ValidationError(
+                    f"{ascii(key)[:80]} is no label's key: up to 63 letters, digits and . _ / - after a first letter or"
+                    " digit."
+                )
+            if len(value) > 63 or not value.isprintable():  # noqa: PLR2004 - as the key
+                raise serializers.ValidationError(f"The value of {key} is longer than 63 characters or not printable.")
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+@extend_schema_field({"not": {"type": "null"}})
+class JSONValueField(serializers.Field[Any, Any, Any, Any]):
+    """Any JSON but null, with which an edit takes a field away."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        _storable(data, name="The value")
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+class MetadataField(JSONValueField):
+    """Any JSON of a bounded size."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if len(json.dumps(super().to_internal_value(data))) > METADATA_MOST_BYTES:
+            raise serializers.ValidationError(f"The metadata is longer than {METADATA_MOST_BYTES} bytes of JSON.")
+        return data
+
+
+@extend_schema_field(
+    {
+        "type": "array",
+        "items": {
+            "oneOf": [
+                {"type": "integer", "minimum": 100, "maximum": 599},
+                {"type": "string", "enum": [f"{number}xx" for number in range(1, 6)]},
+            ]
+        },
+        "minItems": 1,
+        "maxItems": STATUSES_MOST,
+    }
+)
+class StatusesField(serializers.Field[Any, Any, Any, Any]):
+    """Status codes and classes of them that count as a success."""
+
+    def to_internal_value(self, data: Any) -> list[int | str]:
+        classes = [f"{number}xx" for number in range(1, 6)]
+        if not isinstance(data, list) or not 1 <= len(data) <= STATUSES_MOST:
+            raise serializers.ValidationError(f"A list of 1 to {STATUSES_MOST} status codes is required.")
+        for item in data:
+            if item not in classes and not (type(item) is int and 100 <= item <= 599):  # noqa: PLR2004 - HTTP's
+                raise serializers.ValidationError('Each is a status code from 100 to 599, or a class like "2xx".')
+        return data
+
+    def to_representation(self, value: Any) -> Any:
+        return value
+
+
+class StrictSerializer(serializers.Serializer[Any]):
+    """Refuses fields that it does not know: a name with a slip in it would otherwise be an option not taken."""
+
+    def to_internal_value(self, data: Any) -> dict[str, Any]:
+        errors: dict[str, Any] = {}
+        if isinstance(data, Mapping):
+            known = ", ".join(self.fields)
+            unknown = [name for name in data if name not in self.fields]
+            # Names come from outside: shown in ASCII, and not all of a long list.
+            errors = {ascii(name)[1:101].rstrip("'"): [f"Unknown field. Known are: {known}."] for name in unknown[:10]}
+            errors |= self.missing(data)
+        values: dict[str, Any] = {}
+        try:
+            values = super().to_internal_value(data)
+        except serializers.ValidationError as error:
+            # Everything that is wrong in one answer.
+            errors |= error.detail  # type: ignore[arg-type]  # of fields, so a dict
+        if errors:
+            raise serializers.ValidationError(errors)
+        return values
+
+    def missing(self, data: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - for those who need it
+        """Return errors of what should be there."""
+        return {}
+
+
+def is_media_type(text: str) -> bool:
+    return len(text) <= CONTENT_TYPE_MAX_LENGTH and _CONTENT_TYPE.fullmatch(text) is not None
+
+
+def check_size(size: int) -> None:
+    if size > settings.WEBTASK_BODY_LIMIT_BYTES:
+        raise serializers.ValidationError(f"The body is longer than {settings.WEBTASK_BODY_LIMIT_BYTES} bytes.")

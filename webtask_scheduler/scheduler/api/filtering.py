@@ -1,0 +1,90 @@
+"""The filters and pages of the list of timers, as a query says them."""
+
+import re
+from typing import Any
+
+from django.http import QueryDict
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler.api.fields import (
+    HOST_MAX_LENGTH,
+    InstantField,
+    OneOfField,
+    StrictSerializer,
+    TextField,
+    TrueOrFalseField,
+    WholeNumberField,
+)
+from webtask_scheduler.scheduler.models import (
+    NAME_MAX_LENGTH,
+    URL_MAX_LENGTH,
+    State,
+)
+
+
+class QueryListField(serializers.ListField):
+    """A list in a query: given several times, or in one text with commas."""
+
+    def get_value(self, dictionary: Any) -> Any:
+        if isinstance(dictionary, QueryDict):
+            values = [part for text in dictionary.getlist(str(self.field_name)) for part in text.split(",") if part]
+            return values or serializers.empty
+        return super().get_value(dictionary)
+
+
+class QueryInstantField(InstantField):
+    """An instant in a query, where a plus sign that was not encoded arrives as a space."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, str):
+            data = re.sub(r" (\d\d:?\d\d)$", r"+\1", data)
+        return super().to_internal_value(data)
+
+
+class FilterSerializer(StrictSerializer):
+    """Which timers: every field narrows it."""
+
+    status = QueryListField(
+        child=OneOfField(choices=State.choices),
+        required=False,
+        max_length=len(State),
+        help_text="One status or several, with commas.",
+    )
+    host = TextField(
+        max_length=HOST_MAX_LENGTH, required=False, help_text="Of the URL, with its port where the URL has one."
+    )
+    label = TextField(  # type: ignore[assignment]  # a field by that name
+        max_length=127, required=False, help_text="`key=value`"
+    )
+    due_from = QueryInstantField(required=False, help_text="Due then or later.")
+    due_to = QueryInstantField(required=False, help_text="Due before.")
+    recurring = TrueOrFalseField(required=False, help_text="Whether it recurs.")
+    name = TextField(max_length=NAME_MAX_LENGTH, required=False, help_text="A part of the name, whatever the case.")
+    url_prefix = TextField(max_length=URL_MAX_LENGTH, required=False, help_text="How the URL begins.")
+
+    def validate_label(self, value: str) -> str:
+        if "=" not in value:
+            raise serializers.ValidationError("A label is asked for as key=value.")
+        return value
+
+
+class ListSerializer(FilterSerializer):
+    """A page of a list."""
+
+    limit = WholeNumberField(min_value=1, max_value=200, default=50, help_text="Timers of one page, 50 if not given.")
+    cursor = TextField(max_length=1000, required=False, allow_blank=True, help_text="The `next` of the page before.")
+
+    def get_fields(self) -> dict[str, Any]:
+        # Left empty in a query, a text narrows nothing or its field refuses it.
+        fields = super().get_fields()
+        for field in fields.values():
+            if isinstance(field, TextField):
+                field.allow_blank = True
+        return fields
+
+
+class PageSerializer(StrictSerializer):
+    """Where a list of something else goes on."""
+
+    limit = WholeNumberField(min_value=1, max_value=200, default=50)
+    cursor = TextField(max_length=100, required=False, allow_blank=True)

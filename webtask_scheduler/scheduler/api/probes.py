@@ -1,0 +1,69 @@
+"""Alive and ready, as a load balancer asks."""
+
+import json
+from typing import Any
+
+from django.db import DatabaseError, InterfaceError, connection
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+from django.views.decorators.http import require_safe
+
+from config.database.base import wait_at_most
+from webtask_scheduler.scheduler import facts
+
+# How long a probe waits for the database: with the broker's own limit, less than the 5 s that probes are given.
+PROBE_SECONDS = 2.5
+
+
+@csrf_exempt
+@require_safe
+def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
+    """Answer 200 while this process lives."""
+    return JsonResponse({"status": "ok"})
+
+
+@csrf_exempt
+@require_safe
+def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
+    """Answer 200 when timers can be created and will be called, else 503; the body says what is missing.
+
+    It is for monitoring and for a start that waits for the service. While all calls are stopped it answers 503: no
+    timer will be called. A load balancer asks `/healthz`, or a stop would take the API and the admin away as well.
+    """
+    parts = ("database", "migrations", "beat", "worker", "calls")
+    checks = dict.fromkeys(parts, "ok") | {"broker": facts.broker_trouble(at_once=True) or "ok"}
+    body: dict[str, Any] = {}
+    try:
+        with wait_at_most(PROBE_SECONDS):
+            if _migrated():
+                found = facts.gather(at_once=True)
+                checks["beat"] = found.beat_trouble or "ok"
+                checks["worker"] = found.worker_trouble or "ok"
+                checks["calls"] = "calls are stopped" if found.all_stopped else "ok"
+                body["backlog"] = {"overdue": found.overdue, "oldest_seconds": round(found.overdue_seconds, 1)}
+            else:
+                checks["migrations"] = "not applied: run manage.py migrate"
+                checks |= dict.fromkeys(parts[2:], "not known before migrations are applied")
+    except (DatabaseError, InterfaceError):
+        connection.close()
+        checks |= dict.fromkeys(parts, "the database does not answer")
+    ready = set(checks.values()) == {"ok"}
+    body = {"status": "ok" if ready else "unavailable", "checks": checks} | body
+    return HttpResponse(json.dumps(body), content_type="application/json", status=200 if ready else 503)
+
+
+_seen_migrated = False
+
+
+def _migrated() -> bool:
+    """Return whether every migration is applied; true once, it stays so for this process's code."""
+    global _seen_migrated  # noqa: PLW0603 - looking is slow, and the answer does not change back
+    if not _seen_migrated:
+        executor = MigrationExecutor(connection)
+        _seen_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return _seen_migrated
+
+
+urlpatterns = [path("healthz", healthz), path("readyz", readyz)]

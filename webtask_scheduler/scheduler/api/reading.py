@@ -1,0 +1,323 @@
+"""Reading what a person sends into a NewTimer: one timer, many, or an edit of one."""
+
+import base64
+import binascii
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from django.utils import timezone
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.fields import (
+    CONTENT_TYPE_MAX_LENGTH,
+    LABELS_MOST,
+    NO_MEDIA_TYPE,
+    DurationField,
+    HeadersField,
+    JSONValueField,
+    LabelsField,
+    MetadataField,
+    NumberField,
+    OneOfField,
+    StatusesField,
+    StrictSerializer,
+    TextField,
+    TrueOrFalseField,
+    WebUrlField,
+    WholeNumberField,
+    check_size,
+    is_media_type,
+)
+from webtask_scheduler.scheduler.api.problems import PastDue
+from webtask_scheduler.scheduler.api.schedules import (
+    ONCE,
+    RECURRING,
+    UNITS,
+    WHEN,
+    WHEN_MISSING,
+    ScheduleSerializer,
+    delay_of,
+    schedule_given,
+)
+from webtask_scheduler.scheduler.models import (
+    NAME_MAX_LENGTH,
+    Timer,
+)
+from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.rules.options import METHODS, WITHOUT_BODY, Options
+
+# Timers of one batch.
+BATCH_MOST = 1000
+ON_MISSED = ("fire", "skip", "reject")
+# With on_missed "skip", where max_lateness does not say more or less.
+MAX_LATENESS_SECONDS = 60.0
+# A plain timer: what most requests have, and what a serializer of its own reads several times as fast.
+PLAIN = frozenset((*UNITS, "web_url"))
+# An edit of these alone is taken of a timer that has ended too.
+DESCRIPTIVE = frozenset(("name", "labels", "metadata"))
+
+
+class RetrySerializer(StrictSerializer):
+    """When a failed attempt is made again. Times in seconds."""
+
+    max_attempts = WholeNumberField(
+        min_value=1, max_value=100, required=False, help_text="Attempts in all, the first included. Default 5."
+    )
+    backoff = OneOfField(
+        choices=("exponential", "fixed", "list"),
+        required=False,
+        help_text="`exponential` (default): min_seconds, then times multiplier each time, up to max_seconds. `fixed`:"
+        " min_seconds each time. `list`: delays_seconds in turn, the last one again and again.",
+    )
+    min_seconds = NumberField(min_value=0.1, max_value=86_400, required=False, help_text="The first wait. Default 5.")
+    max_seconds = NumberField(min_value=0.1, max_value=86_400, required=False, help_text="Default 3600.")
+    multiplier = NumberField(min_value=1, max_value=10, required=False, help_text="Default 3.")
+    jitter = NumberField(
+        min_value=0, max_value=1, required=False, help_text="Share of a wait that is left to chance. Default 0.2."
+    )
+    delays_seconds = serializers.ListField(
+        child=NumberField(min_value=0, max_value=86_400),
+        min_length=1,
+        max_length=100,
+        required=False,
+        help_text="With `list`. Without max_attempts there is one attempt more than delays.",
+    )
+    max_age_seconds = NumberField(
+        min_value=1,
+        max_value=retry.MAX_AGE_SECONDS,
+        required=False,
+        help_text="No attempt is begun later than this after the promised moment. Default and most: 7 days.",
+    )
+
+    def get_value(self, dictionary: Any) -> Any:
+        # A form has no objects: what it says here is refused rather than passed over.
+        return dictionary.get(self.field_name, serializers.empty)
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        backoff = attrs.get("backoff", "exponential")
+        errors: dict[str, Any] = {}
+        if backoff == "list" and "delays_seconds" not in attrs:
+            errors["delays_seconds"] = ['Required with "backoff": "list".']
+        of_others = {"exponential": ("delays_seconds",), "fixed": ("delays_seconds", "max_seconds", "multiplier")}
+        for name in of_others.get(backoff, ("min_seconds", "max_seconds", "multiplier")):
+            if name in attrs:
+                errors[name] = [f'Does nothing with "backoff": "{backoff}"; leave it out.']
+        policy = retry.Policy.read(attrs)
+        if backoff == "exponential" and policy.min_seconds > policy.max_seconds:
+            errors["max_seconds"] = [f"Must not be less than min_seconds, {policy.min_seconds:g}."]
+        if errors:
+            raise serializers.ValidationError(errors)
+        if backoff == "list" and "max_attempts" not in attrs:
+            attrs["max_attempts"] = min(100, len(attrs["delays_seconds"]) + 1)
+        return attrs
+
+
+class PlainTimerSerializer(StrictSerializer):
+    """A URL, and how long from now it is called."""
+
+    hours = WholeNumberField(min_value=0, required=False, help_text="Hours from now.")
+    minutes = WholeNumberField(min_value=0, required=False, help_text="Minutes from now, added to the hours.")
+    seconds = WholeNumberField(min_value=0, required=False, help_text="Seconds from now, added to both. 0 means now.")
+    web_url = WebUrlField(help_text="The http or https URL to call.")
+
+    def missing(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {} if data.keys() & UNITS.keys() else {"seconds": [WHEN_MISSING]}
+
+    def validate(self, attrs: dict[str, Any]) -> Any:
+        return services.NewTimer(web_url=attrs["web_url"], delay_seconds=delay_of(attrs))
+
+
+class NewTimerSerializer(ScheduleSerializer):
+    """What is called, when, and what is made of it. Read into services.NewTimer."""
+
+    web_url = WebUrlField(help_text="The http or https URL to call.")
+    name = TextField(
+        max_length=NAME_MAX_LENGTH,
+        required=False,
+        allow_blank=True,
+        help_text="For people; the list can be searched by it.",
+    )
+    labels = LabelsField(
+        required=False, help_text=f"Up to {LABELS_MOST} keys and values of up to 63 characters, to find timers by."
+    )
+    metadata = MetadataField(required=False, help_text="Any JSON up to 16 KiB, given back as it is.")
+    method = OneOfField(choices=METHODS, required=False, help_text="Default POST.")
+    headers = HeadersField(
+        required=False,
+        help_text="Sent with each call. Host, hop-by-hop headers and our own (`webhook-`, `webtask-`) are refused.",
+    )
+    body = JSONValueField(
+        required=False,
+        help_text="A text is sent as it is, any other JSON as JSON. Without a body, POST, PUT and PATCH carry a small"
+        " JSON of ours: see the `timerDue` webhook.",
+    )
+    body_base64 = TextField(required=False, help_text="Bytes to send, in base64, instead of `body`.")
+    content_type = TextField(
+        max_length=CONTENT_TYPE_MAX_LENGTH,
+        required=False,
+        help_text="Of the body. Default: `text/plain; charset=utf-8` for a text, `application/json` for JSON,"
+        " `application/octet-stream` for bytes.",
+    )
+    timeout_seconds = NumberField(
+        min_value=1, max_value=300, required=False, help_text="For the whole call. Default 30 (a setting)."
+    )
+    follow_redirects = TrueOrFalseField(
+        required=False, help_text="Follow up to three redirects, each under the same rules. Default false."
+    )
+    success_statuses = StatusesField(
+        required=False, help_text='Status codes, or classes like "3xx", that count as a success. Default ["2xx"].'
+    )
+    retry = RetrySerializer(required=False, help_text="When a failed attempt is made again.")
+    on_missed = OneOfField(
+        choices=ON_MISSED,
+        required=False,
+        help_text="`fire` (default): called however late, and one call stands for all moments that passed meanwhile."
+        " `skip`: later than max_lateness it is recorded as missed and not called. `reject`: a due_at that has passed"
+        " is refused with 422.",
+    )
+    max_lateness = DurationField(required=False, help_text='With "on_missed": "skip". Default PT1M.')
+    callback_url = WebUrlField(required=False, help_text="Called with the outcome after each delivery that succeeded.")
+    failure_callback_url = WebUrlField(
+        required=False, help_text="Called with the outcome after each delivery that failed or was missed."
+    )
+
+    def validate_body_base64(self, value: str) -> str:
+        try:
+            size = len(base64.b64decode(value, validate=True))
+        except (binascii.Error, ValueError) as error:
+            raise serializers.ValidationError("This is not base64.") from error
+        check_size(size)
+        return value
+
+    def validate_body(self, value: Any) -> Any:
+        check_size(len(value.encode() if isinstance(value, str) else json.dumps(value).encode()))
+        return value
+
+    def validate_content_type(self, value: str) -> str:
+        if not is_media_type(value):
+            raise serializers.ValidationError(NO_MEDIA_TYPE)
+        return value
+
+    def validate(self, attrs: dict[str, Any]) -> Any:
+        errors = _conflicts(attrs)
+        if errors:
+            raise serializers.ValidationError(errors)
+        now = timezone.now()
+        schedule = self.schedule(attrs, now=now) if any(name in attrs for name in WHEN) or self.when_required else {}
+        on_missed = attrs.get("on_missed", "fire")
+        if on_missed == "reject":
+            if "recurrence" in schedule:
+                raise serializers.ValidationError(
+                    {"on_missed": ["reject is for a due_at; a schedule has many moments."]}
+                )
+            if schedule.get("due_at") is not None and schedule["due_at"] < now:
+                raise PastDue({"due_at": ['It has passed, and "on_missed" is "reject".']})
+        late = attrs.get("max_lateness", MAX_LATENESS_SECONDS) if on_missed == "skip" else None
+        return services.NewTimer(
+            web_url=attrs["web_url"],
+            name=attrs.get("name", ""),
+            options=Options.of(attrs).given,
+            max_lateness_seconds=late,
+            **schedule,
+        )
+
+
+def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return errors of fields that do not go together."""
+    errors: dict[str, Any] = {}
+    has_body = "body" in attrs or "body_base64" in attrs
+    method = attrs.get("method", "POST")
+    if "body" in attrs and "body_base64" in attrs:
+        errors["body_base64"] = ["Give either body or body_base64."]
+    if has_body and method in WITHOUT_BODY:
+        errors["body" if "body" in attrs else "body_base64"] = [f"{method} carries no body."]
+    in_headers = [value for name, value in attrs.get("headers", {}).items() if name.lower() == "content-type"]
+    if "content_type" in attrs and in_headers:
+        errors["content_type"] = ["Give it either here or in headers."]
+    elif ("content_type" in attrs or in_headers) and not has_body:
+        errors["headers" if in_headers else "content_type"] = ["A content type is only for a body or body_base64."]
+    elif in_headers and not is_media_type(in_headers[0]):
+        errors["headers"] = [NO_MEDIA_TYPE]
+    if "max_lateness" in attrs and attrs.get("on_missed") != "skip":
+        errors["max_lateness"] = ['Only with "on_missed": "skip".']
+    return errors
+
+
+class EditSerializer(NewTimerSerializer):
+    """As NewTimerSerializer; without a schedule the present one stays."""
+
+    when_required = False
+
+
+class BatchSerializer(StrictSerializer):
+    """Up to a thousand timers, stored all or none, or each that is valid."""
+
+    timers = NewTimerSerializer(many=True, help_text=f"1 to {BATCH_MOST} timers.")
+    partial = serializers.BooleanField(  # type: ignore[assignment]  # a field by that name
+        default=False, help_text="Store what is valid and say of each what became of it, rather than all or none."
+    )
+
+
+_kept = threading.local()
+
+
+def read_timer(data: Any) -> services.NewTimer:
+    """Return a timer as JSON has it. Raises ValidationError.
+
+    With one serializer for each thread: making one for each timer costs more than reading it.
+    """
+    if not hasattr(_kept, "plain"):
+        _kept.plain, _kept.full = PlainTimerSerializer(), NewTimerSerializer()
+    plain = isinstance(data, dict) and data.keys() <= PLAIN
+    timer: services.NewTimer = (_kept.plain if plain else _kept.full).run_validation(data)
+    return timer
+
+
+def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, bool]:
+    """Return what a timer is to be after an edit, and whether it is given another moment. Raises ValidationError.
+
+    The edit is a JSON merge patch (RFC 7396) of what was given: null takes a field away.
+    """
+    schedule = schedule_given(timer)
+    given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
+    given |= timer.options or {}
+    depth = given.pop("depth", None)
+    serializer: NewTimerSerializer = EditSerializer()
+    unknown = patch.keys() - serializer.fields.keys()
+    # To take away what is not there is no change.
+    patch = {name: value for name, value in patch.items() if value is not None or name in given or name in schedule}
+    reschedule = any(name in patch for name in WHEN)
+    if reschedule:
+        kind = next((name for name in (*ONCE, *RECURRING) if patch.get(name) is not None), None)
+        if kind in RECURRING and kind not in schedule:
+            # Another kind of schedule in place of the present one. The first moment of an interval is a part of it.
+            for name in (*RECURRING, "timezone", "starts_at"):
+                schedule.pop(name, None)
+        elif kind == "every":
+            schedule.pop("starts_at", None)
+        if kind not in ONCE:
+            given |= schedule
+    merged = _merged(given, patch) | dict.fromkeys(unknown)
+    if reschedule:
+        serializer = NewTimerSerializer()
+    new: services.NewTimer = serializer.run_validation(merged)
+    if depth is not None:
+        new = replace(new, options={**new.options, "depth": depth})
+    return new, reschedule
+
+
+def _merged(given: Any, patch: Any) -> Any:
+    if not isinstance(patch, dict):
+        return patch
+    result = dict(given) if isinstance(given, dict) else {}
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        else:
+            # Free JSON is taken as it is: a patch could not put null into it.
+            result[name] = value if name in ("metadata", "body") else _merged(result.get(name), value)
+    return result

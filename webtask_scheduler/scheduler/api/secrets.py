@@ -1,0 +1,124 @@
+"""Signing secrets: list, create and delete them."""
+
+import re
+from typing import Any
+
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import (
+    OpenApiParameter,
+    OpenApiResponse,
+)
+from rest_framework import exceptions, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.base import TimerAPIView, body_of, caller_of, validated
+from webtask_scheduler.scheduler.api.document import described, problem_answers
+from webtask_scheduler.scheduler.api.fields import StrictSerializer, TextField
+from webtask_scheduler.scheduler.api.problems import (
+    Conflict,
+)
+from webtask_scheduler.scheduler.models import (
+    SigningSecret,
+)
+from webtask_scheduler.scheduler.outgoing import signing
+
+
+class NewSecretSerializer(StrictSerializer):
+    """A signing secret to add."""
+
+    secret = TextField(
+        max_length=100, required=False, help_text="`whsec_` and 24 to 64 bytes in base64. Default: a new one is made."
+    )
+
+    def validate_secret(self, value: str) -> str:
+        try:
+            signing.check_secret(value)
+        except ValueError as error:
+            raise serializers.ValidationError(str(error)) from error
+        return value
+
+
+class SecretSerializer(serializers.ModelSerializer[SigningSecret]):
+    """A signing secret, of which only the end is shown."""
+
+    id = serializers.IntegerField()
+    hint = serializers.SerializerMethodField(help_text="The last four characters.")
+
+    class Meta:
+        model = SigningSecret
+        fields = ("id", "hint", "created_at")
+
+    def get_hint(self, secret: SigningSecret) -> str:
+        return f"…{secret.secret[-4:]}"
+
+
+class MadeSecretSerializer(SecretSerializer):
+    """A signing secret just added: the one time that it is shown."""
+
+    class Meta(SecretSerializer.Meta):
+        fields = (*SecretSerializer.Meta.fields, "secret")  # type: ignore[assignment]  # one more
+
+
+class SecretsSerializer(serializers.Serializer[Any]):
+    secrets = SecretSerializer(many=True)
+
+
+list_secrets = described(
+    "signing_secret_list",
+    "List signing secrets",
+    "Every call of your timers is signed with each of them, by Standard Webhooks.",
+    responses={
+        200: OpenApiResponse(SecretsSerializer, "Your secrets, without the secret itself."),
+        **problem_answers(503),
+    },
+)
+create_secret = described(
+    "signing_secret_create",
+    "Add a signing secret",
+    "To rotate without a pause: add the new one, have receivers accept it, then delete the old one. The answer is the"
+    " only one that shows it. Up to five may be active.",
+    request=NewSecretSerializer,
+    responses={
+        201: OpenApiResponse(MadeSecretSerializer, "The secret."),
+        **problem_answers(400, 403, 409, 411, 413, 415, 503),
+    },
+)
+delete_secret = described(
+    "signing_secret_destroy",
+    "Delete a signing secret",
+    "Calls are signed with it no longer; without any left they are not signed.",
+    parameters=[OpenApiParameter("id", OpenApiTypes.INT64, OpenApiParameter.PATH)],
+    responses={204: OpenApiResponse(None, "It is gone."), **problem_answers(403, 404, 503)},
+)
+
+
+class SecretsView(TimerAPIView):
+    """`signing-secret`: add one, list them."""
+
+    @list_secrets
+    def get(self, request: Request) -> Response:
+        secrets = SigningSecret.objects.filter(**caller_of(request).own()).order_by("pk")
+        return Response({"secrets": SecretSerializer(secrets, many=True).data})
+
+    @create_secret
+    def post(self, request: Request) -> Response:
+        values = validated(NewSecretSerializer, body_of(request))
+        secret = services.add_secret(values.get("secret"), owner_id=caller_of(request).owner_id)
+        if secret is None:
+            raise Conflict(f"There are {services.SECRETS_MOST} signing secrets already. Delete one that is out of use.")
+        return Response(MadeSecretSerializer(secret).data, status=201)
+
+
+class SecretView(TimerAPIView):
+    """`signing-secret/<id>`: sign with it no longer."""
+
+    @delete_secret
+    def delete(self, request: Request, id: str) -> Response:  # noqa: A002
+        gone = 0
+        if re.fullmatch(r"[0-9]{1,18}", id):
+            gone, _ = SigningSecret.objects.filter(pk=int(id), **caller_of(request).own()).delete()
+        if not gone:
+            raise exceptions.NotFound("There is no signing secret with this id.")
+        return Response(status=204)

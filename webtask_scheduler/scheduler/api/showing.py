@@ -1,0 +1,247 @@
+"""Showing timers, deliveries and attempts as the API answers them."""
+
+import math
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from drf_spectacular.utils import extend_schema_field
+from rest_framework import serializers
+
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
+from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING, schedule_given
+from webtask_scheduler.scheduler.models import (
+    URL_MAX_LENGTH,
+    Attempt,
+    ClockTimestamp,
+    Delivery,
+    ErrorKind,
+    State,
+    Timer,
+    host_of,
+)
+from webtask_scheduler.scheduler.rules import options
+from webtask_scheduler.scheduler.rules.instants import instant_text
+
+# Looking a member up costs more than all else of an answer that is made for speed.
+SCHEDULED = State.SCHEDULED.value
+NOT_YET = "Its moment has not come yet."
+NOT_CLAIMED = "It is due and waits for a beat to claim it."
+
+
+class AttemptSerializer(serializers.ModelSerializer[Attempt]):
+    """One HTTP call."""
+
+    lateness_ms = serializers.FloatField(help_text="Start minus the moment it was meant to start, in milliseconds.")
+    duration_ms = serializers.IntegerField(allow_null=True, help_text="Null where the outcome is unknown.")
+    status_code = serializers.IntegerField(allow_null=True, help_text="Null where no answer came.")
+    error = serializers.ChoiceField(
+        choices=[("", "none"), *ErrorKind.choices], help_text="The kind of error; empty for a success."
+    )
+    message = serializers.CharField(help_text="What went wrong, in a sentence; empty for a success.")
+
+    class Meta:
+        model = Attempt
+        fields = ("number", "started_at", "lateness_ms", "duration_ms", "status_code", "error", "message")
+
+
+class TimerSerializer(serializers.Serializer[Any]):
+    """A timer: what it calls, when, and what came of it. What was given beyond a URL and a time comes back as given."""
+
+    task_id = serializers.UUIDField()
+    status = serializers.ChoiceField(choices=State.choices)
+    # Not a URLField: what is accepted may hold letters outside ASCII, which no `uri` does.
+    web_url = serializers.CharField(max_length=URL_MAX_LENGTH)
+    created_at = serializers.DateTimeField()
+    due_at = serializers.DateTimeField(help_text="The promised moment. Retries do not change it.")
+    time_left_in_seconds = serializers.IntegerField(
+        min_value=0, help_text="To the promised moment, rounded up; 0 once it is due and ever after."
+    )
+    next_attempt_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it is called next; null while paused, in flight, and once it has ended."
+    )
+    finished_at = serializers.DateTimeField(allow_null=True, help_text="When it ended; null before.")
+    reason = serializers.CharField(
+        allow_null=True, help_text="Why it has not been called successfully yet; null once it has."
+    )
+    attempts = AttemptSerializer(many=True, help_text="The calls made for the promised moment, oldest first.")
+    occurrence = serializers.IntegerField(
+        min_value=1, required=False, help_text="Of a timer that recurs: which of its moments this is, from 1."
+    )
+    callback_for = serializers.UUIDField(
+        required=False, help_text="Of a callback: the `delivery_id` whose outcome it carries."
+    )
+
+    depth = serializers.IntegerField(
+        min_value=1,
+        required=False,
+        help_text="Of a timer that a call of another timer led to: its own calls may make no timers.",
+    )
+
+    def get_fields(self) -> dict[str, Any]:
+        given = NewTimerSerializer().get_fields()
+        names = ("name", *RECURRING, *BOUNDS, *options.NAMES)
+        return super().get_fields() | {name: given[name] for name in names}
+
+
+def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[str, Any]:
+    """Return a timer just stored as TimerSerializer describes it; what creating answers, so made for speed."""
+    due_at = instant_text(stored.due_at)
+    left = math.ceil((stored.due_at - stored.created_at) / timedelta(seconds=1))
+    body = {
+        "task_id": str(stored.timer_id),
+        "status": SCHEDULED,
+        "web_url": timer.web_url,
+        "created_at": instant_text(stored.created_at),
+        "due_at": due_at,
+        "time_left_in_seconds": max(0, left),
+        "next_attempt_at": due_at,
+        "finished_at": None,
+        "reason": NOT_YET if left > 0 else facts.gather().cause(host_of(timer.web_url)) or NOT_CLAIMED,
+        "attempts": [],
+    }
+    if timer.name:
+        body["name"] = timer.name
+    if timer.recurrence is not None:
+        shown = Timer(max_occurrences=timer.max_occurrences)
+        for name in ("cron", "timezone", "every_seconds", "starts_at", "ends_at"):
+            setattr(shown, name, getattr(timer.recurrence, name))
+        body |= {"occurrence": 1} | schedule_given(shown)
+    return body | dict(timer.options) if timer.options else body
+
+
+def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> dict[str, Any]:
+    """Return a timer, with its latest promised delivery, as TimerSerializer describes it."""
+    body = {
+        "task_id": str(timer.pk),
+        "status": delivery.state,
+        "web_url": timer.web_url,
+        "created_at": instant_text(timer.created_at),
+        "due_at": instant_text(delivery.due_at),
+        "time_left_in_seconds": delivery.time_left_seconds(now=now),
+        "next_attempt_at": instant_text(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else None,
+        "finished_at": delivery.finished_at and instant_text(delivery.finished_at),
+        "reason": _reason(timer.host, delivery, now=now, attempts=attempts),
+        "attempts": AttemptSerializer(attempts, many=True).data if attempts else [],
+    }
+    if timer.name:
+        body["name"] = timer.name
+    if timer.recurring:
+        body |= {"occurrence": delivery.occurrence} | schedule_given(timer)
+    if timer.outcome_of is not None:
+        body["callback_for"] = str(timer.outcome_of)
+    return body | (timer.options or {})
+
+
+class DeliverySerializer(serializers.ModelSerializer[Delivery]):
+    """The whole effort for one promised moment, over all attempts."""
+
+    delivery_id = serializers.UUIDField(source="id", help_text="Sent as `webhook-id` with every attempt.")
+    occurrence = serializers.IntegerField(help_text="Which of the timer's moments, from 1.")
+    extra = serializers.BooleanField(help_text="Made by run, or replayed beside a later one.")
+    status = serializers.ChoiceField(source="state", choices=State.choices)
+    next_attempt_at = serializers.SerializerMethodField(help_text="Null unless it waits.")
+    attempts = serializers.IntegerField(help_text="Attempts begun so far.")
+    replayed_at = serializers.DateTimeField(allow_null=True, help_text="When it was last replayed; null if never.")
+    finished_at = serializers.DateTimeField(allow_null=True)
+
+    class Meta:
+        model = Delivery
+        fields = (
+            "delivery_id",
+            "occurrence",
+            "extra",
+            "status",
+            "due_at",
+            "next_attempt_at",
+            "attempts",
+            "replayed_at",
+            "finished_at",
+        )
+
+    @extend_schema_field({"type": ["string", "null"], "format": "date-time"})
+    def get_next_attempt_at(self, delivery: Delivery) -> str | None:
+        return instant_text(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else None
+
+
+class CallSerializer(AttemptSerializer):
+    """One HTTP call, with what the receiver answered."""
+
+    delivery_id = serializers.UUIDField()
+    excerpt = serializers.CharField(help_text="The beginning of the answer's body, up to 2,048 characters.")
+
+    class Meta(AttemptSerializer.Meta):
+        fields = ("delivery_id", *AttemptSerializer.Meta.fields, "excerpt")  # type: ignore[assignment]  # more of them
+
+
+class TimersSerializer(serializers.Serializer[Any]):
+    """A page of timers."""
+
+    timers = TimerSerializer(many=True)
+    next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
+
+
+def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
+    """Say in a sentence why a timer has not been called successfully."""
+    last = attempts[-1].message if attempts else ""
+    if delivery.cancel_requested_at and not delivery.is_final:
+        return "It was cancelled while its call was in flight; that call may still land, no retry follows."
+    if not delivery.is_final and delivery.state != State.PAUSED:
+        return _waits(host, delivery, now=now, attempts=attempts)
+    if delivery.fault:
+        return f"This service could not go on with it: {delivery.fault}"
+    calls = "attempt" if delivery.attempts == 1 else "attempts"
+    return {
+        State.PAUSED: "It is paused; resume it to let it go on.",
+        State.FAILED: f"It was given up after {delivery.attempts} {calls}. {last}".strip(),
+        State.CANCELLED: "It was cancelled.",
+        State.MISSED: "Its moment had passed by more than its allowed lateness.",
+    }.get(State(delivery.state))
+
+
+def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str:
+    """Say what an open delivery waits for, and what stands in its way."""
+    last = f"Attempt {attempts[-1].number} failed: {attempts[-1].message}" if attempts and attempts[-1].message else ""
+    if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
+        slow = "All places for calls that wait are taken by slow hosts; it is called at next_attempt_at."
+        again = f"{last} It is tried again at next_attempt_at." if last else ""
+        return again or (NOT_YET if delivery.due_at > now else slow)
+    found = facts.gather()
+    cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)
+    if delivery.state == State.SCHEDULED:
+        return f"{last} {cause or 'It is due to be tried again.'}" if last else cause or NOT_CLAIMED
+    if delivery.state == State.CLAIMED:
+        behind = f"A beat has claimed it; {found.behind}" if found.behind else ""
+        return cause or behind or "A beat has claimed it; a worker calls it at its moment."
+    if delivery.state == State.HELD:
+        return cause or "Calls to its host were stopped and are resumed; it is called within seconds."
+    if found.has_live_worker:
+        return "A worker is calling it now."
+    return "A worker was calling it, and no worker is at work now; what became of the call is not known yet."
+
+
+def show_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
+    """Return timers as TimerSerializer describes them, in the same order: two queries for any number."""
+    promised = Delivery.objects.filter(timer__in=timer_ids).select_related("timer").annotate(now=ClockTimestamp())
+    latest = {one.timer_id: one for one in promised.latest_promised()}
+    attempts: dict[uuid.UUID, list[Attempt]] = {}
+    tried = [one.pk for one in latest.values() if one.attempts]
+    for attempt in Attempt.objects.filter(delivery__in=tried).defer("excerpt").order_by("delivery", "number"):
+        attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    return [
+        timer_body(one.timer, one, now=one.now, attempts=attempts.get(one.pk, []))  # type: ignore[attr-defined]  # the annotation above
+        # Some may have been pruned in between.
+        for one in (latest[pk] for pk in timer_ids if pk in latest)
+    ]
+
+
+def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
+    """Return a timer as TimerSerializer describes it; None where there is none that is `visible`."""
+    promised = Delivery.objects.filter(timer=timer_id, **visible).select_related("timer").annotate(now=ClockTimestamp())
+    delivery = promised.latest_promised().first()
+    if delivery is None:
+        return None
+    attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
+    return timer_body(delivery.timer, delivery, now=delivery.now, attempts=attempts)  # type: ignore[attr-defined]

@@ -1,0 +1,413 @@
+"""Timers: create one or many, list them, look at one, edit and cancel it."""
+
+import dataclasses
+from typing import Any
+
+from django.http import QueryDict
+from drf_spectacular.utils import (
+    OpenApiExample,
+    OpenApiResponse,
+)
+from rest_framework import exceptions, parsers, serializers
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.base import (
+    DEPTH_MOST,
+    JSONParser,
+    TimerAPIView,
+    answering_conflicts,
+    caller_of,
+    depth_of,
+    do_once,
+    refuse_called,
+    shown_timer,
+    timer_id_of,
+    timer_of_caller,
+    validated,
+)
+from webtask_scheduler.scheduler.api.document import (
+    IDEMPOTENCY_KEY,
+    LOCATION,
+    RECURRING_EXAMPLE,
+    REPLAYED,
+    SCHEDULED_EXAMPLE,
+    SUCCEEDED_EXAMPLE,
+    TASK_ID,
+    WRITING,
+    ProblemSerializer,
+    described,
+    problem_answers,
+    timer_answer,
+)
+from webtask_scheduler.scheduler.api.fields import TextField
+from webtask_scheduler.scheduler.api.filtering import ListSerializer
+from webtask_scheduler.scheduler.api.problems import (
+    LoopDetected,
+    PastDue,
+    invalid,
+)
+from webtask_scheduler.scheduler.api.reading import (
+    BATCH_MOST,
+    DESCRIPTIVE,
+    BatchSerializer,
+    EditSerializer,
+    NewTimerSerializer,
+    edited,
+    read_timer,
+)
+from webtask_scheduler.scheduler.api.schedules import WHEN_MISSING
+from webtask_scheduler.scheduler.api.showing import (
+    TimerSerializer,
+    TimersSerializer,
+    show_timers,
+    stored_body,
+)
+from webtask_scheduler.scheduler.models import (
+    Timer,
+)
+from webtask_scheduler.scheduler.services import search
+
+
+class TimerFormSerializer(NewTimerSerializer):
+    """A timer as a form: everything that is no list or object."""
+
+    labels = headers = success_statuses = retry = None  # type: ignore[assignment]  # as Django REST framework has it
+    metadata = TextField(required=False, help_text="Any text, given back as it is.")  # type: ignore[assignment]
+    body = TextField(required=False, help_text="Sent as it is.")  # type: ignore[assignment]
+
+
+class TimerPartsSerializer(TimerFormSerializer):
+    """As TimerForm; by a name of its own, for generated clients choose the encoding by it."""
+
+
+class BatchStoredSerializer(serializers.Serializer[Any]):
+    timers = TimerSerializer(many=True)
+
+
+class BatchResultSerializer(serializers.Serializer[Any]):
+    timer = TimerSerializer(required=False)
+    problem = ProblemSerializer(required=False)
+
+
+class BatchResultsSerializer(serializers.Serializer[Any]):
+    results = BatchResultSerializer(many=True)
+
+
+_REFUSED = {
+    "problem": {
+        "type": "about:blank",
+        "title": "Bad Request",
+        "status": 400,
+        "detail": f"The request is not valid: seconds: {WHEN_MISSING}",
+        "errors": [{"field": "seconds", "detail": WHEN_MISSING}],
+    }
+}
+create_timer = described(
+    "timer_create",
+    "Create a timer",
+    "Say which URL is to be called, and when: once, by hours, minutes and seconds from now, a delay or an instant; or"
+    " again and again, by cron or an interval. It is called never early and at least once; see the `timerDue` webhook"
+    " for what arrives.",
+    request={
+        "application/json": NewTimerSerializer,
+        "application/x-www-form-urlencoded": TimerFormSerializer,
+        "multipart/form-data": TimerPartsSerializer,
+    },
+    responses={
+        201: OpenApiResponse(
+            TimerSerializer,
+            "The timer is stored; `Location` says where to look at it.",
+            examples=[
+                OpenApiExample("In five seconds", value=SCHEDULED_EXAMPLE, response_only=True),
+                OpenApiExample("Recurring", value=RECURRING_EXAMPLE, response_only=True),
+            ],
+        ),
+        **problem_answers(400, 403, 409, 411, 413, 415, 422, 503, 508),
+    },
+    parameters=[IDEMPOTENCY_KEY, LOCATION, REPLAYED],
+    examples=[
+        OpenApiExample(
+            "In five seconds",
+            value={"hours": 0, "minutes": 0, "seconds": 5, "web_url": "https://example.com/hook"},
+            request_only=True,
+        ),
+        OpenApiExample(
+            "At an instant, with a body and a retry policy",
+            value={
+                "due_at": "2030-01-05T09:00:00+01:00",
+                "web_url": "https://example.com/orders/17",
+                "method": "PUT",
+                "headers": {"X-Shop": "north"},
+                "body": {"order": 17, "action": "remind"},
+                "retry": {"max_attempts": 8, "min_seconds": 1, "multiplier": 2, "max_seconds": 600},
+                "on_missed": "skip",
+                "max_lateness": "PT10M",
+            },
+            request_only=True,
+        ),
+        OpenApiExample(
+            "At nine on weekdays in Berlin",
+            value={
+                "cron": "0 9 * * MON-FRI",
+                "timezone": "Europe/Berlin",
+                "web_url": "https://example.com/report",
+                "name": "weekday report",
+                "labels": {"team": "billing"},
+            },
+            request_only=True,
+        ),
+        OpenApiExample(
+            "Every ten minutes, a hundred times",
+            value={"every": "PT10M", "max_occurrences": 100, "web_url": "https://example.com/poll", "method": "GET"},
+            request_only=True,
+        ),
+    ],
+)
+create_batch = described(
+    "timer_batch_create",
+    "Create up to a thousand timers",
+    "Each takes what a single one takes. All are stored or none, and a 400 names the items that are wrong as"
+    ' `timers.<index>`. With `"partial": true` the valid ones are stored, and the answer says of each item, in order,'
+    " what became of it.",
+    request=BatchSerializer,
+    responses={
+        201: OpenApiResponse(
+            BatchStoredSerializer,
+            "All are stored; in the order in which they were given.",
+            examples=[
+                OpenApiExample(
+                    "Two timers", value={"timers": [SCHEDULED_EXAMPLE, SCHEDULED_EXAMPLE]}, response_only=True
+                )
+            ],
+        ),
+        200: OpenApiResponse(
+            BatchResultsSerializer,
+            "With `partial`: each item has either a `timer` or a `problem`.",
+            examples=[
+                OpenApiExample(
+                    "One of two", value={"results": [{"timer": SCHEDULED_EXAMPLE}, _REFUSED]}, response_only=True
+                )
+            ],
+        ),
+        **problem_answers(400, 403, 409, 411, 413, 415, 422, 503, 508),
+    },
+    parameters=[IDEMPOTENCY_KEY, REPLAYED],
+    examples=[
+        OpenApiExample(
+            "Two timers",
+            value={
+                "timers": [
+                    {"seconds": 5, "web_url": "https://example.com/first"},
+                    {"hours": 1, "web_url": "https://example.com/second"},
+                ]
+            },
+            request_only=True,
+        )
+    ],
+)
+list_timers = described(
+    "timer_list",
+    "List timers",
+    "The latest made first; asked for by status or due time, those that wait with the soonest first, then those that"
+    " ended with the latest first. A page may hold fewer timers than `limit`, or none, before the last one: go on while"
+    " `next` is not null.",
+    parameters=[ListSerializer],
+    responses={
+        200: OpenApiResponse(
+            TimersSerializer,
+            "A page.",
+            examples=[OpenApiExample("One", value={"timers": [SCHEDULED_EXAMPLE], "next": None}, response_only=True)],
+        ),
+        **problem_answers(400, 503),
+    },
+)
+retrieve_timer = described(
+    "timer_retrieve",
+    "Look at a timer",
+    "How long until it is called, what came of it, and why it has not been called if it has not.",
+    parameters=[TASK_ID],
+    responses={
+        200: OpenApiResponse(
+            TimerSerializer,
+            "The timer.",
+            examples=[
+                OpenApiExample("Called", value=SUCCEEDED_EXAMPLE, response_only=True),
+                OpenApiExample("Waiting", value=SCHEDULED_EXAMPLE, response_only=True),
+            ],
+        ),
+        **problem_answers(404, 503),
+    },
+)
+edit_timer = described(
+    "timer_partial_update",
+    "Edit or reschedule a timer",
+    "A merge patch (RFC 7396) of what creating takes: fields that are left out stay, null takes one away. Anything that"
+    " says when promises another moment in place of the one that waits. A call in flight is not touched. Of a timer"
+    " that has ended, name, labels and metadata can still be changed.",
+    parameters=[TASK_ID],
+    request=EditSerializer,
+    responses={
+        200: timer_answer("The timer as it is now.", "Moved", SCHEDULED_EXAMPLE),
+        **problem_answers(*WRITING, 409, 422, 508),
+    },
+    examples=[
+        OpenApiExample("In an hour instead", value={"hours": 1}, request_only=True),
+        OpenApiExample(
+            "Another URL, no labels", value={"web_url": "https://example.com/new", "labels": None}, request_only=True
+        ),
+    ],
+)
+cancel_timer = described(
+    "timer_destroy",
+    "Cancel a timer",
+    "For good. Done twice it changes nothing, and a timer that has ended stays as it is. A call in flight may still"
+    " land, and the answer's `reason` says so; no retry follows.",
+    parameters=[TASK_ID],
+    responses={
+        200: timer_answer(
+            "The timer as it is now.",
+            "Cancelled",
+            SCHEDULED_EXAMPLE
+            | {
+                "status": "cancelled",
+                "next_attempt_at": None,
+                "time_left_in_seconds": 0,
+                "finished_at": "2026-01-05T09:00:02.120011Z",
+                "reason": "It was cancelled.",
+            },
+        ),
+        **problem_answers(403, 404, 503),
+    },
+)
+
+
+class TimersView(TimerAPIView):
+    """`timer`: create one, list them."""
+
+    parser_classes: tuple[type[parsers.BaseParser], ...] = (
+        JSONParser,
+        parsers.FormParser,
+        parsers.MultiPartParser,
+    )
+
+    @create_timer
+    def post(self, request: Request) -> Response:
+        data = request.data
+
+        def make() -> Response:
+            # A form's numbers are text, which its own serializer allows for.
+            timer = validated(NewTimerSerializer, data) if isinstance(data, QueryDict) else read_timer(data)
+            (body,) = _store(request, [timer])
+            return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
+
+        return do_once(request, make)
+
+    @list_timers
+    def get(self, request: Request) -> Response:
+        values = validated(ListSerializer, request.query_params)
+        wanted = search.filter_of(values, caller=caller_of(request))
+        try:
+            page = search.page(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
+        except search.CursorError as error:
+            raise exceptions.ValidationError({"cursor": [str(error)]}) from error
+        return Response({"timers": show_timers(page.timer_ids), "next": page.next})
+
+
+class BatchView(TimerAPIView):
+    """`timer/batch`: create up to a thousand."""
+
+    @create_batch
+    def post(self, request: Request) -> Response:
+        items, partial = _batch(request.data)
+
+        def make() -> Response:
+            read = [_read_item(item) for item in items]
+            wrong = {f"timers.{index}": error for index, (_, error) in enumerate(read) if error is not None}
+            if wrong and not partial:
+                # As many as a person reads; the rest comes with the next try.
+                details = {name: error.detail for name, error in list(wrong.items())[:20]}
+                if all(isinstance(error, PastDue) for error in wrong.values()):
+                    raise PastDue(details)
+                raise exceptions.ValidationError(details)
+            made = iter(_store(request, [timer for timer, _ in read if timer is not None]))
+            if not partial:
+                return Response({"timers": list(made)}, status=201)
+            results = [
+                {"timer": next(made)} if error is None else {"problem": invalid(error.detail, status=error.status_code)}
+                for _, error in read
+            ]
+            return Response({"results": results}, status=200)
+
+        return do_once(request, make)
+
+
+def _batch(data: Any) -> tuple[list[Any], bool]:
+    """Return the items of a batch and whether some may fail. Raises ValidationError."""
+    if not isinstance(data, dict):
+        raise exceptions.ValidationError("A JSON object is required, with a list of timers in `timers`.")
+    errors = {ascii(name)[1:101].rstrip("'"): "Unknown field." for name in data if name not in ("timers", "partial")}
+    items, partial = data.get("timers"), data.get("partial", False)
+    if not isinstance(items, list) or not 1 <= len(items) <= BATCH_MOST:
+        errors["timers"] = f"A list of 1 to {BATCH_MOST} timers is required."
+    if not isinstance(partial, bool):
+        errors["partial"] = "Must be true or false."
+    if errors:
+        raise exceptions.ValidationError(errors)
+    return items or [], partial
+
+
+def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, Any]]:
+    """Store timers, all or none, and return what the API shows of them."""
+    owner_id = caller_of(request).owner_id
+    if owner_id is not None:
+        timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]
+    depth = depth_of(request)
+    if depth > DEPTH_MOST:
+        raise LoopDetected
+    if depth:
+        timers = [dataclasses.replace(timer, options={**timer.options, "depth": depth}) for timer in timers]
+    with answering_conflicts():
+        stored = services.schedule(timers)
+    return [stored_body(one, timer) for one, timer in zip(stored, timers, strict=True)]
+
+
+def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIException | None]:
+    """Return a timer of a batch, or None and what is wrong with it."""
+    try:
+        return read_timer(item), None
+    except (exceptions.ValidationError, PastDue) as error:
+        return None, error
+
+
+class TimerView(TimerAPIView):
+    """`timer/<id>`: look at one, change it, cancel it."""
+
+    @retrieve_timer
+    def get(self, request: Request, id: str) -> Response:  # noqa: A002 - the name in the path and the schema
+        return Response(shown_timer(request, timer_id_of(id)))
+
+    @edit_timer
+    def patch(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        patch = request.data
+        if not isinstance(patch, dict):
+            raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
+
+        def change(locked: Timer) -> tuple[services.NewTimer, bool]:
+            new, reschedule = edited(locked, patch)
+            if reschedule:
+                refuse_called(request)
+            return new, reschedule
+
+        with answering_conflicts():
+            services.edit(timer.pk, change, descriptive_only=patch.keys() <= DESCRIPTIVE)
+        return Response(shown_timer(request, timer.pk))
+
+    @cancel_timer
+    def delete(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        with answering_conflicts():
+            services.cancel(timer.pk)
+        return Response(shown_timer(request, timer.pk))

@@ -1,0 +1,160 @@
+"""A timer and the PeriodicTask that shows it: translating a schedule from one to the other, and nothing else."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.db import connection
+from django.db.models import Count
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler.models import (
+    Timer,
+)
+from webtask_scheduler.scheduler.rules.recurrence import (
+    ScheduleError,
+    celery_fields,
+    cron_of,
+)
+
+# Said of the row "task" with its "clocked": a stock scheduler has run it for this very moment and disabled it, as it
+# does with one-off rows; that is book-keeping, not a wish. Its clock may run ahead of the database's a little.
+RUN_BY_STOCK = """coalesce(task.one_off AND NOT task.enabled
+                           AND task.last_run_at >= clocked.clocked_time - interval '5 s', false)"""
+
+PERIODS = {
+    IntervalSchedule.DAYS: 86_400.0,
+    IntervalSchedule.HOURS: 3600.0,
+    IntervalSchedule.MINUTES: 60.0,
+    IntervalSchedule.SECONDS: 1.0,
+    IntervalSchedule.MICROSECONDS: 0.000_001,
+}
+# What the column of an IntervalSchedule holds.
+EVERY_MOST = 2_147_483_647
+
+
+def celery_shape(cron: str, every_seconds: float | None) -> dict[str, Any] | None:
+    """Return the fields of the CrontabSchedule or IntervalSchedule that a PeriodicTask shows for a schedule.
+
+    None where Celery cannot express it: then the row shows the next moment as clocked.
+    """
+    if cron:
+        fields = celery_fields(cron)
+        return None if fields is None else {"crontab": list(fields)}
+    if every_seconds is None:
+        return None
+    microseconds = _microseconds(every_seconds)
+    for period, seconds in PERIODS.items():
+        every, rest = divmod(microseconds, _microseconds(seconds))
+        if not rest and every <= EVERY_MOST:
+            return {"interval": [every, period]}
+    return None
+
+
+def show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
+    """Have a PeriodicTask show a timer's schedule. A schedule's row that says it already is kept, shared or not."""
+    shape = celery_shape(timer.cron, timer.every_seconds)
+    rows: dict[str, Any] = {"crontab_id": None, "interval_id": None, "solar_id": None, "clocked_id": None}
+    # Written in bulk: a save() would make stock beat reload everything.
+    if shape is None:
+        rows["clocked_id"] = _own(ClockedSchedule, task.clocked_id, clocked_time=due_at)
+    elif not differs(timer.cron, timer.timezone, timer.every_seconds, *read_shown(task)):
+        name = "interval_id" if "interval" in shape else "crontab_id"
+        rows[name] = getattr(task, name)
+    elif "crontab" in shape:
+        fields = dict(zip(CRONTAB, shape["crontab"], strict=True))
+        rows["crontab_id"] = _own(CrontabSchedule, task.crontab_id, **fields, timezone=timer.timezone)
+    else:
+        every, period = shape["interval"]
+        rows["interval_id"] = _own(IntervalSchedule, task.interval_id, every=every, period=period)
+    PeriodicTask.objects.filter(pk=task.pk).update(**rows, one_off=shape is None)
+    drop_schedules(schedules_of(task))
+
+
+SCHEDULES = {"clocked_id": ClockedSchedule, "crontab_id": CrontabSchedule, "interval_id": IntervalSchedule}
+
+
+def schedules_of(task: PeriodicTask) -> dict[str, int]:
+    """Return the ids of the schedule's rows that a PeriodicTask uses, by its columns."""
+    return {name: pk for name in SCHEDULES if (pk := getattr(task, name)) is not None}
+
+
+def drop_schedules(rows: Mapping[str, int]) -> None:
+    """Delete rows that a timer's PeriodicTask has just stopped using, where no other task uses them.
+
+    Only these: a schedule that no timer used may be kept by an operator for later. In SQL: the models' own delete()
+    takes along a task that somebody gives the schedule at the same moment; this way its foreign key refuses it.
+    """
+    with connection.cursor() as cursor:
+        for name, pk in rows.items():
+            table = SCHEDULES[name]._meta.db_table  # noqa: SLF001 - Django means it so
+            cursor.execute(
+                f"DELETE FROM {table} WHERE id = %s AND NOT EXISTS"  # noqa: S608 - only constants are put in
+                f" (SELECT FROM django_celery_beat_periodictask WHERE {name} = %s)",
+                [pk, pk],
+            )
+
+
+def _own(model: Any, pk: int | None, **values: Any) -> int:
+    """Write a schedule's row, making one where there is none or other tasks use it too, and return its id."""
+    if pk is not None:
+        stored = model.objects.filter(pk=pk)
+        if stored.filter(**values).exists():
+            return pk
+        # Without reading the row: what stands there may be no crontab at all.
+        if stored.aggregate(users=Count("periodictask"))["users"] == 1:
+            stored.update(**values)
+            return pk
+    (row,) = model.objects.bulk_create([model(**values)])
+    return int(row.pk)
+
+
+SHOWN = """every.every, every.period, crontab.minute, crontab.hour, crontab.day_of_month, crontab.month_of_year,
+       crontab.day_of_week, crontab.timezone"""
+JOIN_SCHEDULES = """
+  LEFT JOIN django_celery_beat_crontabschedule crontab ON crontab.id = task.crontab_id
+  LEFT JOIN django_celery_beat_intervalschedule every ON every.id = task.interval_id"""
+CRONTAB = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
+
+
+def read_shown(task: PeriodicTask) -> tuple[Any, ...]:
+    """Return the interval and the crontab that a PeriodicTask shows, as `differs` and `_read` take them."""
+    with connection.cursor() as cursor:
+        # As they stand in the table: of what is no time zone, the model makes an error.
+        query = f"SELECT {SHOWN} FROM django_celery_beat_periodictask task{JOIN_SCHEDULES} WHERE task.id = %s"  # noqa: S608
+        cursor.execute(query, [task.pk])
+        row: tuple[Any, ...] = cursor.fetchone()
+        return row
+
+
+def differs(cron: str, timezone: str, every_seconds: float | None, *row: Any) -> bool:
+    """Whether a PeriodicTask shows another schedule than its timer has. Of several, Celery goes by the interval."""
+    every, period, *fields, zone = row
+    if period is not None:
+        return every_seconds is None or _microseconds(every_seconds) != every * _microseconds(PERIODS.get(period, 0.0))
+    if zone is not None:
+        if not cron or timezone != zone:
+            return True
+        meant = celery_fields(cron)
+        return meant != tuple(fields) and meant != _meaning(fields)
+    # A clocked row stands for one moment, or for a schedule that Celery cannot express.
+    return celery_shape(cron, every_seconds) is not None
+
+
+def _meaning(fields: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the fields of a crontab as `celery_fields` would write them."""
+    try:
+        return celery_fields(cron_of(*fields))
+    except ScheduleError:
+        return ()
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1_000_000)
+
+
+def is_run_by_stock(task: PeriodicTask) -> bool:
+    """As endings.RUN_BY_STOCK."""
+    if task.enabled or not task.one_off or task.last_run_at is None or task.clocked is None:
+        return False
+    return bool(task.last_run_at >= task.clocked.clocked_time - timedelta(seconds=5))

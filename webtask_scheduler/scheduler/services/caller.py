@@ -1,0 +1,24 @@
+"""Who asks, and which rows are theirs: said once for the API, the services and the search."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """A person or a program. `owner_id` None is everybody without a login; with `sees_all` every row is visible."""
+
+    owner_id: int | None = None
+    sees_all: bool = False
+
+    def visible(self, path: str = "") -> dict[str, Any]:
+        """Return the condition, as seen over `path`, that a row is visible to this caller."""
+        return {} if self.sees_all else self.own(path)
+
+    def own(self, path: str = "") -> dict[str, Any]:
+        """Return the condition that a row is the caller's own."""
+        return {f"{path}owner__isnull": True} if self.owner_id is None else {f"{path}owner": self.owner_id}
+
+
+# An operator at the command line.
+OPERATOR = Caller(sees_all=True)

@@ -1,0 +1,225 @@
+"""Changing one timer: edit, cancel, pause, resume, run now, replay.
+
+Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
+"""
+
+import logging
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from typing import TypeAlias
+
+from django.core.exceptions import ValidationError
+from django.db import transaction
+from django.db.models import Count, Q
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler.mirror import show
+from webtask_scheduler.scheduler.models import (
+    Delivery,
+    Timer,
+    TimerLabel,
+    host_of,
+)
+from webtask_scheduler.scheduler.queue import states
+from webtask_scheduler.scheduler.rules.options import Options
+from webtask_scheduler.scheduler.services.creating import NewTimer, first_due, schedule_columns
+
+logger = logging.getLogger(__name__)
+# What an edit makes of a timer: what it is to be, and whether another moment is promised.
+Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
+
+
+class TimerEndedError(ValidationError):
+    """The timer has ended. Make a new one instead."""
+
+    def __init__(self, timer_id: uuid.UUID, advice: str = "Make a new timer instead.") -> None:
+        super().__init__(f"Timer {timer_id} has ended and stays as it is. {advice}", code="final")
+
+
+class TooManyRunsError(ValidationError):
+    """The timer has as many open extra deliveries as it may have."""
+
+    def __init__(self, timer_id: uuid.UUID) -> None:
+        super().__init__(
+            f"Timer {timer_id} has {EXTRA_OPEN_MOST} extra deliveries that have not ended. Wait until one has;"
+            " cancelling the timer ends them all.",
+            code="runs",
+        )
+
+
+class NothingToReplayError(ValidationError):
+    """There is no failed or missed delivery, or the latest such one is being sent again already."""
+
+    def __init__(self, timer_id: uuid.UUID) -> None:
+        super().__init__(f"Timer {timer_id} has no delivery that failed or was missed.", code="nothing_to_replay")
+
+
+def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
+    """Change a timer to what `change` makes of it; later attempts see it.
+
+    `change` is called with the timer locked, so that of two edits at once the second sees what the first has made. An
+    edit that is `descriptive_only`, of name, labels and metadata, is taken of a timer that has ended too. Raises
+    Timer.DoesNotExist, TimerEndedError, NothingPromisedError, and whatever `change` raises.
+    """
+    with transaction.atomic():
+        timer, deliveries = _lock(timer_id)
+        new, reschedule = change(timer)
+        delivery = None if descriptive_only else _promised(timer_id)
+        timer.web_url, timer.host = new.web_url, host_of(new.web_url)
+        timer.name, timer.options = new.name, dict(new.options) or None
+        timer.max_lateness_seconds = new.max_lateness_seconds
+        if reschedule:
+            set_schedule(timer, new)
+        timer.save()
+        timer.refresh_from_db(fields=["flow"])
+        moved = [one.pk for one in deliveries if one.flow != timer.flow]
+        if moved:
+            Delivery.objects.filter(pk__in=moved).update(flow=timer.flow)
+        TimerLabel.objects.filter(timer=timer_id).delete()
+        labels = Options(new.options).label_rows
+        TimerLabel.objects.bulk_create(TimerLabel(timer_id=timer_id, label=label) for label in labels)
+        if reschedule and delivery is not None:
+            if new.recurrence is not None:
+                due_at = first_due(new.recurrence)
+            else:
+                due_at = new.due_at or states.database_now() + timedelta(seconds=new.delay_seconds or 0.0)
+            promise(timer, delivery, due_at=due_at)
+    logger.info("timer_edited timer=%s rescheduled=%s", timer_id, reschedule)
+
+
+def set_schedule(timer: Timer, new: NewTimer) -> None:
+    for name, value in schedule_columns(new).items():
+        setattr(timer, name, value)
+
+
+def promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
+    """Promise another moment in place of a locked delivery, and show it in the PeriodicTask."""
+    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
+    moved = states.move(timer, delivery, due_at=due_at, enabled=task is None or task.enabled)
+    if task is not None:
+        show(timer, task, due_at=due_at)
+    return moved
+
+
+def cancel(timer_id: uuid.UUID) -> None:
+    """Cancel a timer for good; nothing happens where it has ended. A call in flight may land, no retry follows.
+
+    Raises Timer.DoesNotExist.
+    """
+    with transaction.atomic():
+        _, deliveries = _lock(timer_id)
+        states.end(deliveries)
+        PeriodicTask.objects.filter(timer=timer_id).update(enabled=False)
+    logger.info("timer_cancelled timer=%s", timer_id)
+
+
+def pause(timer_id: uuid.UUID) -> None:
+    """Hold a timer back until it is resumed. A call in flight may land; its retries wait too.
+
+    Raises Timer.DoesNotExist, TimerEndedError.
+    """
+    with transaction.atomic():
+        _lock(timer_id)
+        states.pause([_promised(timer_id)])
+        # Pausing leaves no last run, as the stock admin does: see dispatch, "handed over".
+        PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
+    logger.info("timer_paused timer=%s", timer_id)
+
+
+def resume(timer_id: uuid.UUID) -> None:
+    """Let a paused timer go on; one whose moment has passed is due at once.
+
+    Raises Timer.DoesNotExist, TimerEndedError.
+    """
+    with transaction.atomic():
+        _lock(timer_id)
+        states.resume([_promised(timer_id)])
+        PeriodicTask.objects.filter(timer=timer_id).update(enabled=True)
+    logger.info("timer_resumed timer=%s", timer_id)
+
+
+def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
+    """Send a delivery that failed or was missed again, now, with fresh attempts; its history stays.
+
+    Without `delivery_id`, the latest such one of the timer; while that one is being sent again already, no other is
+    taken in its place: of two requests at once, one replays. Returns its id. Raises Timer.DoesNotExist,
+    NothingToReplayError, TooManyRunsError.
+    """
+    with transaction.atomic():
+        timer, _ = _lock(timer_id, deliveries=None)
+        wanted = Q(state__in=states.REPLAYABLE)
+        if delivery_id is not None:
+            wanted &= Q(pk=delivery_id)
+        else:
+            wanted |= Q(replayed_at__isnull=False) & states.OPEN
+        latest = Delivery.objects.filter(wanted, timer=timer_id).order_by("-number").values_list("pk").first()
+        # Upkeep deletes past deliveries without the timer's lock.
+        locked = states.lock_deliveries(Q(pk__in=latest or (), state__in=states.REPLAYABLE))
+        if not locked:
+            raise NothingToReplayError(timer_id)
+        (delivery,) = locked
+        if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
+            raise TooManyRunsError(timer_id)
+        replay_locked(timer, delivery)
+    logger.info("timer_replayed timer=%s delivery=%s", timer_id, delivery.pk)
+    return delivery.pk
+
+
+def replay_locked(timer: Timer, delivery: Delivery) -> None:
+    latest = latest_of(timer.pk)
+    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
+    # The timer's own promise again if it is still its latest; else it runs beside the promised one.
+    extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
+    states.replay(delivery, flow=timer.flow, extra=extra)
+    if not extra and task is not None:
+        PeriodicTask.objects.filter(pk=task.pk).update(enabled=True, last_run_at=None)
+        if task.clocked_id is not None:
+            ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
+
+
+# Open extra deliveries of one timer: more than a person asks for, and what a timer that runs itself may breed.
+EXTRA_OPEN_MOST = 10
+
+
+def open_extras(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
+    """Return how many open extra deliveries each timer has that has any."""
+    open_ = Delivery.objects.open().filter(timer__in=list(timer_ids), extra=True)
+    return dict(open_.values_list("timer").annotate(count=Count("pk")))
+
+
+def run_now(timer_id: uuid.UUID) -> uuid.UUID:
+    """Make an extra delivery, due now, and return its id. The promised one stands.
+
+    Raises Timer.DoesNotExist, TimerEndedError, TooManyRunsError.
+    """
+    with transaction.atomic():
+        timer, _ = _lock(timer_id, deliveries=None)
+        if states.has_ended(latest_of(timer_id)):
+            # Else a timer that runs itself would go on after it was cancelled.
+            raise TimerEndedError(timer_id, "Make a new timer instead, or replay a delivery that failed.")
+        if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
+            raise TooManyRunsError(timer_id)
+        (delivery,) = states.make_extras([timer])
+    logger.info("timer_run_now timer=%s delivery=%s", timer_id, delivery.pk)
+    return delivery.pk
+
+
+def _lock(timer_id: uuid.UUID, *, deliveries: Q | None = states.OPEN) -> tuple[Timer, list[Delivery]]:
+    """Lock one timer and those of its deliveries that fit, as `states.lock`. Raises Timer.DoesNotExist."""
+    locked = states.lock([timer_id], deliveries=deliveries)
+    if not locked.timers:
+        raise Timer.DoesNotExist
+    return locked.timers[0], locked.deliveries
+
+
+def latest_of(timer_id: uuid.UUID) -> Delivery | None:
+    return Delivery.objects.filter(timer=timer_id).latest_promised().first()
+
+
+def _promised(timer_id: uuid.UUID) -> Delivery:
+    """Return the promised delivery of a locked timer that has not ended. Raises TimerEndedError."""
+    delivery = latest_of(timer_id)
+    if delivery is None or states.has_ended(delivery):
+        raise TimerEndedError(timer_id)
+    return delivery

@@ -1,0 +1,207 @@
+"""Creating timers: one statement stores any number of them, with what shows them."""
+
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from django.core.exceptions import ValidationError
+from django.db import connection
+
+from webtask_scheduler.scheduler.mirror import celery_shape
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    host_of,
+    new_id,
+)
+from webtask_scheduler.scheduler.rules.options import Options
+from webtask_scheduler.scheduler.rules.recurrence import (
+    Recurrence,
+)
+
+
+class NothingPromisedError(ValidationError):
+    """The schedule has no moment left."""
+
+    def __init__(self) -> None:
+        super().__init__("This schedule has no moment that is still to come.", code="no_moment")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTimer:
+    """What to schedule: a checked URL, and a delay from the database's present moment, an instant, or a recurrence.
+
+    `options` are as models.Timer has them. A delivery whose first attempt would be later than `max_lateness_seconds` is
+    missed; without it, it is called however late.
+    """
+
+    web_url: str
+    delay_seconds: float | None = None
+    due_at: datetime | None = None
+    recurrence: Recurrence | None = None
+    max_occurrences: int | None = None
+    max_lateness_seconds: float | None = None
+    name: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    owner_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scheduled:
+    """A timer just stored; times are the database's."""
+
+    timer_id: uuid.UUID
+    due_at: datetime
+    created_at: datetime
+
+
+def _insert(*, full: bool) -> str:
+    """Return the statement that creates timers: the one place that does.
+
+    Four rows each, one statement for any number of them. Ids of the stock tables are drawn first, so that the rows of
+    one timer find each other. It does not touch the shared marker row that makes stock beat reload; it fires no signal.
+    The full form is for batches in which a timer has more than a URL and a time: planning it takes longer.
+    """
+    types = ", %s::json[]" if full else ""
+    more = ", more" if full else ""
+    rows = """
+         CASE WHEN more->'crontab' IS NOT NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_crontabschedule', 'id')) END AS crontab_id,
+         CASE WHEN more->'interval' IS NOT NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_intervalschedule', 'id')) END AS interval_id,
+         CASE WHEN more->'crontab' IS NULL AND more->'interval' IS NULL
+              THEN nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) END AS clocked_id,"""
+    only_clocked = "nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) AS clocked_id,"
+    schedules = """
+crontab AS (
+  INSERT INTO django_celery_beat_crontabschedule
+    (id, minute, hour, day_of_month, month_of_year, day_of_week, timezone)
+  SELECT crontab_id, more->'crontab'->>0, more->'crontab'->>1, more->'crontab'->>2, more->'crontab'->>3,
+         more->'crontab'->>4, more->>'timezone'
+    FROM item WHERE crontab_id IS NOT NULL
+),
+every AS (
+  INSERT INTO django_celery_beat_intervalschedule (id, every, period)
+  SELECT interval_id, (more->'interval'->>0)::int, more->'interval'->>1 FROM item WHERE interval_id IS NOT NULL
+),
+label AS (
+  INSERT INTO scheduler_timerlabel (timer_id, label)
+  SELECT timer_id, json_array_elements_text(more->'labels') FROM item WHERE more->'labels' IS NOT NULL
+),"""
+    columns = """, options, every_seconds, starts_at, ends_at, max_occurrences, max_lateness_seconds"""
+    values = """coalesce(more->>'name', ''), coalesce(more->>'cron', ''), coalesce(more->>'timezone', ''),
+         more->'options', (more->>'every_seconds')::float8, (more->>'starts_at')::timestamptz,
+         (more->>'ends_at')::timestamptz, (more->>'max_occurrences')::int, (more->>'max_lateness_seconds')::float8"""
+    return f"""
+WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+item AS MATERIALIZED (
+  SELECT i.*, clock.now, coalesce(i.due_at, clock.now + make_interval(secs => i.delay_seconds)) AS due,
+         {rows if full else only_clocked}
+         nextval(pg_get_serial_sequence('django_celery_beat_periodictask', 'id')) AS task_id
+    FROM clock,
+         unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[]{types})
+      WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id{more}, position)
+),
+clocked AS (
+  INSERT INTO django_celery_beat_clockedschedule (id, clocked_time)
+  SELECT clocked_id, due FROM item {"WHERE clocked_id IS NOT NULL" if full else ""}
+),{schedules if full else ""}
+task AS (
+  INSERT INTO django_celery_beat_periodictask
+    (id, name, task, clocked_id, {"crontab_id, interval_id," if full else ""} args, kwargs, headers, description,
+     one_off, enabled, total_run_count, date_changed)
+  SELECT task_id, 'timer ' || timer_id, '{TASK_NAME}', clocked_id, {"crontab_id, interval_id," if full else ""}
+         '[]', '{{"timer_id": "' || timer_id || '"}}', '{{}}', '', {"clocked_id IS NOT NULL" if full else "true"},
+         true, 0, now
+    FROM item
+),
+timer AS (
+  INSERT INTO scheduler_timer
+    (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone{columns if full else ""})
+  SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', ''"} FROM item
+  RETURNING id AS timer_id, flow
+),
+delivery AS (
+  INSERT INTO scheduler_delivery
+    (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
+)
+SELECT timer_id, due, now FROM item ORDER BY position
+"""  # noqa: S608 - only constants are put in
+
+
+_INSERT_PLAIN, _INSERT = _insert(full=False), _insert(full=True)
+
+
+def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
+    """Store timers, all or none, and return them in the same order.
+
+    Called inside `transaction.atomic()` they exist if and only if the caller's transaction commits. A due moment in
+    the past is due at once. Raises NothingPromisedError.
+    """
+    due_ats = [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
+    more = [_more(timer) for timer in timers]
+    arguments: list[Any] = [
+        [new_id() for _ in timers],
+        [new_id() for _ in timers],
+        [timer.web_url for timer in timers],
+        [host_of(timer.web_url) for timer in timers],
+        [timer.delay_seconds for timer in timers],
+        due_ats,
+        [timer.owner_id for timer in timers],
+    ]
+    plain = not any(more)
+    with connection.cursor() as cursor:
+        if plain:
+            cursor.execute(_INSERT_PLAIN, arguments)
+        else:
+            cursor.execute(_INSERT, [*arguments, [json.dumps(one) if one else None for one in more]])
+        return [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in cursor.fetchall()]
+
+
+def first_due(recurrence: Recurrence) -> datetime:
+    # This process's clock only chooses among moments; whether one has come, the database's clock decides.
+    first = recurrence.next_after(datetime.now(UTC))
+    if first is None:
+        raise NothingPromisedError
+    return first
+
+
+def _more(timer: NewTimer) -> dict[str, Any]:
+    """Return what a timer has beyond a URL and a time, for `_INSERT`; empty for a plain one."""
+    more: dict[str, Any] = {}
+    if timer.name:
+        more["name"] = timer.name
+    if timer.options:
+        more["options"] = timer.options
+        if timer.options.get("labels"):
+            more["labels"] = Options(timer.options).label_rows
+    if timer.max_lateness_seconds is not None:
+        more["max_lateness_seconds"] = timer.max_lateness_seconds
+    if timer.recurrence is not None:
+        columns = {name: value for name, value in schedule_columns(timer).items() if value is not None}
+        more |= {name: v.isoformat() if isinstance(v, datetime) else v for name, v in columns.items()}
+        shape = celery_shape(timer.recurrence.cron, timer.recurrence.every_seconds)
+        if shape is not None:
+            more |= shape
+    return more
+
+
+def schedule_columns(timer: NewTimer) -> dict[str, Any]:
+    """Return the columns of a timer's schedule; those of one that is called once are empty."""
+    recurrence = timer.recurrence
+    if recurrence is None:
+        return dict.fromkeys(("every_seconds", "starts_at", "ends_at", "max_occurrences")) | {
+            "cron": "",
+            "timezone": "",
+        }
+    return {
+        "cron": recurrence.cron,
+        "timezone": recurrence.timezone if recurrence.cron else "",
+        "every_seconds": recurrence.every_seconds,
+        "starts_at": recurrence.starts_at,
+        "ends_at": recurrence.ends_at,
+        "max_occurrences": timer.max_occurrences,
+    }

@@ -1,0 +1,297 @@
+"""Obeying what others write to PeriodicTasks and their schedules: the admin, other code, a bare UPDATE."""
+
+import logging
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+from typing import Any, TypeAlias
+
+from django.core.exceptions import ValidationError
+from django.db import connection, transaction
+from django.db.models import F
+from django.db.models.functions import Now
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler.mirror import (
+    CRONTAB,
+    JOIN_SCHEDULES,
+    PERIODS,
+    RUN_BY_STOCK,
+    SHOWN,
+    differs,
+    is_run_by_stock,
+    read_shown,
+    show,
+)
+from webtask_scheduler.scheduler.models import (
+    RECURRING,
+    TASK_NAME,
+    Delivery,
+    State,
+    Timer,
+)
+from webtask_scheduler.scheduler.queue import states
+from webtask_scheduler.scheduler.rules.recurrence import (
+    Recurrence,
+    ScheduleError,
+    check_timezone,
+    cron_of,
+)
+from webtask_scheduler.scheduler.services.changing import TimerEndedError, latest_of, promise, set_schedule
+from webtask_scheduler.scheduler.services.creating import NewTimer, NothingPromisedError
+
+logger = logging.getLogger(__name__)
+Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
+
+
+def _recurrence(timer: Timer) -> Recurrence:
+    return Recurrence(
+        cron=timer.cron,
+        timezone=timer.timezone or "UTC",
+        every_seconds=timer.every_seconds,
+        starts_at=timer.starts_at,
+        ends_at=timer.ends_at,
+    )
+
+
+def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
+    """Lock the timers, and their open deliveries, of PeriodicTasks that somebody else is about to write.
+
+    Inside the writer's transaction this keeps the one order of locks; outside of any it does nothing that lasts.
+    Returns the timers.
+    """
+    with transaction.atomic():
+        timer_ids = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
+        return states.lock(list(timer_ids)).timers
+
+
+def check_edit(task: PeriodicTask) -> None:
+    """Refuse what an edited PeriodicTask must not say of a timer that has ended. Raises TimerEndedError."""
+    timer = Timer.objects.filter(periodic_task=task.pk).first()
+    if timer is None:
+        return
+    if not states.has_ended(latest_of(timer.pk)):
+        return
+    schedules = ("interval_id", "crontab_id", "solar_id", "clocked_id")
+    stored = PeriodicTask.objects.filter(pk=task.pk).values(*schedules).first()
+    if stored and (task.enabled or any(stored[name] != getattr(task, name) for name in schedules)):
+        raise TimerEndedError(timer.pk)
+
+
+def check_schedule_edit(schedule: Schedule) -> None:
+    """Refuse to change a schedule that only timers use that have ended. Raises TimerEndedError."""
+    names = [column.attname for column in schedule._meta.concrete_fields]  # noqa: SLF001 - Django means it so
+    stored = type(schedule).objects.filter(pk=schedule.pk).values(*names).first()
+    if stored is None or all(stored[name] == getattr(schedule, name) for name in names):
+        return
+    timer_id = None
+    for timer_id in schedule.periodictask_set.values_list("timer", flat=True):
+        if timer_id is None or not states.has_ended(latest_of(timer_id)):
+            return
+    if timer_id is not None:
+        raise TimerEndedError(timer_id)
+
+
+def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
+    """Refuse a schedule that these timers could not go by, as `obey` would. Raises ValidationError."""
+    if isinstance(schedule, ClockedSchedule):
+        return
+    if isinstance(schedule, CrontabSchedule):
+        row = (None, None, *(getattr(schedule, name) for name in CRONTAB), str(schedule.timezone))
+    else:
+        row = (schedule.every, schedule.period, *[None] * (len(CRONTAB) + 1))
+    for timer in timers:
+        if not states.has_ended(latest_of(timer.pk)):
+            try:
+                _read(timer, *row)
+            except ScheduleError as error:
+                raise ValidationError(str(error), code="schedule") from error
+
+
+def obey(periodic_task_ids: Iterable[int]) -> int:
+    """Make timers do what their PeriodicTasks say now; return how many had to change.
+
+    Somebody wrote to the stock rows without asking us: the admin, other code, a bare UPDATE. Rows of a timer that has
+    ended are put back to the truth instead.
+    """
+    changed = 0
+    timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk")
+    for timer_id in timers.values_list("pk", flat=True):
+        with transaction.atomic():
+            # Read when it is locked: somebody else may have written it since.
+            for timer in states.lock([timer_id]).timers:
+                delivery = latest_of(timer_id)
+                rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
+                task = rows.filter(timer=timer_id).first()
+                if delivery is not None and task is not None:
+                    changed += _obey(timer, delivery, task)
+    return changed
+
+
+def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
+    """Cancel the timers of PeriodicTasks that are being deleted. Their records stay."""
+    timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
+    with transaction.atomic():
+        states.end(states.lock(list(timers)).deliveries)
+
+
+def note_run_by_stock(periodic_task_id: int) -> None:
+    """Note that a stock scheduler has run a timer's row and disabled it, as it does with one-off rows.
+
+    That is book-keeping, not a person's wish: the delivery goes on. The mark is a last run, of this moment, on a
+    disabled row; see endings.RUN_BY_STOCK.
+    """
+    task = PeriodicTask.objects.filter(pk=periodic_task_id, timer__isnull=False).first()
+    if task is None or task.enabled:
+        return
+    latest = Delivery.objects.filter(timer__periodic_task=periodic_task_id).latest_promised().first()
+    ended_at = latest.finished_at if latest else None
+    PeriodicTask.objects.filter(pk=periodic_task_id).update(
+        last_run_at=ended_at or Now(), total_run_count=1 if ended_at else F("total_run_count")
+    )
+
+
+def reconcile(*, after: int, limit: int) -> int | None:
+    """Go through the next `limit` PeriodicTasks of ours and obey those that a bare `.update()` changed.
+
+    Returns the id to go on after, None at the end: a million rows are gone through in steps, none of them long.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_DISPUTED, [TASK_NAME, after, limit])
+        rows, last, disputed = cursor.fetchone()
+        cursor.execute(_RECURRING, [TASK_NAME, after, limit])
+        recurring = cursor.fetchall()
+    disputed = (disputed or []) + [task_id for task_id, *row in recurring if differs(*row)]
+    if disputed:
+        logger.info("foreign_edits_obeyed timers=%d", obey(disputed))
+    return last if rows == limit else None
+
+
+# A row and the latest promised delivery of its timer disagree: enabled or not, the moment, or a timer that has ended;
+# or the row has no schedule, more than one, or one by the sun.
+_DISPUTED = f"""
+WITH page AS MATERIALIZED (
+  SELECT id, enabled, one_off, last_run_at, interval_id, crontab_id, solar_id, clocked_id
+    FROM django_celery_beat_periodictask
+   WHERE task = %s AND id > %s ORDER BY id LIMIT %s
+)
+SELECT count(*), max(task.id), array_agg(task.id) FILTER (
+         WHERE task.enabled AND latest.finished_at IS NOT NULL
+            OR task.enabled AND latest.state = 'paused'
+            OR NOT task.enabled AND NOT {RUN_BY_STOCK} AND latest.state IN ('scheduled', 'claimed', 'held')
+            OR latest.state IS NOT NULL AND latest.finished_at IS NULL AND (
+                 clocked.clocked_time <> latest.due_at OR task.solar_id IS NOT NULL
+                 OR num_nonnulls(task.interval_id, task.crontab_id, task.clocked_id) <> 1))
+  FROM page task
+  LEFT JOIN scheduler_timer timer ON timer.periodic_task_id = task.id
+  LEFT JOIN django_celery_beat_clockedschedule clocked ON clocked.id = task.clocked_id
+  LEFT JOIN LATERAL (SELECT state, due_at, finished_at FROM scheduler_delivery
+                      WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1) latest ON true
+"""  # noqa: S608
+# Timers that have ended are left out: nothing comes of what their rows show.
+_RECURRING = f"""
+WITH page AS MATERIALIZED (
+  SELECT id, crontab_id, interval_id FROM django_celery_beat_periodictask
+   WHERE task = %s AND id > %s ORDER BY id LIMIT %s
+)
+SELECT task.id, timer.cron, timer.timezone, timer.every_seconds, {SHOWN}
+  FROM page task JOIN scheduler_timer timer ON timer.periodic_task_id = task.id{JOIN_SCHEDULES}
+ WHERE (task.crontab_id IS NOT NULL OR task.interval_id IS NOT NULL
+        OR {RECURRING})
+   AND EXISTS (SELECT FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra AND finished_at IS NULL
+                  AND cancel_requested_at IS NULL)
+"""  # noqa: S608
+
+
+def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
+    if states.has_ended(delivery):
+        return _restore(timer, delivery, task)
+    before = (delivery.state, delivery.pk)
+    adopted, refused = None, False
+    try:
+        adopted = _adopt(timer, task)
+    except ScheduleError as error:
+        # Said once: the row shows the timer's own schedule again.
+        logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
+        show(timer, task, due_at=delivery.due_at)
+        refused = True
+    if adopted is not None:
+        delivery = promise(timer, delivery, due_at=adopted)
+    elif not refused and task.clocked is not None and task.clocked.clocked_time != delivery.due_at:
+        delivery = states.move(timer, delivery, due_at=task.clocked.clocked_time, enabled=task.enabled)
+    elif task.enabled:
+        states.resume([delivery])
+    elif not is_run_by_stock(task):
+        states.pause([delivery])
+    return refused or before != (delivery.state, delivery.pk)
+
+
+def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
+    """Put the row of a timer that has ended back to the truth; return whether that changed anything.
+
+    One that recurs and should have gone on is given its next delivery.
+    """
+    if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
+        due_at = _recurrence(timer).next_after(max(states.database_now(), delivery.due_at))
+        if due_at is not None and (timer.max_occurrences is None or delivery.occurrence < timer.max_occurrences):
+            states.promise(timer, due_at=due_at, occurrence=delivery.occurrence + 1)
+            show(timer, task, due_at=due_at)
+            return True
+    # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
+    ran = delivery.state in (State.SUCCEEDED, State.FAILED)
+    if not task.enabled and not (ran and task.last_run_at is None and not timer.recurring):
+        return False
+    truth = {"last_run_at": delivery.finished_at, "total_run_count": max(1, task.total_run_count)} if ran else {}
+    PeriodicTask.objects.filter(pk=task.pk).update(enabled=False, **truth)
+    return True
+
+
+# What is said of a row with none of them, several, or one by the sun.
+ONE_SCHEDULE = "A timer has one schedule: an interval, a crontab or a clocked moment."
+
+
+def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
+    """Take over the schedule that somebody gave a PeriodicTask; return what to promise, None if it is the same.
+
+    Raises ScheduleError where a timer cannot go by it.
+    """
+    row = read_shown(task)
+    given = [task.interval_id, task.crontab_id, task.solar_id, task.clocked_id]
+    if not differs(timer.cron, timer.timezone, timer.every_seconds, *row):
+        if len(given) - given.count(None) != 1 or task.solar_id is not None:
+            raise ScheduleError(ONE_SCHEDULE)
+        return None
+    if task.interval_id is not None or task.crontab_id is not None:
+        recurrence, due_at = _read(timer, *row)
+        # Bounds are of the timer's own; the row knows none.
+        new = NewTimer(web_url=timer.web_url, recurrence=recurrence, max_occurrences=timer.max_occurrences)
+    elif task.solar_id is None and task.clocked is not None:
+        new, due_at = NewTimer(web_url=timer.web_url), task.clocked.clocked_time
+    else:
+        raise ScheduleError(ONE_SCHEDULE)
+    set_schedule(timer, new)
+    timer.save()
+    return due_at
+
+
+def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
+    """Return the schedule that a row shows, for a timer, and its next moment. Raises ScheduleError."""
+    every, period, *fields, zone = row
+    now, starts_at = states.database_now(), timer.starts_at
+    # The first moment of an interval is a bound that somebody set if it is more than the interval away.
+    if starts_at and timer.every_seconds and (starts_at - now).total_seconds() <= timer.every_seconds:
+        starts_at = None
+    if period is not None:
+        seconds = every * PERIODS.get(period, 0.0)
+        if starts_at is None or starts_at <= now:
+            try:
+                starts_at = now + timedelta(seconds=seconds)
+            except OverflowError as error:
+                raise ScheduleError(NothingPromisedError().message) from error
+        recurrence = Recurrence(every_seconds=seconds, starts_at=starts_at, ends_at=timer.ends_at)
+    else:
+        zone = check_timezone(zone)
+        recurrence = Recurrence(cron=cron_of(*fields), timezone=zone, starts_at=starts_at, ends_at=timer.ends_at)
+    due_at = recurrence.next_after(now)
+    if due_at is None:
+        raise ScheduleError(NothingPromisedError().message)
+    return recurrence, due_at

@@ -1,0 +1,162 @@
+"""Changing many timers: in transactions of bounded size, or by a bulk operation, page by page."""
+
+import logging
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from django.db import transaction
+from django.db.models import Q
+from django.db.models.functions import Now
+from django_celery_beat.models import PeriodicTask
+
+from webtask_scheduler.scheduler.models import (
+    BulkOperation,
+    Timer,
+)
+from webtask_scheduler.scheduler.queue import states
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
+
+logger = logging.getLogger(__name__)
+# Rows of one transaction where many are asked for: it holds their locks for some tens of milliseconds.
+BATCH_ROWS = 1000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Switched:
+    """What pausing or resuming many came to: how many do now as told, and which have ended and stay as they are."""
+
+    done: int
+    ended: list[uuid.UUID]
+
+
+def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
+    """Resume or pause the timers of many PeriodicTasks, in transactions of BATCH_ROWS each."""
+    done, ended = 0, []
+    for start in range(0, len(periodic_task_ids), BATCH_ROWS):
+        with transaction.atomic():
+            batch = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
+        done += batch.done
+        ended += batch.ended
+    logger.info("timers_switched enabled=%s done=%d ended=%d", enabled, done, len(ended))
+    return Switched(done=done, ended=ended)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ran:
+    """What running many came to: how many are called, which have ended, and which have too many open runs."""
+
+    done: int
+    ended: list[uuid.UUID]
+    full: list[uuid.UUID]
+
+
+def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
+    """Make an extra delivery, due now, for each of many timers that may have one. See `run_now`."""
+    done, ended, full = 0, [], []
+    for start in range(0, len(timer_ids), BATCH_ROWS):
+        with transaction.atomic():
+            timers = states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None).timers
+            ids = [timer.pk for timer in timers]
+            over = {delivery.timer_id for delivery in states.latest_promised(ids) if states.has_ended(delivery)}
+            crowded = {pk for pk, count in open_extras(ids).items() if count >= EXTRA_OPEN_MOST} - over
+            done += len(states.make_extras([timer for timer in timers if timer.pk not in over | crowded]))
+            ended += [pk for pk in ids if pk in over]
+            full += [pk for pk in ids if pk in crowded]
+    logger.info("timers_run_now timers=%d ended=%d full=%d", done, len(ended), len(full))
+    return Ran(done=done, ended=ended, full=full)
+
+
+def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
+    """Cancel timers for good, in one transaction; return how many were not ended yet. See `cancel`."""
+    with transaction.atomic():
+        _, deliveries = states.lock(timer_ids)
+        live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
+        states.end(deliveries)
+        PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
+    return len(live)
+
+
+def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
+    """Replay the latest failed or missed promised delivery of each timer whose status that is; return how many."""
+    with transaction.atomic():
+        timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
+        latest = [one.pk for one in states.latest_promised(list(timers))]
+        lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
+        for delivery in lost:
+            replay_locked(timers[delivery.timer_id], delivery)
+    return len(lost)
+
+
+def begin_bulk(operation: BulkOperation) -> None:
+    """Store a bulk operation; a worker takes it up within seconds."""
+    operation.save(force_insert=True)
+    logger.info("bulk_begun bulk=%s action=%s dry_run=%s", operation.pk, operation.action, operation.dry_run)
+
+
+# Timers of one step of a bulk operation: its transaction holds their locks for some tens of milliseconds.
+BULK_ROWS = 200
+
+
+def _end_bulk(operation: BulkOperation, *, error: str) -> None:
+    """End a bulk operation that cannot go on, saying why."""
+    BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
+    logger.warning("bulk_failed bulk=%s error=%s", operation.pk, error)
+
+
+def step_bulk(operation: BulkOperation) -> bool:
+    """Do the next page of a bulk operation, as one transaction; return whether there is more to do.
+
+    Whoever is killed in the middle leaves the page undone, and the next step does it.
+    """
+    sees_all = operation.owner is not None and operation.owner.is_superuser
+    caller = Caller(owner_id=operation.owner_id, sees_all=sees_all)
+    try:
+        wanted = search.stored_filter(operation.filter, caller=caller)
+        page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
+    except ValueError as error:
+        # Stored by another version: it must not stand before the others.
+        _end_bulk(operation, error=f"Its filter is not known to this version of the service: {error}")
+        return False
+    with transaction.atomic():
+        if page.timer_ids and not operation.dry_run:
+            operation.changed += _bulk_page(operation.action, page.timer_ids)
+        operation.matched += len(page.timer_ids)
+        operation.cursor = page.next or ""
+        if page.next is None:
+            operation.finished_at = states.database_now()
+        operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
+    if page.next is None:
+        logger.info("bulk_ended bulk=%s matched=%d changed=%d", operation.pk, operation.matched, operation.changed)
+    return page.next is not None
+
+
+def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
+    match action:
+        case BulkOperation.Action.CANCEL:
+            return cancel_many(timer_ids)
+        case BulkOperation.Action.REPLAY:
+            return replay_many(timer_ids)
+    tasks = (
+        Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
+    )
+    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME).done
+
+
+def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
+    tasks = dict(Timer.objects.filter(periodic_task__in=periodic_task_ids).values_list("pk", "periodic_task_id"))
+    states.lock(list(tasks))
+    latest = states.latest_promised(list(tasks))
+    live = [delivery for delivery in latest if not states.has_ended(delivery)]
+    rows = PeriodicTask.objects.filter(pk__in=[tasks[delivery.timer_id] for delivery in live])
+    if enabled:
+        states.resume(live)
+        rows.update(enabled=True)
+    else:
+        states.pause(live)
+        # As in `pause`.
+        rows.update(enabled=False, last_run_at=None)
+    ended = [delivery.timer_id for delivery in latest if states.has_ended(delivery)]
+    return Switched(done=len(live), ended=ended)

@@ -1,0 +1,104 @@
+"""Stopping calls to a host, or to all hosts, and resuming them."""
+
+import logging
+import re
+
+from django.core.exceptions import ValidationError
+from django.db import connection
+
+from webtask_scheduler.scheduler.facts import COUNT_MOST, counted
+from webtask_scheduler.scheduler.models import (
+    CallStop,
+    host_of,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class CallStopRefusedError(ValidationError):
+    """What was given names no host, or neither a host nor all of them."""
+
+
+_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.%]+\])(?::(?P<port>[0-9]{1,5}))?")
+HOST_MOST = 253 + len(":65535")
+PORT_MOST = 65535
+
+
+def host_to_stop(text: str) -> str:
+    """Return the host that a person means by a host or a whole URL, as timers have it. Raises CallStopRefusedError."""
+    host = host_of(text.strip())
+    match = _HOST.fullmatch(host)
+    port = int(match["port"] or 1) if match else 0
+    if not match or len(host) > HOST_MOST or not 0 < port <= PORT_MOST:
+        raise CallStopRefusedError(
+            f"{text.strip()!r} is no host: write it as in the URL, with its port if it has one, as in example.com:8443."
+        )
+    return host
+
+
+def _stopped_host(host: str, *, everything: bool) -> str:
+    if everything == bool(host.strip()):
+        raise CallStopRefusedError("Name one host, or say that all hosts are meant; not both.")
+    return "" if everything else host_to_stop(host)
+
+
+def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by: str = "") -> CallStop:
+    """Start no more calls to a host, or with `everything` to any; those in flight may land, what comes due is held.
+
+    `host` may be a whole URL. An empty one never means all. Raises CallStopRefusedError.
+    """
+    host = _stopped_host(host, everything=everything)
+    stop, _ = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})
+    logger.warning("calls_stopped host=%s by=%s reason=%r", host or "*", by or "?", reason)
+    return stop
+
+
+def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", by: str = "") -> bool:
+    """Lift the stop of a host, or with `everything` the stop of all; stops of single hosts stay.
+
+    The beats release what was held within a second, oldest first. Returns whether there was such a stop. Raises
+    CallStopRefusedError.
+    """
+    host = _stopped_host(host, everything=everything)
+    lifted, _ = CallStop.objects.filter(host=host).delete()
+    if lifted:
+        logger.warning("calls_resumed host=%s by=%s reason=%r", host or "*", by or "?", reason)
+    return bool(lifted)
+
+
+# Each part is counted along an index of its own: few of a large table are open.
+_OPEN = """
+SELECT count(*) FROM (
+  (SELECT FROM scheduler_delivery WHERE state = 'scheduled' LIMIT %(most)s) UNION ALL
+  (SELECT FROM scheduler_delivery WHERE state IN ('claimed', 'running') LIMIT %(most)s) UNION ALL
+  (SELECT FROM scheduler_delivery WHERE state = 'held' LIMIT %(most)s)
+  LIMIT %(most)s
+) open
+"""
+_OPEN_TO = """
+SELECT count(*) FROM (
+  SELECT FROM scheduler_timer timer JOIN scheduler_delivery delivery ON delivery.timer_id = timer.id
+   WHERE timer.host = %(host)s AND delivery.state IN ('scheduled', 'claimed', 'running', 'held') LIMIT %(most)s
+) open
+"""
+_SIMILAR = """
+SELECT DISTINCT host FROM scheduler_timer WHERE host LIKE %(begin)s AND host <> %(host)s ORDER BY host LIMIT 5
+"""
+
+
+def stop_matches(host: str) -> str:
+    """Say how many deliveries wait or are being made to a host, or to any if it is empty.
+
+    Where none does, it names hosts that differ from this one by their port alone. Raises DatabaseError.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute(_OPEN_TO if host else _OPEN, {"host": host, "most": COUNT_MOST})
+        (count,) = cursor.fetchone()
+        said = f"{counted(count, 'timer', 'timers')} {'matches' if count == 1 else 'match'}"
+        if count or not host:
+            return f"{said}."
+        name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
+        begin = re.sub(r"([%_\\])", r"\\\1", name) + "%"
+        cursor.execute(_SIMILAR, {"host": host, "begin": begin})
+        similar = [row[0] for row in cursor.fetchall()]
+    return f"{said}; hosts known that begin so: {', '.join(similar)}." if similar else f"{said}."
