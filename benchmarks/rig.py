@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import importlib
 import json
 import math
 import os
@@ -23,13 +22,11 @@ import psutil  # type: ignore[import-untyped]
 import psycopg2  # type: ignore[import-untyped]
 
 from benchmarks.receiver import address
+from scripts import launch, servers
+from scripts.processes import command
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".cache" / "bench"
-sys.path.insert(0, str(ROOT / "scripts"))
-# Typed where they stand: scripts/ is no package.
-launch: Any = importlib.import_module("launch")
-servers: Any = importlib.import_module("servers")
 
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
@@ -346,7 +343,7 @@ class Service:
                 prefix = self._worker_prefix if name.partition("-")[0] == "worker" else ()
                 with self._log(name).open("wb") as log:
                     self.processes[name] = spawn(
-                        [*prefix, *launch.command(name)], log, env=self.site.environment | self._variables
+                        [*prefix, *command(name)], log, env=self.site.environment | self._variables
                     )
             deadline = time.monotonic() + START_SECONDS
             for name in self.names:
@@ -364,7 +361,7 @@ class Service:
     def commands(self) -> dict[str, str]:
         """What runs, for the report."""
         os.environ |= {"PORT": "8000", "FLOWER_PORT": "5555"}
-        return {name: shlex.join(["python", *launch.command(name)[1:]]) for name in self.names}
+        return {name: shlex.join(["python", *command(name)[1:]]) for name in self.names}
 
     def cpu_seconds(self) -> dict[str, float]:
         pids = {name: process.pid for name, process in self.processes.items()}

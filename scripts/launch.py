@@ -1,8 +1,8 @@
 """Start the service on one machine, or a command beside throw-away servers. `scripts/run` and `scripts/test` call this.
 
-    launch.py run                       all processes under one supervisor, until Ctrl-C
-    launch.py process NAME              become one of those processes (the supervisor calls this)
-    launch.py with-servers COMMAND ...  the command, with DATABASE_URL and REDIS_URL of servers that end with it
+    python -m scripts.launch run                        all processes under one supervisor, until Ctrl-C
+    python -m scripts.launch process NAME               become one of those processes (the supervisor calls this)
+    python -m scripts.launch with-servers COMMAND ...   the command, beside servers of its own that end with it
 
 How `run` holds together: this process starts supervisord and stays beside it, showing the logs. supervisord runs every
 other process and starts again whatever dies. When this process is asked to stop it asks supervisord, which stops web,
@@ -31,7 +31,9 @@ from types import FrameType
 from typing import IO, NoReturn
 
 import psutil  # type: ignore[import-untyped]
-import servers
+
+from scripts import servers
+from scripts.processes import command
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".data"
@@ -89,44 +91,9 @@ def embedded() -> list[servers.Server]:
 
 def application() -> list[str]:
     """The names of our own processes."""
-    return ["web", *names("worker", number("WORKERS", 1)), "upkeep", *names("beat", number("BEATS", 1)), "flower"]
-
-
-def command(name: str) -> list[str]:
-    """What one of our own processes runs; as a module, because a long path breaks the first line of a script."""
-    python = [sys.executable, "-m"]
-    celery = [*python, "celery", "-A", "config.celery_app"]
-    host = setting("HOST", "127.0.0.1")
-    match name.partition("-")[0]:
-        case "web":
-            where = ["--host", host, "--port", setting("PORT", "8000")]
-            size = ["--workers", setting("WEB_WORKERS", "2"), "--blocking-threads", "4", "--backlog", "1024"]
-            failures = ["--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"]
-            return [
-                *python,
-                "granian",
-                "--interface",
-                "wsgi",
-                "--no-ws",
-                *where,
-                *size,
-                *failures,
-                "config.wsgi:application",
-            ]
-        case "worker" | "upkeep":
-            # Deliveries on one, whatever takes long on the other.
-            queue = "celery" if name.startswith("worker") else "upkeep"
-            pool = ["--pool", "threads", "--concurrency", "4", "--queues", queue]
-            # Workers have nothing to tell each other; asking round would cost a second at every start.
-            quiet = ["--without-mingle", "--without-gossip"]
-            return [*celery, "worker", *pool, "--hostname", f"{name}@%h", *quiet, "-l", "INFO"]
-        case "beat":
-            return [*celery, "beat", "--pidfile", "", "-l", "INFO"]
-        case "flower":
-            # What a task was about comes second, where people look for it.
-            columns = "--tasks-columns=name,args,state,received,runtime,worker,uuid"
-            return [*celery, "flower", f"--address={host}", f"--port={setting('FLOWER_PORT', '5555')}", columns]
-    raise ValueError(name)
+    # A delivery costs PostgreSQL as much as a worker: half of the processors each.
+    workers = number("WORKERS", max(1, (os.cpu_count() or 1) // 2))
+    return ["web", *names("worker", workers), "upkeep", *names("beat", number("BEATS", 1)), "flower"]
 
 
 # Processes by number, and whether that number is still the same process
@@ -284,7 +251,7 @@ def supervisor_config(socket_path: Path, password: str, own_servers: list[str], 
         server_class = {"postgres": servers.Postgres, "redis": servers.Redis}.get(kind, servers.Server)
         lines += [
             f"[program:{name}]",
-            f"command=.venv/bin/python scripts/launch.py process {name}",
+            f"command=.venv/bin/python -m scripts.launch process {name}",
             f"priority={priority}",
             # Ours wait for the migrations.
             f"autostart={'true' if name in own_servers else 'false'}",
