@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import beats, burst, create, footprint, isolation, lateness, report, rig, slow, storage, upkeep
+from benchmarks import beats, budget, burst, create, footprint, isolation, lateness, report, rig, slow, storage, upkeep
 from benchmarks.report import Result
+from scripts import servers
 
 ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "isolation", "upkeep", "storage")
 Measure = Callable[[rig.Sites, argparse.Namespace], Result]
@@ -34,6 +35,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--due", type=int, default=10_000)
     one.add_argument("--hosts", type=int, action="append", help="may be given twice; default 100 and 1")
     one.add_argument("--workers", type=int, default=1, help="worker processes, and bare ones; default 1, as shipped")
+    add("budget", "what a delivery and a creation cost, as ratios: before and after a change, under two minutes")
     one = add("create", "creating over HTTP, one by one and in batches")
     one.add_argument("--connections", type=int, default=16)
     one.add_argument("--seconds", type=float, default=10.0, help="of each run, default 10")
@@ -108,6 +110,10 @@ def run_create(sites: rig.Sites, given: argparse.Namespace) -> Result:
     return create.measure(sites, connections=getattr(given, "connections", 16), seconds=seconds, runs=given.runs)
 
 
+def run_budget(sites: rig.Sites, given: argparse.Namespace) -> Result:
+    return budget.measure(sites, runs=given.runs, count=500 if given.quick else budget.COUNT)
+
+
 def run_memory(sites: rig.Sites, given: argparse.Namespace) -> Result:
     waiting = 20_000 if given.quick else getattr(given, "waiting", 1_000_000)
     repeats, watch = (10, 3) if given.quick else (50, footprint.WATCH_SECONDS)
@@ -150,6 +156,7 @@ SUBJECTS: dict[str, Measure] = {
     "lateness": run_lateness,
     "peers": run_peers,
     "burst": run_burst,
+    "budget": run_budget,
     "create": run_create,
     "memory": run_memory,
     "beats": run_beats,
@@ -188,7 +195,7 @@ def main(argv: list[str]) -> int:
                 rig.say(f"\n== {name}")
                 try:
                     record = SUBJECTS[name](sites, given)
-                except (rig.BenchmarkError, rig.servers.ServerError) as error:
+                except (rig.BenchmarkError, servers.ServerError) as error:
                     # The others are worth having.
                     failed.append(f"{name}: {error}")
                     print(failed[-1], file=sys.stderr)

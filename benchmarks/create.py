@@ -41,7 +41,7 @@ timer AS (
   RETURNING id AS timer_id, flow
 )
 INSERT INTO scheduler_delivery
-  (id, timer_id, flow, occurrence, moment, extra, due_at, next_attempt_at, state, attempts, attempts_before)
+  (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
 SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
 """
 
