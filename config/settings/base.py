@@ -203,6 +203,10 @@ SPECTACULAR_SETTINGS = {
 DATA_UPLOAD_MAX_MEMORY_SIZE = 4 * 1024 * 1024
 
 
+def _is_fault(record: LogRecord) -> bool:
+    return getattr(record, "status_code", None) not in (503, 508)
+
+
 def _without_traceback(record: LogRecord) -> bool:
     """Leave tracebacks away where one line says enough, and lines where another has said it.
 
@@ -240,7 +244,11 @@ LOGGING: dict[str, Any] = {
             "datefmt": "%Y-%m-%dT%H:%M:%S",
         }
     },
-    "filters": {"one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback}},
+    "filters": {
+        # What is refused with 503 or 508 is said once by whoever finds the cause, not again for every request.
+        "faults": {"()": "django.utils.log.CallbackFilter", "callback": _is_fault},
+        "one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback},
+    },
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
     "root": {"handlers": ["console"], "level": one_of("LOG_LEVEL", "INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL")},
     "loggers": {
@@ -249,7 +257,8 @@ LOGGING: dict[str, Any] = {
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
         # What a client got wrong is told to the client.
-        "django.request": {"level": "ERROR"},
+        "django.request": {"level": "ERROR", "filters": ["faults"]},
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
     },
 }
 

@@ -28,6 +28,8 @@ BROKER_TIMEOUT_SECONDS = 1.5
 # More than this many are not counted.
 COUNT_MOST = 10_000
 WORKERS_MOST = 200
+# As hosts.PUT_OFF_SECONDS, and a little more.
+PUT_OFF_MOST_SECONDS = 16.0
 # Waiting for a worker for longer than this is worth a word.
 BEHIND_SECONDS = 2.0
 
@@ -64,10 +66,19 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
        (SELECT extract(epoch FROM clock_timestamp() - min(next_attempt_at))::float8 FROM scheduler_delivery
          WHERE state = 'scheduled' AND NOT extra AND next_attempt_at <= statement_timestamp()) AS overdue_seconds,
        (SELECT count(*) FROM (SELECT FROM scheduler_delivery WHERE state = 'held' LIMIT %(most)s) held) AS held,
-       claimed.count AS unstarted, claimed.seconds AS unstarted_seconds
+       claimed.count AS unstarted, claimed.seconds AS unstarted_seconds,
+       put_off.count AS put_off, put_off.seconds AS put_off_seconds
   FROM (SELECT count(*) AS count, extract(epoch FROM clock_timestamp() - min(next_attempt_at))::float8 AS seconds
           FROM (SELECT next_attempt_at FROM scheduler_delivery WHERE state = 'claimed' LIMIT %(most)s) leased
-         WHERE next_attempt_at <= statement_timestamp()) claimed
+         WHERE next_attempt_at <= statement_timestamp()) claimed,
+       (SELECT count(*) AS count, extract(epoch FROM clock_timestamp() - min(due_at))::float8 AS seconds
+          FROM (SELECT due_at, attempts, attempts_before FROM scheduler_delivery
+                 WHERE state = 'scheduled' AND NOT extra AND next_attempt_at > statement_timestamp()
+                   AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(soon)s)
+                 ORDER BY next_attempt_at LIMIT %(most)s) soon
+         -- Not one that failed, and waits for its next attempt.
+         WHERE attempts = attempts_before
+           AND due_at < statement_timestamp() - make_interval(secs => %(behind)s)) put_off
 """
 
 
@@ -112,6 +123,19 @@ class Facts:
     # Claimed and past its moment, and not started; and how long the oldest of them is past it.
     unstarted: int
     unstarted_seconds: float
+    # Past its moment and put off by a worker that had no place for it; and how long the oldest is past its moment.
+    put_off: int
+    put_off_seconds: float
+
+    @property
+    def late(self) -> int:
+        """How many are past their moment and not being called, wherever they are."""
+        return min(COUNT_MOST, self.overdue + self.unstarted + self.put_off)
+
+    @property
+    def late_seconds(self) -> float:
+        """How long the oldest of them is past its moment."""
+        return max(self.overdue_seconds, self.unstarted_seconds, self.put_off_seconds)
 
     @property
     def all_stopped(self) -> bool:
@@ -236,13 +260,15 @@ def gather(*, at_once: bool = False) -> Facts:
     global _gathered  # noqa: PLW0603 - one set of facts a process is the point
     now = time.monotonic()
     if _gathered is None or at_once or now - _gathered[0] >= FRESH_SECONDS:
+        bounds = {"most": COUNT_MOST, "workers": WORKERS_MOST}
+        bounds |= {"soon": PUT_OFF_MOST_SECONDS, "behind": BEHIND_SECONDS}
         with connection.cursor() as cursor:
-            cursor.execute(_GATHER, {"most": COUNT_MOST, "workers": WORKERS_MOST})
+            cursor.execute(_GATHER, bounds)
             names = [column.name for column in cursor.description]
             row = dict(zip(names, cursor.fetchone(), strict=True))
         row["workers"] = tuple(Worker(**worker) for worker in row["workers"])
         row["stops"] = tuple(row["stops"])
-        for name in ("overdue_seconds", "unstarted_seconds"):
+        for name in ("overdue_seconds", "unstarted_seconds", "put_off_seconds"):
             row[name] = max(0.0, row[name] or 0.0)
         _gathered = now, Facts(**row)
     return _gathered[1]

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from celery import shared_task, signals
@@ -23,7 +24,7 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.delivery.pool import CallPool, waiting_room
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
-from webtask_scheduler.scheduler.queue.claims import claim_timer
+from webtask_scheduler.scheduler.queue.claims import call_stops, claim_timer
 from webtask_scheduler.scheduler.services import retention
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
@@ -77,11 +78,13 @@ def _open(sender: Any, **_: Any) -> None:
         callers=settings.WEBTASK_CALLERS,
         client=client,
         timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS,
-        note=_note_calls,
+        note=partial(_note_calls, client),
     )
 
 
-def _note_calls(idle_seconds: float, held: int, running: int) -> None:
+def _note_calls(client: Client, idle_seconds: float, held: int, running: int) -> None:
+    """Note that this process makes calls, and learn which hosts a redirect may not lead to."""
+    client.stops = frozenset(call_stops())
     name, kind = worker_name(), facts.CALLS
     facts.note_worker(name=name, kind=kind, starter_idle_seconds=idle_seconds, held=held, running=running)
 

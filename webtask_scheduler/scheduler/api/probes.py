@@ -42,7 +42,7 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
                 checks["beat"] = found.beat_trouble or "ok"
                 checks["worker"] = found.worker_trouble or "ok"
                 checks["calls"] = "calls are stopped" if found.all_stopped else "ok"
-                body["backlog"] = {"overdue": found.overdue, "oldest_seconds": round(found.overdue_seconds, 1)}
+                body["backlog"] = {"overdue": found.late, "oldest_seconds": round(found.late_seconds, 1)}
             else:
                 checks["migrations"] = "not applied: run manage.py migrate"
                 checks |= dict.fromkeys(parts[2:], "not known before migrations are applied")

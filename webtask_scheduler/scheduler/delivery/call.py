@@ -2,10 +2,11 @@
 
 import json
 import logging
+import math
 import time
 from datetime import UTC, datetime, timedelta
 
-from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH
+from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH, ErrorKind
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
@@ -15,23 +16,28 @@ from webtask_scheduler.scheduler.rules.options import WITH_BODY
 logger = logging.getLogger(__name__)
 
 
+GIVEN_UP = "All places for calls that wait are taken; a first call to this host is given up early and made again later."
 # Hops of a redirect that are followed where a timer asks for it.
 REDIRECTS_MOST = 3
 
 
-def call_url(call: Started, *, client: Client, timeout_seconds: float) -> Outcome:
+def call_url(call: Started, *, client: Client, timeout_seconds: float, seconds_most: float = math.inf) -> Outcome:
     """Make the HTTP call of a started attempt. What goes wrong with it is the outcome; raises LocalError.
 
-    `timeout_seconds` is for a timer that says nothing of it.
+    `timeout_seconds` is for a timer that says nothing of it. A call that this process gives up after `seconds_most`,
+    though its timer allows more, is interrupted: it is made again, and not counted.
     """
+    allowed_seconds = call.options.timeout_seconds(timeout_seconds)
     begun = time.monotonic()
     # The start statement's clock, carried on by the monotonic one: the moment the call itself begins.
     called_at = call.started_at + timedelta(seconds=begun - call.started)
     status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
     try:
-        answer = client.call(_request(call, called_at=called_at, timeout_seconds=timeout_seconds))
+        answer = client.call(_request(call, called_at=called_at, timeout_seconds=min(allowed_seconds, seconds_most)))
     except CallError as failure:
         error, message = failure.kind, str(failure)
+        if error == ErrorKind.TIMEOUT and seconds_most < allowed_seconds:
+            error, message = ErrorKind.INTERRUPTED.value, GIVEN_UP
     except LocalError:
         raise
     except Exception:
@@ -93,6 +99,6 @@ def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> R
         method=method,
         headers=headers,
         body=body,
-        timeout_seconds=options.timeout_seconds(timeout_seconds),
+        timeout_seconds=timeout_seconds,
         redirects=REDIRECTS_MOST if options.follows_redirects else 0,
     )

@@ -4,10 +4,13 @@ A **slot** is for a call that may be using the processor: its first moments. A c
 waits; it gives its slot up and stands in the **waiting room**, which costs a thread and a connection but no time.
 
 Hosts that answer quickly may use every slot; hosts that do not, or of which nothing is known yet, share a part of them.
-So a thousand hosts that hang leave room for those known to be quick. Within each of the two classes, owners have turns,
-and the flows of an owner have turns (a flow is an owner's deliveries to one host); a flow that had nothing waiting goes
-first once, so that a host with a call now and then does not stand behind those with thousands (as fq_codel does it for
-packets, RFC 8290).
+So a thousand hosts that hang leave room for those known to be quick. Half of the waiting room is kept for first calls
+to hosts of which nothing is known: without it, hosts that hang would fill the room, and no other host could show that
+it is quick. A call there is given up after NEW_SECONDS and not counted, and its host is known from then on.
+
+Within each of the two classes, owners have turns, and the flows of an owner have turns (a flow is an owner's deliveries
+to one host); a flow that had nothing waiting goes first once, so that a host with a call now and then does not stand
+behind those with thousands (as fq_codel does it for packets, RFC 8290).
 
 Nothing here knows the database or a thread: `Line` is used under its owner's lock.
 """
@@ -42,6 +45,10 @@ BESIDE_SECONDS = 1.0
 WAITING_LEAST = 4
 WAITING_MOST = 64
 WAITING_A_SECOND = 64.0
+# Of the waiting room, the part for first calls of hosts of which nothing is known, once the rest is full; and how long
+# such a call may take.
+NEW_SHARE = 0.5
+NEW_SECONDS = 5.0
 # How long a delivery waits, in the table, that finds the waiting room full.
 PUT_OFF_SECONDS = (5.0, 15.0)
 # Hosts remembered though nothing is under way to them.
@@ -116,11 +123,37 @@ class Turns:
 
 
 @dataclass(slots=True)
+class Room:
+    """A part of the waiting room: how many places it has, and who holds how many of them."""
+
+    size: int
+    used: int = 0
+    _by_owner: dict[int, int] = field(default_factory=dict)
+
+    def has_place(self, owner: int) -> bool:
+        """Whether an owner may have one more: it may have as many as are free."""
+        free = self.size - self.used
+        return free > 0 and self._by_owner.get(owner, 0) < max(1, free)
+
+    def enter(self, owner: int) -> None:
+        self.used += 1
+        self._by_owner[owner] = self._by_owner.get(owner, 0) + 1
+
+    def leave(self, owner: int) -> None:
+        self.used -= 1
+        self._by_owner[owner] -= 1
+        if not self._by_owner[owner]:
+            del self._by_owner[owner]
+
+
+@dataclass(slots=True)
 class Running:
     """A delivery that has been picked: since when it is being called, infinite until then."""
 
     flow: Flow
     since: float
+    # Where it has a place to wait; None for a quick host's call that holds a slot.
+    room: Room | None = None
     waits: bool = False
     # How long it had lasted when that was last noted of its host.
     noted: float = QUICK_SECONDS
@@ -131,7 +164,8 @@ class Line:
 
     def __init__(self, *, slots: int, room: int) -> None:
         self._slots = slots
-        self._room = room
+        self._new_room = Room(round(room * NEW_SHARE))
+        self._room = Room(room - self._new_room.size)
         self._trial_slots = max(1, round(slots * TRIAL_SHARE))
         self._host_slots = max(1, round(slots * HOST_SHARE))
         self._beside_slots = max(1, round(slots * BESIDE_SHARE))
@@ -142,12 +176,10 @@ class Line:
         self._hosts_most = HOSTS_KEPT
         self._flows: dict[tuple[int, str], Flow] = {}
         self._quick, self._trial = Turns(), Turns()
-        # In slots, with whether their host was known as quick when they were picked; and, by owner, in the waiting room
-        # or on trial, which leads there.
+        # In slots, with whether their host was known as quick when they were picked. Those of other hosts have a place
+        # in the waiting room already, for as far as is known they will have to wait.
         self._in_slots: dict[object, tuple[Running, bool]] = {}
         self._in_trial = 0
-        self._in_room: dict[int, int] = {}
-        self._waiting = 0
         self.running: dict[object, Running] = {}
         self.queued = 0
 
@@ -188,21 +220,19 @@ class Line:
                 if flow is None or not self._lives(flow):
                     continue
                 host = flow.host
+                room = None if quick else self._place(flow)
                 if host.quick != quick:
                     # It has become known since it stood here.
                     self._stand(flow)
-                elif self._has_enough(host, now, quick=quick):
+                elif self._has_enough(host, now, quick=quick, room=room):
                     host.blocked.append(flow)
-                elif not quick and not self._has_room(flow.owner):
-                    later += [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]
-                    self.queued -= len(flow.items)
-                    flow.items.clear()
-                    self._forget(flow)
+                elif not quick and room is None:
+                    later += self._put_off(flow)
                 else:
                     if host is not self._latest:
                         self._beside_until = now + BESIDE_SECONDS if self._latest else 0.0
                         self._latest = host
-                    start.append(self._take(flow, quick=quick))
+                    start.append(self._take(flow, room))
                     if flow.items:
                         (self._quick if quick else self._trial).add(flow, new=False)
                     else:
@@ -215,42 +245,50 @@ class Line:
         self._forget(flow)
         return False
 
-    def _has_enough(self, host: Host, now: float, *, quick: bool) -> bool:
+    def _put_off(self, flow: Flow) -> list[tuple[Held, float]]:
+        put_off = [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]
+        self.queued -= len(flow.items)
+        flow.items.clear()
+        self._forget(flow)
+        return put_off
+
+    def _has_enough(self, host: Host, now: float, *, quick: bool, room: Room | None) -> bool:
         """Whether a host must end a call before it gets another."""
         if quick:
             # Hosts that were quick and hang all at once fill the room beyond its size, by what they had under way.
-            crowd = host.waiting > 0 and self._waiting >= self._room
+            crowd = host.waiting > 0 and self._room.used >= self._room.size
             slots = self._host_slots
             if now < self._beside_until:
                 slots = min(slots, max(self._beside_slots, round(SLOTS_A_SECOND * host.fastest)))
             return crowd or host.slots >= slots or host.waiting >= host.waiting_limit
-        return host.waiting + host.slots >= host.waiting_limit
+        under_way = host.waiting + host.slots
+        # Where there is no place for more, the first call to a host will tell.
+        return under_way >= host.waiting_limit or (room is None and host.seconds is None and under_way > 0)
 
-    def _has_room(self, owner: int) -> bool:
-        """Whether an owner may have one more in the waiting room: it may have as many as are free."""
-        under_way = self._waiting + self._in_trial
-        return under_way < self._room and self._in_room.get(owner, 0) < max(1, self._room - under_way)
+    def _place(self, flow: Flow) -> Room | None:
+        """Return where the next call of a flow would wait; None where there is no place for it."""
+        if self._room.has_place(flow.owner):
+            return self._room
+        host = flow.host
+        is_first = host.seconds is None and not host.slots + host.waiting
+        return self._new_room if is_first and self._new_room.has_place(flow.owner) else None
 
-    def _take(self, flow: Flow, *, quick: bool) -> Held:
+    def _take(self, flow: Flow, room: Room | None) -> Held:
         held = flow.items.popleft()
         self.queued -= 1
-        running = Running(flow, float("inf"))
+        running = Running(flow, float("inf"), room)
         self.running[held.delivery_id] = running
-        self._in_slots[held.delivery_id] = (running, quick)
+        self._in_slots[held.delivery_id] = (running, room is None)
         flow.host.slots += 1
-        if not quick:
-            # It will have to wait, as far as is known.
+        if room is not None:
             self._in_trial += 1
-            self._enter_room(flow.owner)
+            room.enter(flow.owner)
         return held
 
-    def _enter_room(self, owner: int) -> None:
-        self._in_room[owner] = self._in_room.get(owner, 0) + 1
-
-    def _leave_room(self, owner: int) -> None:
-        self._in_room[owner] -= 1
-        if not self._in_room[owner]:
-            del self._in_room[owner]
+    def seconds_most(self, delivery_id: object) -> float:
+        """Return how long a picked delivery's call may take at most, infinite but for a first call of a new host."""
+        running = self.running.get(delivery_id)
+        return NEW_SECONDS if running is not None and running.room is self._new_room else float("inf")
 
     def _forget(self, flow: Flow) -> None:
         flow.queued = False
@@ -271,9 +309,9 @@ class Line:
             flow = running.flow
             flow.host.slots -= 1
             flow.host.waiting += 1
-            self._waiting += 1
             if quick:
-                self._enter_room(flow.owner)
+                running.room = self._room
+                self._room.enter(flow.owner)
             else:
                 self._in_trial -= 1
             self._unblock(flow.host)
@@ -298,16 +336,15 @@ class Line:
         if running is None:
             return
         host = running.flow.host
+        if running.room is not None:
+            running.room.leave(running.flow.owner)
         if running.waits:
             host.waiting -= 1
-            self._waiting -= 1
-            self._leave_room(running.flow.owner)
         else:
             _, quick = self._in_slots.pop(delivery_id)
             host.slots -= 1
             if not quick:
                 self._in_trial -= 1
-                self._leave_room(running.flow.owner)
         if answered_at is not None:
             host.took(max(0.0, answered_at - running.since))
         if host.blocked:
@@ -321,8 +358,19 @@ class Line:
         host.blocked.clear()
 
     def _prune(self) -> None:
+        """Forget hosts that nothing is under way to: first those that never answered, last those known to be quick.
+
+        A crowd of names must not turn the hosts that everybody calls into unknown ones.
+        """
         busy = {flow.host.name for flow in self._flows.values()}
-        self._hosts = {name: host for name, host in self._hosts.items() if host.slots or host.waiting or name in busy}
+        idle = [host for host in self._hosts.values() if not (host.slots or host.waiting or host.name in busy)]
+        # Stable: among equals the oldest goes first.
+        idle.sort(key=lambda host: host.quick)
+        forgotten = [host for host in idle if host.seconds is None]
+        known = [host for host in idle if host.seconds is not None]
+        forgotten += known[: max(0, len(known) - HOSTS_KEPT // 2)]
+        for host in forgotten:
+            del self._hosts[host.name]
         self._hosts_most = max(HOSTS_KEPT, 2 * len(self._hosts))
 
     def drain(self) -> Iterator[Held]:

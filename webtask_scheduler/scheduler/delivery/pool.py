@@ -62,8 +62,8 @@ DRAIN_SECONDS = 8.0
 WATCH_SECONDS = 0.25
 SLOTS_SECONDS = 0.02
 # Waiting calls under way, for each slot: threads that only wait.
-ROOM_PER_SLOT = 16
-ROOM_MOST = 2048
+ROOM_PER_SLOT = 64
+ROOM_MOST = 4096
 # What such a thread needs; the default of 8 MiB is address space that some machines count.
 STACK_BYTES = 512 * 1024
 # After this machine had no thread, descriptor or memory for a call.
@@ -380,13 +380,16 @@ class CallPool:
     def _call(self, call: Started) -> None:
         with self._changed:
             held = self._held.get(call.delivery_id)
+            seconds_most = self._line.seconds_most(call.delivery_id)
         answered_at = None
         if held is None or held.token != call.token or held.expires <= self._clock():
             # The lease ran out while it waited: nothing was called, so nothing is counted if it is still ours.
             self._ended.put((call, LeaseLostError("The lease ran out before the call.")))
         else:
             try:
-                outcome = call_url(call, client=self._client, timeout_seconds=self._timeout_seconds)
+                outcome = call_url(
+                    call, client=self._client, timeout_seconds=self._timeout_seconds, seconds_most=seconds_most
+                )
             except Exception as error:
                 self._ended.put((call, error))
             else:

@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, i
 from webtask_scheduler.scheduler.outgoing.names import Names
 from webtask_scheduler.scheduler.outgoing.prepared import PORTS, Preparer, Request
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF
+from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
 __all__ = ["Answer", "CallError", "Client", "LocalError", "Request", "raise_descriptor_limit"]
 
@@ -66,6 +67,8 @@ class Client:
         lookups: int | None = None,
         getaddrinfo: Callable[..., Any] = socket.getaddrinfo,
     ) -> None:
+        # Hosts that a redirect may not lead to, empty for all; whoever makes calls keeps it up to date.
+        self.stops: frozenset[str] = frozenset()
         default_connections, default_lookups = shares_of_descriptors()
         self._names = Names(threads=lookups or default_lookups, getaddrinfo=getaddrinfo)
         self._connections = Connections(
@@ -125,6 +128,8 @@ class Client:
             except ValueError as error:
                 reason = str(error) if str(error).startswith("The URL") else BAD_HOST
                 raise CallError("redirect", f"The redirect cannot be followed. {reason}") from error
+            if self.stops and self.stops & {"", canonical_host(request.url)}:
+                raise CallError("redirect", "The redirect leads to a host to which calls are stopped.")
             deadline.remaining()
             answer, headers = self._send(request, deadline)
         return answer

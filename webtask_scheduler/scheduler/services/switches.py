@@ -19,7 +19,7 @@ class CallStopRefusedError(ValidationError):
     """What was given names no host, or neither a host nor all of them."""
 
 
-_HOST = re.compile(r"(?:[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.%]+\])(?::(?P<port>[0-9]{1,5}))?")
+_HOST = re.compile(r"(?:[a-z0-9_][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.%]+\])(?::(?P<port>[0-9]{1,5}))?")
 HOST_MOST = 253 + len(":65535")
 PORT_MOST = 65535
 

@@ -133,7 +133,8 @@ def test_status_counts_what_waits_while_all_calls_are_stopped(capsys, make_timer
     assert "all hosts: stopped since" in out
     # One was held at its host's stop; two came due since, which nobody may claim.
     assert "3 deliveries wait for calls to be resumed" in out
-    assert "2 deliveries overdue and not claimed, the oldest for 2" in out
+    assert "4 deliveries overdue, the oldest for 3" in out
+    assert "(2 claimed by beats, 0 put off by workers)" in out
     assert "beat: no beat was ever seen" in out
     assert "workers: no worker was ever seen" in out
 

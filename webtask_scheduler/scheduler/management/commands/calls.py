@@ -4,6 +4,7 @@ import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, InterfaceError
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import CallStop
@@ -21,7 +22,10 @@ class Command(BaseCommand):
 
     def handle(self, *_: Any, action: str, host: str, everything: bool, **options: Any) -> None:
         if action == "status":
-            self._show()
+            try:
+                self._show()
+            except (DatabaseError, InterfaceError) as error:
+                raise CommandError(f"The database does not answer: {' '.join(str(error).split())}") from error
             return
         if everything == bool(host.strip()):
             raise CommandError(f"Say what to {action}: --host HOST for one host, or --all for every one.")
@@ -68,8 +72,9 @@ class Command(BaseCommand):
             self.stdout.write("No calls are stopped.")
         waiting = facts.waiting_for_stops(found)
         self.stdout.write(f"{facts.counted(waiting)} {'waits' if waiting == 1 else 'wait'} for calls to be resumed")
-        oldest = f", the oldest for {found.overdue_seconds:.0f} s" if found.overdue else ""
-        self.stdout.write(f"{facts.counted(found.overdue)} overdue and not claimed{oldest}")
+        oldest = f", the oldest for {found.late_seconds:.0f} s" if found.late else ""
+        where = f" ({found.unstarted:,} claimed by beats, {found.put_off:,} put off by workers)" if found.late else ""
+        self.stdout.write(f"{facts.counted(found.late)} overdue{oldest}{where}")
         for what, trouble in (
             ("beat", found.beat_trouble),
             ("workers", found.worker_trouble),

@@ -239,6 +239,27 @@ def test_probe_tells_how_much_is_overdue_and_for_how_long(client, make_timer):
 
 
 @db
+@pytest.mark.usefixtures("worker")
+def test_probe_counts_what_is_claimed_or_put_off_past_its_moment_and_no_retries(client, make_timer, sql):
+    see_beat()
+    claimed, put_off, failed = (make_timer(delay_seconds=-seconds) for seconds in (20, 40, 90))
+    set_ = "UPDATE scheduler_delivery SET "
+    sql(
+        set_ + "state = 'claimed', lease_token = gen_random_uuid(), lease_expires_at = now() + interval '9 s'"
+        " WHERE timer_id = %s",
+        claimed.pk,
+    )
+    sql(set_ + "next_attempt_at = now() + interval '9 s' WHERE timer_id = %s", put_off.pk)
+    sql(
+        set_ + "next_attempt_at = now() + interval '9 s', attempts = 1, started_at = now() WHERE timer_id = %s",
+        failed.pk,
+    )
+    backlog = client.get("/readyz").json()["backlog"]
+    assert backlog["overdue"] == 2
+    assert 40 <= backlog["oldest_seconds"] < 80
+
+
+@db
 def test_worker_that_slept_for_hours_notes_itself_and_clears_away_others():
     see_worker("here", seconds_ago=7200)
     see_worker("gone", seconds_ago=7200)

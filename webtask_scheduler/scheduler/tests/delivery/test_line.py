@@ -93,6 +93,44 @@ def test_quick_host_that_takes_its_time_has_more_slots_beside_others():
     assert len(pick(line, 50.0)[0]) == 15
 
 
+def test_hosts_that_hang_leave_places_for_the_first_calls_of_others():
+    line = Line(slots=32, room=64)
+    now = 0.0
+    for number in range(500):
+        add(line, f"hangs-{number}")
+    # The room fills with them, first calls of unknown hosts included; each of those ends after a while.
+    for step in range(400):
+        now = step * 0.06
+        pick(line, now)
+        line.watch(now)
+        for key, running in list(line.running.items()):
+            if now - running.since >= line.seconds_most(key):
+                line.release(key, answered_at=now)
+    add(line, "fresh")
+    called = []
+    for step in range(400, 600):
+        now = step * 0.06
+        called += pick(line, now)[0]
+        for key, running in list(line.running.items()):
+            if running.flow.host.name == "fresh" or now - running.since >= line.seconds_most(key):
+                line.release(key, answered_at=now)
+    assert "fresh" in called
+
+
+def test_crowd_of_names_does_not_make_quick_hosts_unknown():
+    line = Line(slots=32, room=64)
+    known_as_quick(line, "known")
+    for number in range(2 * hosts.HOSTS_KEPT):
+        add(line, f"name-{number}")
+        pick(line, float(number))
+        answer_all(line, float(number) + 1.0)
+    for number in range(64):
+        add(line, f"hangs-{number}")
+        pick(line, 1e6 + number)
+    add(line, "known", 5)
+    assert pick(line, 2e6)[0].count("known") == 5
+
+
 def test_owners_have_turns_however_many_hosts_they_call():
     line = Line(slots=32, room=512)
     names = [f"quick-{number}" for number in range(50)]

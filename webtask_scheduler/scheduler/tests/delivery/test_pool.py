@@ -7,12 +7,14 @@ import contextlib
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 
 import psycopg2
 import pytest
 from django.db import DatabaseError, IntegrityError, connection
 from django.db.models import F
 from django.db.models.functions import Now
+from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 from psycopg2 import extensions
 
@@ -189,7 +191,7 @@ def test_slow_calls_leave_their_slots_to_others(pool, make_timer, receiver):
         running.hand_over(claim_for_pool())
         for host in receivers:
             host.wait_for(1, seconds=8)
-        wait_until(lambda: running._line._waiting == 6)
+        wait_until(lambda: running._line._room.used == 6)
 
 
 def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(pool, make_timer, receiver, monkeypatch):
@@ -209,6 +211,33 @@ def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(poo
         make_timer(receiver.url("/second"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
         receiver.wait_for(1, path="/second", seconds=3)
+
+
+def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_counted(
+    pool, make_timer, receiver, monkeypatch
+):
+    monkeypatch.setattr(module, "ROOM_PER_SLOT", 2)
+    monkeypatch.setattr(hosts, "NEW_SECONDS", 0.3)
+    with Receiver() as first, Receiver() as second:
+        make_timer(first.url("/sleep/20"), delay_seconds=-1)
+        running = pool(callers=1, timeout_seconds=30)
+        running.hand_over(claim_for_pool())
+        first.wait_for(1)
+        # The rest of the room is for first calls.
+        timer = make_timer(second.url("/sleep/20"), delay_seconds=-1)
+        running.hand_over(claim_for_pool())
+        second.wait_for(1)
+        wait_until(lambda: Attempt.objects.filter(delivery__timer=timer).exists())
+        attempt = Attempt.objects.get(delivery__timer=timer)
+        assert (attempt.error, "given up early" in attempt.message) == ("interrupted", True)
+        assert Delivery.objects.get(timer=timer).state == State.SCHEDULED
+        # Known as slow from then on, it finds no place; another host still does.
+        running.hand_over(claim_for_pool())
+        wait_until(lambda: Delivery.objects.get(timer=timer).next_attempt_at > timezone.now())
+        make_timer(receiver.url("/quick"), delay_seconds=-1)
+        running.hand_over(claim_for_pool())
+        receiver.wait_for(1, path="/quick", seconds=3)
+        assert len(second.calls) == 1
 
 
 def refuse(monkeypatch, name, culprit):
@@ -354,7 +383,7 @@ def test_pool_notes_that_it_is_at_work_and_that_its_starter_is_stuck(pool, make_
     monkeypatch.setattr(facts, "STUCK_SECONDS", 2.0)
     timer = make_timer(receiver.url(), delay_seconds=-1)
     (item,) = claim_for_pool()
-    running = pool(note=tasks._note_calls)
+    running = pool(note=partial(tasks._note_calls, Client(callers=1, user_agent="test/1")))
     wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
     with another_session() as other:
         # The starter waits for this row; nothing else of the process does.

@@ -248,7 +248,9 @@ def test_lack_of_local_ports_is_not_the_receivers_failure():
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no network namespaces here")
     done = subprocess.run([*apart, sys.executable, "-c", WITHOUT_PORTS], capture_output=True, timeout=60, check=False)
-    assert (done.stdout, done.returncode) == (b"[('local', 9), ('timeout', 11)]\n", 0), done.stderr
+    assert done.returncode == 0, done.stderr
+    # Eleven ports; where two calls reach for one at the same instant, one of them may find none.
+    assert done.stdout in (b"[('local', 9), ('timeout', 11)]\n", b"[('local', 10), ('timeout', 10)]\n")
 
 
 def test_address_without_a_route_is_the_receivers_failure(client):

@@ -12,6 +12,7 @@ from webtask_scheduler.scheduler.outgoing import checks, connections
 from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing.checks import check_headers, check_url
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
+from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 
 
@@ -168,6 +169,19 @@ def test_follows_a_redirect_with_the_method_that_it_asks_for(client, receiver, s
     assert ("Content-Type" in there.headers, "Content-Length" in there.headers) == (kept, kept)
     assert there.headers["Authorization"] == "Bearer 7"
     assert len({seen.connection for seen in receiver.calls}) == 1
+
+
+def test_redirect_does_not_lead_to_a_host_to_which_calls_are_stopped(client, receiver, elsewhere):
+    location = elsewhere.url("/stopped")
+    client.stops = frozenset([canonical_host(location)])
+    try:
+        found = error(client, receiver.redirect(307, location), redirects=3)
+        assert (found.kind, "calls are stopped" in str(found)) == ("redirect", True)
+        assert elsewhere.calls == []
+        client.stops = frozenset(["other.example"])
+        assert call(client, receiver.redirect(307, location), redirects=3).status_code == 200
+    finally:
+        client.stops = frozenset()
 
 
 def test_redirect_to_another_origin_takes_no_secrets_along(client, receiver, elsewhere):

@@ -198,7 +198,7 @@ def test_many_faults_at_random_lose_nothing(stack, target):
     assert report["wrong"] == []
     assert report["accepted"] > 50
     assert report["called"] == report["accepted"]
-    assert report["hostile"] > 10
+    assert report["hostile"] > 2
     assert report["bulks"] > 1
 
 
