@@ -1,4 +1,4 @@
-"""Many timers due at one instant: how long until the last call and the last record, beside bare `requests` calls."""
+"""Many timers due at one instant: time until the last call and the last record, compared with bare `requests` calls."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from benchmarks import report, rig
 from benchmarks.firing import DUPLICATE_SECONDS, Ours, at_once, lateness
 from benchmarks.report import Result, bar, median, table
 
-# Of the rate of bare calls from as many processes. Two workers share two processors with beat and PostgreSQL.
+# The bar, as a share of the rate of bare calls from as many processes. Workers share two processors with the rest.
 SHARE = 0.7
 SHARE_OF_MORE = 0.55
 PATIENCE_SECONDS = 180.0

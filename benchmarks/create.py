@@ -1,4 +1,4 @@
-"""Creating timers over HTTP: one by one beside a minimal view on the ORM, and in batches beside one SQL statement."""
+"""Creates timers over HTTP: one by one against a minimal view on the ORM, and in batches against one SQL statement."""
 
 import json
 import time
@@ -65,7 +65,7 @@ def measure(sites: rig.Sites, *, connections: int, seconds: float, runs: int) ->
     found: dict[str, list[float]] = {"minimal view": [], "ours": []}
     rows: list[list[Any]] = []
     for number, subject in rig.rounds(runs, list(found)):
-        # The minimal view has the machine to itself; ours has beat, worker and Flower beside it.
+        # The minimal view has the machine to itself; ours shares it with beat, worker and Flower.
         running = rig.Service(ours) if subject == "ours" else PlainService(plain)
         path = "/timer" if subject == "ours" else "/plain"
         order = {"path": path, "connections": connections, "bodies": [json.dumps(body(index)) for index in range(1000)]}

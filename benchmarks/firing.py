@@ -13,7 +13,7 @@ from benchmarks.rig import Receiver, Service, Site
 
 # Timers before the measured ones, so that every connection is open and every page in memory.
 WARM_SECONDS = 2.0
-# How long after the last moment is waited for calls, and after the last call for a duplicate of one.
+# How long a run waits for calls after the last due time, and for a duplicate after the last call.
 PATIENCE_SECONDS = 30.0
 DUPLICATE_SECONDS = 1.5
 
@@ -23,7 +23,7 @@ Plan = Sequence[tuple[float, str]]
 
 @dataclass
 class Fired:
-    """What one run gave."""
+    """The result of one run."""
 
     begin: float
     arrivals: list[tuple[float, str]]
@@ -73,7 +73,7 @@ def lateness(plan: Plan, fired: Fired) -> dict[str, Any]:
 
 
 def summary(found: Mapping[str, Any]) -> dict[str, float]:
-    """Percentiles over all timers of a run: one that was not called in time is later than any that was."""
+    """Return percentiles over all timers of a run; a timer that was not called in time counts as the latest."""
     late = [*found["late_ms"], *[math.nan] * found["lost"]]
 
     def at(percent: float) -> float:
@@ -151,7 +151,7 @@ class Ours:
         return {"path": "/timer", "connections": 4, "at": moments, "bodies": bodies}
 
     def _wait_for_records(self, begin: float, last: float, *, until: float) -> None:
-        """Wait until nothing of this run that is answered is open any more."""
+        """Wait until every answered call of this run is recorded."""
         while self.site.query(OPEN, begin - WARM_SECONDS - 1, last + 1)[0][0] and time.time() < until:
             time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""What a million waiting timers cost beat: its memory, and the time to claim 500."""
+"""Measures what a million waiting timers cost beat: its memory, and the time to claim 500."""
 
 import json
 import time

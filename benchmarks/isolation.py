@@ -25,7 +25,7 @@ HOSTS = 20
 NAMES = 200
 WARM_SECONDS = 10.0
 WITHOUT_SECONDS = 20.0
-# Deliveries are claimed before their moment: what comes so shortly before the crowd is already beside it.
+# Deliveries are claimed before their due time, so those due this shortly before the crowd already compete with it.
 AHEAD_SECONDS = 2.0
 # After the last moment. Whatever was not called by then counts as later than all the rest.
 PATIENCE_SECONDS = 10.0
@@ -98,7 +98,7 @@ class Scenario:
     apart: bool = False
     # Whether those hosts are names.
     named: bool = False
-    # What is asked of the API at the crowd's moment, beside the filter that finds the crowd.
+    # The bulk operations requested when the crowd is due, without the filter that finds the crowd.
     bulk: Sequence[Mapping[str, Any]] = ()
     # Whether the reads of the queue have a bar.
     reads: bool = False
@@ -176,7 +176,7 @@ class Run:
         ]
 
     def measure(self) -> dict[str, Any]:
-        """Return what was found. Raises BenchmarkError, ResolverError."""
+        """Run the scenario and return its figures. Raises BenchmarkError, ResolverError."""
         self._site.empty()
         with ExitStack() as stack:
             resolver = None

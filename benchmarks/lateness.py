@@ -75,7 +75,7 @@ def run_all(
 
 
 def zero_seconds(fired: Fired) -> dict[str, Any]:
-    """How long after its 201 each timer of 0 seconds was called; empty where none were created."""
+    """Return how long after its 201 each timer of 0 seconds was called; empty if there were no such timers."""
     answered = {f"/z/{number}": done for _, done, status, number in fired.created if status == 201 and number % 2}
     first = {path: at for at, path in reversed(fired.arrivals) if path in answered}
     return {
@@ -87,7 +87,7 @@ def zero_seconds(fired: Fired) -> dict[str, Any]:
 
 
 def medians(runs: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The median over the runs of each figure."""
+    """Return the median over the runs of each figure."""
     each = [summary(run) for run in runs]
     return {key: median([one[key] for one in each]) for key in each[0]}
 
@@ -131,7 +131,7 @@ def show_lateness(record: Result, found: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def cost_table(record: Result, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """What the processes spent, where they were watched."""
+    """Add a table of what the processes spent, if they were watched."""
     rows = []
     for name, runs in found.items():
         for process in runs[0]["cpu"]:
@@ -205,7 +205,7 @@ def measure_peers(sites: rig.Sites, *, rate: float, seconds: float, crowd: int, 
     )
     record["size"] = {"timers a run": round(rate * seconds), "rate": rate, "runs": runs, "burst": burst}
     with rig.Receiver(1) as receiver:
-        # Who is a minute behind is given a minute; what was not called by then counts as later than all the rest.
+        # A peer that is behind gets a minute; a timer not called by then counts as later than all the rest.
         found = run_all(record, engines, receiver, rate=rate, seconds=seconds, runs=runs, patience=60.0)
         show_lateness(record, found)
         rows = []

@@ -47,7 +47,7 @@ def versions(python: Path, packages: tuple[str, ...]) -> str:
 
 
 class Peer:
-    """What both have in common: a site, processes for the length of one run, and the wait for calls."""
+    """The base of both: a site, processes for the length of one run, and the wait for calls."""
 
     packages: tuple[str, ...]
     kind: str

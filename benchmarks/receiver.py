@@ -117,7 +117,7 @@ class Loop:
 
     def _answer(self, connection: socket.socket) -> None:
         self._answered += 1
-        # Whoever called may have gone.
+        # The caller may have gone.
         with contextlib.suppress(OSError):
             connection.send(ANSWER)
 
@@ -128,6 +128,6 @@ if __name__ == "__main__":
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     sockets = listen(int(sys.argv[1]))
     print(sockets[0].getsockname()[1], flush=True)
-    # Whoever started it closes its standard input to end it, also on Ctrl-C.
+    # The parent ends it by closing its standard input, also on Ctrl-C.
     with contextlib.suppress(KeyboardInterrupt):
         Loop(sockets).run()

@@ -1,4 +1,4 @@
-"""What comes out: tables for people, JSON for machines, and docs/benchmarks.md with its picture from the JSON."""
+"""Writes the results: tables for people, JSON for machines, and docs/benchmarks.md with its picture from the JSON."""
 
 import json
 import math
@@ -127,7 +127,7 @@ def write(path: Path, records: Sequence[Result], command: Sequence[str]) -> None
 
 
 def finite(value: Any) -> Any:
-    """Replace what is not a number by null: JSON has no word for it."""
+    """Return a value with null for each NaN and infinity, which JSON lacks."""
     if isinstance(value, dict):
         return {key: finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ ANSWERED = 0x8180
 
 
 class ResolverError(Exception):
-    """A name server of its own is not to be had by this account, or on this system."""
+    """A private name server is not allowed to this account or on this system."""
 
 
 class Resolver:
@@ -43,7 +43,7 @@ class Resolver:
         self._socket = listen()
         file = directory / "resolv.conf"
         file.write_text(f"nameserver {self._socket.getsockname()[0]}\n{PATIENT}")
-        # What a command is started by to use this name server.
+        # The prefix of a command that makes it use this name server.
         self.prefix = [*PRIVATE, str(file)]
         threading.Thread(target=self._serve, daemon=True).start()
 

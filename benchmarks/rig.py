@@ -1,4 +1,4 @@
-"""What every benchmark stands on: private servers, the shipped processes, the receiver, the machine's own figures."""
+"""The base of every benchmark: private servers, the shipped processes, the receiver, the machine's own figures."""
 
 import contextlib
 import functools
@@ -31,7 +31,7 @@ CACHE = ROOT / ".cache" / "bench"
 START_SECONDS = 60.0
 STOP_SECONDS = 15.0
 POLL_SECONDS = 0.05
-# Chosen by the one who runs the service; the benchmarks measure what is shipped, and say what they change.
+# Settings of the service's operator; the benchmarks measure what is shipped, and report what they change.
 NOT_OURS = ("HOST", "PORT", "FLOWER_PORT", "WORKERS", "BEATS", "WEB_WORKERS", "DATABASE_URL", "REDIS_URL", "LOG_LEVEL")
 
 
@@ -334,7 +334,7 @@ class Service:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        # Messages of a former run would ring for deliveries that are done.
+        # Messages of a former run would name deliveries that are done.
         self.site.run([sys.executable, "-c", EMPTY_BROKER], quiet=True)
         os.environ |= {"PORT": str(self.web_port), "FLOWER_PORT": str(self.flower_port)}
         try:
@@ -359,7 +359,7 @@ class Service:
         end(list(self.processes.values()))
 
     def commands(self) -> dict[str, str]:
-        """What runs, for the report."""
+        """Return the commands of the processes, for the report."""
         os.environ |= {"PORT": "8000", "FLOWER_PORT": "5555"}
         return {name: shlex.join(["python", *command(name)[1:]]) for name in self.names}
 
@@ -430,7 +430,7 @@ def finish_client(process: subprocess.Popen[bytes], seconds: float) -> list[tupl
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
-    """The smallest value that at least this share does not exceed; not a number where there is none."""
+    """Return the smallest value that at least this share does not exceed; NaN if there are no values."""
     if not values:
         return math.nan
     ordered = sorted(values)

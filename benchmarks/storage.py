@@ -1,4 +1,4 @@
-"""What a timer takes on disk: while it waits, and once it was called."""
+"""Measures what a timer takes on disk: while it waits, and after it was called."""
 
 from typing import Any
 

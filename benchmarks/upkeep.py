@@ -1,4 +1,4 @@
-"""How late timers are called while those that ended long ago are being deleted."""
+"""Measures how late timers are called while those that ended long ago are being deleted."""
 
 import sys
 from typing import Any

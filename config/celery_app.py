@@ -18,12 +18,12 @@ STATEMENT_SECONDS = 30.0
 
 
 class Connection(kombu.Connection):
-    """A worker looks for a lost broker every few seconds; kombu's own pauses grow to half a minute."""
+    """Tries a lost broker again every few seconds; kombu's own pauses grow to half a minute."""
 
     _ensured_at = -math.inf
 
     def ensure_connection(self, *args: Any, **kwargs: Any) -> Any:
-        # A broker that answers and takes nothing, as a full one: not again and again in the same second.
+        # A broker that answers but takes nothing, such as a full one, is not tried many times a second.
         time.sleep(max(0.0, Connection._ensured_at + 2.0 - time.monotonic()))
         try:
             return super().ensure_connection(
@@ -33,8 +33,8 @@ class Connection(kombu.Connection):
             Connection._ensured_at = time.monotonic()
 
     def maybe_close_channel(self, channel: Any) -> None:
-        # Closing a lost connection while a message is not acknowledged yet: kombu has let go of the transport and still
-        # asks it where the broker is, which would end the worker.
+        # If a lost connection is closed before a message is acknowledged, kombu has dropped the transport and still
+        # uses it, which would end the worker.
         with contextlib.suppress(AttributeError):
             super().maybe_close_channel(channel)
 
@@ -50,10 +50,10 @@ app.autodiscover_tasks()
 
 @signals.worker_init.connect
 def _bound_waits(**_: Any) -> None:
-    """Let a worker give up on a database that does not answer; a frozen one would hold its threads for ever.
+    """Bound a worker's waits for the database; a frozen one would hold its threads for ever.
 
-    Not beat, whose signal handler hands back what is claimed: it must not run in the middle of another statement, and
-    waiting through Python would let it. Without a database beat has nothing to do; the keepalives end a lost one.
+    Beat is left out: its signal handler puts back what is claimed and must not run in the middle of another statement,
+    which waiting through Python would allow. Without a database beat has nothing to do; keepalives end a lost one.
     """
     # Late: every process of Django imports this module, before its settings are read.
     from config.database.base import bound_waits

@@ -1,4 +1,4 @@
-"""All addresses: the API under its version and its short name, its description, the admin, the probes."""
+"""All routes: the API under its version and its short name, its description, the admin, the probes."""
 
 from django.contrib import admin
 from django.urls import include, path, re_path

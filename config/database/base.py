@@ -20,29 +20,29 @@ from psycopg2 import extensions
 
 logger = logging.getLogger(__name__)
 
-# How long connecting may take. The server may be slow to fork, not this slow.
+# How long connecting may take. A server may be slow to fork, but not this slow.
 CONNECT_SECONDS = 3.0
-# The server ends a statement this long before the wait for it ends, so that the wait ends only where nobody answers.
+# The server ends a statement this long before the wait for it ends, so that the wait ends only if nothing answers.
 MARGIN_SECONDS = 1.0
-# After a wait that ended with no answer, one thread tries to connect, at most this often; the others fail at once.
-# Without this every thread of a web process waits for its own deadline, and requests queue behind them.
+# After a wait without an answer, one thread tries to connect, at most this often, and the others fail at once.
+# Otherwise every thread of a web process waits for its own deadline, and requests queue behind them.
 SILENT_SECONDS = 1.0
 
 _OK, _READ = extensions.POLL_OK, extensions.POLL_READ
 
 
 class _Limits(threading.local):
-    """How long a statement of this thread may wait for the server; None: for ever."""
+    """How long a statement of this thread may wait for the server; None means for ever."""
 
     seconds: float | None = None
 
 
 _statement_seconds: float | None = None
 _own = _Limits()
-# The moment of the monotonic clock until which the server is taken for silent; 0 while it answers.
+# The time of the monotonic clock until which the server counts as silent; 0 while it answers.
 _silent_until = 0.0
 _trying = threading.Lock()
-# Whether this process says in the log that the database is away and back, and whether it is away.
+# Whether this process logs that the database is away and back, and whether it is away.
 _reports = False
 _away = False
 
@@ -60,7 +60,7 @@ def bound_waits(*, statement_seconds: float, reports: bool = False) -> None:
 
 
 def is_away() -> bool:
-    """Return whether the log has said that the database is away, and not yet that it is back."""
+    """Return whether the database was logged as away and not yet as back."""
     return _away
 
 
@@ -100,16 +100,16 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """Bounds every wait, and asks the socket whether a kept connection is still good; see `is_usable`."""
 
     def get_connection_params(self) -> dict[str, Any]:
-        """Let the server end a statement before this process gives up on the server."""
+        """Return parameters by which the server ends a statement before this process gives up on the server."""
         params = super().get_connection_params()
         if _statement_seconds is not None:
             limit = f"-c statement_timeout={round(_statement_seconds * 1000)}"
-            # The last one counts.
+            # If an option repeats, the last one counts.
             params["options"] = f"{params.get('options', '')} {limit}".strip()
         return params
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
-        """Connect, and say so in the log where the database is away or back."""
+        """Connect, and log that the database is away or back."""
         global _away  # noqa: PLW0603 - known to all threads of the process
         try:
             connection = self._connect(conn_params)
@@ -124,7 +124,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
     def _connect(self, conn_params: dict[str, Any]) -> Any:
-        """Connect; fail at once while another thread finds out whether a silent server is back."""
+        """Connect, or fail at once while another thread tries whether a silent server is back."""
         global _silent_until  # noqa: PLW0603 - known to all threads of the process
         if not _silent_until:
             return super().get_new_connection(conn_params)
@@ -138,13 +138,13 @@ class DatabaseWrapper(base.DatabaseWrapper):
         return connection
 
     def is_usable(self) -> bool:
-        """Whether the connection can be used again.
+        """Return whether the connection can be used again.
 
         A server that ended it, by a restart or by hand, has sent an end of file, so an idle connection with something
-        to read is a dead one. One whose network vanished is found out by the keepalives. Django's own check sends a
-        query before the first one of each request, a sixth of what creating a timer takes.
+        to read is dead. Keepalives find one whose network vanished. Django's own check sends a query at the beginning
+        of each request, which takes a sixth of the time of creating a timer.
         """
-        # libpq knows of a loss that it has met already, and has no socket any more.
+        # After a loss that libpq has noticed, there is no socket any more.
         if self.connection is None or self.connection.closed or self.connection.info.status:
             return False
         poll = select.poll()

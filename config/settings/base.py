@@ -1,4 +1,4 @@
-"""Settings shared by every way of running the service. The only place that reads the environment."""
+"""The settings shared by every way of running the service. Only the settings read the environment."""
 
 import math
 import os
@@ -11,7 +11,7 @@ import environ
 
 from webtask_scheduler import __version__
 
-# Numbers with bounds. A bad one ends the process with one line: whoever starts it has no use for a traceback.
+# Numbers with bounds. A bad one ends the process with one line, because a traceback would not help.
 
 
 def _refuse(name: str, must: str) -> NoReturn:
@@ -20,7 +20,7 @@ def _refuse(name: str, must: str) -> NoReturn:
 
 
 def whole_number(name: str, *, default: int, least: int, most: int) -> int:
-    """Return a whole number from the environment. Exits with a sentence where it is none, or out of bounds."""
+    """Return a whole number from the environment. Exits with a sentence if it is invalid or out of bounds."""
     text = os.environ.get(name, "").strip() or str(default)
     try:
         found = int(text)
@@ -30,7 +30,7 @@ def whole_number(name: str, *, default: int, least: int, most: int) -> int:
 
 
 def number(name: str, *, default: float, least: float, most: float) -> float:
-    """Return a number from the environment. Exits with a sentence where it is none, or out of bounds."""
+    """Return a number from the environment. Exits with a sentence if it is invalid or out of bounds."""
     text = os.environ.get(name, "").strip() or str(default)
     try:
         found = float(text)
@@ -128,37 +128,37 @@ DATABASES["default"].setdefault("OPTIONS", {}).update(
     keepalives_idle=5,
     keepalives_interval=2,
     keepalives_count=3,
-    # The queue's pages are in memory: an index probe costs no disk's seek, as the default of 4 assumes.
+    # The queue's pages are in memory, so an index probe costs no disk seek, which the default of 4 assumes.
     options="-c idle_in_transaction_session_timeout=5s -c statement_timeout=30s -c random_page_cost=1.1",
 )
 
 # Celery
 REDIS_URL = env.str("REDIS_URL")
 CELERY_BROKER_URL = REDIS_URL
-# Nobody waits for a result: the outcome of a call is a row in PostgreSQL.
+# Results are not used: the outcome of a call is a row in PostgreSQL.
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_BACKEND = None
-# Else django-celery-beat lists a task of its own that deletes old results, and sends it each night.
+# Otherwise django-celery-beat adds a task of its own that deletes old results each night.
 CELERY_RESULT_EXPIRES = None
 CELERY_TIMEZONE = "UTC"
 CELERY_ENABLE_UTC = True
 CELERY_BEAT_SCHEDULER = "webtask_scheduler.scheduler.beat:TimerScheduler"
-# What takes long has a queue and a worker of its own, so that it never stands before deliveries.
+# Long tasks have a queue and a worker of their own, so that deliveries never wait for them.
 CELERY_TASK_ROUTES = {
     f"webtask_scheduler.scheduler.tasks.{name}": {"queue": "upkeep"} for name in ("obey", "reconcile", "bulk", "prune")
 }
-# A worker holds no more messages than it works on; what waits, waits in the broker in order.
+# A worker holds no more messages than it works on; others wait in the broker in order.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Events on: Flower shows workers and tasks out of the box.
 CELERY_WORKER_SEND_TASK_EVENTS = True
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
-# Redirected, a traceback on stderr becomes a log line for each of its characters.
+# If redirected, a traceback on stderr becomes a log line for each of its characters.
 CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
-# Nothing acknowledges late, so there is nothing to cancel; unset, Celery warns of it at each loss.
+# No task acknowledges late, so there is nothing to cancel; if unset, Celery warns of it at each loss.
 CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
-# A broker that answers and takes nothing, as a full one does, is a broker that is away: try again, do not end.
+# A broker that answers but takes nothing, such as a full one, counts as away: try again, do not end.
 CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 
 # API
@@ -192,7 +192,7 @@ SPECTACULAR_SETTINGS = {
         "displayRequestDuration": True,
         "defaultModelsExpandDepth": 0,
     },
-    # A session serves the admin, not programs: no padlock on what needs none.
+    # Sessions serve the admin, not programs, so the document asks for no login.
     "AUTHENTICATION_WHITELIST": [],
     "ENUM_NAME_OVERRIDES": {
         "TimerStatus": "webtask_scheduler.scheduler.models.State",
@@ -208,11 +208,11 @@ def _is_fault(record: LogRecord) -> bool:
 
 
 def _without_traceback(record: LogRecord) -> bool:
-    """Leave tracebacks away where one line says enough, and lines where another has said it.
+    """Drop a traceback if one line is enough, and return False for a line that repeats another.
 
-    A worker's own troubles: a broker that is lost or full. What a task raises is logged by another part of Celery and
-    keeps its traceback, except where the database was lost: that names no fault of the task. A request that could not
-    be served because the database is away is not told one by one.
+    One line is enough for a worker's lost or full broker. Another part of Celery logs what a task raises; that keeps
+    its traceback, unless the database was lost, which is no fault of the task. Requests that fail because the database
+    is away are not logged one by one.
     """
     # Late: these need settings.
     from django.db import InterfaceError, OperationalError
@@ -225,7 +225,7 @@ def _without_traceback(record: LogRecord) -> bool:
     elif isinstance(error, OperationalError | InterfaceError) and record.name in ("celery.app.trace", "django.request"):
         task = getattr(record, "data", {}).get("name", "")
         what = f"task_failed task={task.rpartition('.')[2]}" if task else record.getMessage()
-        # What followed from the first, such as a cursor that is closed, says nothing.
+        # Later errors, such as a closed cursor, only follow from the first.
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
@@ -252,7 +252,7 @@ LOGGING: dict[str, Any] = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
     "root": {"handlers": ["console"], "level": one_of("LOG_LEVEL", "INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL")},
     "loggers": {
-        # One line for every message received and done is noise here: the attempt row tells the outcome.
+        # A line for every message received and done is noise: the attempt row holds the outcome.
         "celery.worker.strategy": {"level": "WARNING"},
         "celery.app.trace": {"level": "WARNING"},
         "kombu": {"level": "WARNING"},
@@ -269,20 +269,20 @@ WEBTASK_CALLERS = whole_number("WEBTASK_CALLERS", default=32, least=1, most=1000
 WEBTASK_BACKLOG_PER_SECOND = number("WEBTASK_BACKLOG_PER_SECOND", default=0.0, least=0, most=1_000_000)
 # A whole call, from looking up the name to the last byte read.
 WEBTASK_CALL_TIMEOUT_SECONDS = number("WEBTASK_CALL_TIMEOUT_SECONDS", default=30.0, least=0.1, most=3600)
-# What a timer may send.
+# The longest body that a timer may send.
 WEBTASK_BODY_LIMIT_BYTES = whole_number(
     "WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024, least=0, most=DATA_UPLOAD_MAX_MEMORY_SIZE
 )
 # Days that timers are kept after they ended; 0 keeps them forever.
 WEBTASK_RETENTION_DAYS = whole_number("WEBTASK_RETENTION_DAYS", default=30, least=0, most=36_500)
-# Deliveries that a timer keeps, the latest, with their attempts; 0 keeps all until they are too old.
+# How many of its latest deliveries a timer keeps, with their attempts; 0 keeps all until they are too old.
 WEBTASK_KEEP_DELIVERIES = whole_number("WEBTASK_KEEP_DELIVERIES", default=1000, least=0, most=1_000_000)
-# The furthest moment that a timer may promise: ten years.
+# How far ahead a timer may be due: ten years.
 WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
 )
 
-# Upkeep, declared as ordinary periodic tasks. A message that nobody took before the next one is due is dropped.
+# Upkeep, declared as ordinary periodic tasks. A message that is not taken before the next one is due is dropped.
 CELERY_BEAT_SCHEDULE = {
     "webtask_scheduler reconcile": {
         "task": "webtask_scheduler.scheduler.tasks.reconcile",

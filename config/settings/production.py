@@ -1,4 +1,4 @@
-"""A server on a public address: nothing is assumed, whatever is missing stops the start with its name."""
+"""A server on a public address: nothing is assumed; a missing setting stops the start and is named."""
 
 from config.settings.base import *
 from config.settings.base import env

@@ -1,4 +1,4 @@
-"""What the clock does: claim due deliveries, publish each at its moment, and take back expired leases.
+"""Claims due deliveries, publishes each at its due time, and takes back expired leases.
 
 Beat calls `Dispatcher.turn` again and again. The queue's clock decides what is due; between two claims the dispatcher
 keeps the coming second's deliveries in memory and measures time by the monotonic clock. Any number of dispatchers may
@@ -16,30 +16,30 @@ from webtask_scheduler.dispatch.share import CLAIM_LIMIT, FLOW_FLOOR, WINDOW, al
 
 logger = logging.getLogger(__name__)
 
-# The longest time between two claims: a timer made due at once waits half of it, on average.
+# The longest time between two claims; a timer that is due when it is made waits half of it on average.
 POLL_SECONDS = 0.04
 RECLAIM_SECONDS = 1.0
-# A lane in which more was due than a claim could take is claimed from flow by flow for so long.
+# For this long, a lane in which more was due than a claim could take is claimed from flow by flow.
 CROWDED_SECONDS = 2.0
-# After an error of the queue or the broker; long enough not to flood the log.
+# Pause after an error of the queue or the broker; long enough not to flood the log.
 PAUSE_SECONDS = 1.0
 # Deliveries that one message may carry: a message costs a worker several round trips to the broker, as much as some
 # calls. A few that are due together go in one; more in two or more, for several workers to share.
 CHUNK_MOST = 50
 CHUNK_LEAST = 8
 CHUNKS_AT_ONCE = 2
-# Between two times of publishing, what comes due is gathered: a worker takes some 150 messages a second, and fewer
-# where the processors are busy. What comes due alone does not wait.
+# Deliveries that come due within this time are gathered: a worker takes some 150 messages a second, fewer when the
+# processors are busy. A delivery that comes due alone does not wait.
 GATHER_SECONDS = 0.01
-# What is later than this is not spread: workers have enough to do.
+# Deliveries later than this are not spread over messages: workers have enough to do.
 LATE_SECONDS = 0.5
 
 
 class Dispatcher:
     """One beat's share of the work: the coming second in memory, and when to look at the queue again.
 
-    `publish` sends a chunk and raises PublishError; `dispute` is told of PeriodicTasks that differ from our rows.
-    `backlog_per_second` bounds how fast what is long overdue is worked off; 0 is as fast as workers start it.
+    `publish` sends a chunk and raises PublishError; `dispute` is given PeriodicTasks that differ from our rows.
+    `backlog_per_second` bounds how fast the backlog is worked off; 0 is as fast as workers start it.
     """
 
     def __init__(
@@ -58,22 +58,22 @@ class Dispatcher:
         self._clock = clock
         self._window = window
         self._backlog_per_second = backlog_per_second
-        # What the backlog may still take: filled by time, up to a second's worth.
+        # How many of the backlog may be claimed now: grows with time, up to a second's worth.
         self._backlog_allowance = 0.0
         self._backlog_at = clock()
         self._held: list[Held] = []
         self._unpublished: list[Held] = []
-        # Lanes claimed from flow by flow, until when; and where the next look at a lane with very many flows begins.
+        # Until when lanes are claimed from flow by flow; and where the next look at a lane with very many flows begins.
         self._crowded: dict[int, float] = {}
         self._after: dict[int, int] = {}
         self._poll_at = 0.0
-        # Nothing is published before.
+        # Nothing is published before this time.
         self._publish_at = 0.0
         self._reclaim_at = 0.0
         self._failing: set[str] = set()
 
     def turn(self) -> float:
-        """Do what is due now and return how many seconds may pass until the next turn. Raises nothing expected."""
+        """Do what is due now and return the seconds until the next turn. Handles errors of queue and broker itself."""
         try:
             self._publish_due()
             now = self._clock()
@@ -89,7 +89,7 @@ class Dispatcher:
         return max(0.0, min([self._poll_at, *(max(item.at, self._publish_at) for item in self._held[:1])]) - now)
 
     def close(self) -> None:
-        """Put everything back that is still held; another dispatcher takes it at once."""
+        """Put back everything that is still held, so that another dispatcher takes it at once."""
         self._unpublished += self._held
         self._held = []
         try:
@@ -124,13 +124,13 @@ class Dispatcher:
     ) -> int:
         """Claim from lanes, by flow where they are crowded; return how much was taken, and add it to `held`.
 
-        What is long overdue gets half of the window, so that it does not stand before what comes due now.
+        The backlog gets half of the window, so that it does not delay what comes due now.
         """
         if not lanes:
             return 0
         window = self._window // 2 if backlog else self._window
         free = max(0, window - sum(held.values()))
-        # Where a flow holds much already, the lane would give it more.
+        # In a lane where a flow holds much already, a claim by lane would give it more.
         full = {lane_of(flow) for flow, count in held.items() if count > max(FLOW_FLOOR, free // 4)}
         numbers = [lane.number for lane in lanes]
         scarce = free < window // 8
@@ -143,7 +143,7 @@ class Dispatcher:
             portions = [Portion(lane_of(flow), min(limit, most), flow) for flow, limit in limits.items()]
             taken += self._take(self._queue.claim(portions, backlog=backlog), held) if portions else 0
         if quiet and most > taken:
-            # No flow alone may have more than half of what is free, and here nobody knows how many there are.
+            # No flow alone may have more than half of what is free, and the number of flows is not known here.
             each = min(max(FLOW_FLOOR, min(free // 2, most) // len(quiet)), most - taken)
             claim = self._queue.claim([Portion(number, each) for number in quiet], backlog=backlog)
             taken += self._take(claim, held)
@@ -169,14 +169,14 @@ class Dispatcher:
         return min(CLAIM_LIMIT, int(self._backlog_allowance))
 
     def _publish_due(self) -> None:
-        """Publish what is due in memory, flows with few of it first."""
+        """Publish the due deliveries in memory, flows with few of them first."""
         now = self._clock()
         if now < self._publish_at:
             return
         due: list[Held] = []
         while self._held and self._held[0].at <= now:
             item = heapq.heappop(self._held)
-            # Past its lease it belongs to whoever reclaims it.
+            # After its lease has run out, a reclaim owns it.
             if item.expires > now:
                 due.append(item)
         if not due:
@@ -188,7 +188,7 @@ class Dispatcher:
             counts: dict[int, int] = {}
             for item in due:
                 counts[item.flow] = counts.get(item.flow, 0) + 1
-            # Stable: by time among those of one size.
+            # The sort is stable: deliveries of one class stay in order of time.
             due.sort(key=lambda item: counts[item.flow] > size)
         for start in range(0, len(due), size):
             batch = due[start : start + size]
@@ -203,7 +203,7 @@ class Dispatcher:
     def _failed(self, what: str, error: Exception) -> None:
         self._poll_at = self._clock() + PAUSE_SECONDS
         if what not in self._failing:
-            # Said once, not at every turn.
+            # Logged once, not at every turn.
             logger.error("dispatch_failing what=%s error=%r", what, str(error).strip())
         self._failing.add(what)
 

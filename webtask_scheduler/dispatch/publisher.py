@@ -1,4 +1,4 @@
-"""Messages to workers, by the names of their tasks, over a broker connection of its own."""
+"""Sends messages to workers, by the names of their tasks, over a broker connection of its own."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from webtask_scheduler.dispatch.queue import Chunk, PublishError
 TASKS = "webtask_scheduler.scheduler.tasks."
 # A broker that does not answer must not hold up the clock.
 BROKER_TIMEOUT_SECONDS = 2.0
-# Between two messages to go on with bulk operations that were begun: longer than a worker takes to begin.
+# The time between two messages to go on with bulk operations: longer than a worker takes to begin.
 BULK_SECONDS = 3.0
 
 
 class Publisher:
-    """Sends messages over a broker connection of its own: no retries, short timeouts, made anew after an error."""
+    """Sends messages over its own broker connection: no retries, short timeouts, a new connection after an error."""
 
     def __init__(self, app: Celery) -> None:
         self._app = app
@@ -27,22 +27,22 @@ class Publisher:
     def deliver(self, chunk: Chunk) -> None:
         """Publish a chunk of claimed deliveries. Raises PublishError."""
         items = [[str(held.delivery_id), str(held.token), held.host, held.flow] for held in chunk.items]
-        # Both are what a person reads in Flower and in the worker's log.
+        # `argsrepr` and `shadow` are for people who read Flower and the worker's log.
         self._send("deliver", [items], argsrepr=f"({chunk.label})", shadow="deliver")
 
     def obey(self, periodic_task_ids: list[int]) -> None:
-        """Have a worker look at rows that somebody else changed. Raises PublishError."""
+        """Have a worker look at PeriodicTasks that differ from their timers. Raises PublishError."""
         self._send("obey", [periodic_task_ids], argsrepr=f"({len(periodic_task_ids)} rows)", shadow="obey")
 
     def bulk(self) -> None:
         """Have a worker go on with bulk operations. Raises PublishError."""
-        # The next one is sent by then: without a worker they do not pile up.
+        # The next message is sent by then; without a worker they do not pile up.
         self._send("bulk", [], shadow="bulk", expires=2 * BULK_SECONDS)
 
     def check(self) -> None:
-        """Ask the broker whether it takes anything. Raises PublishError.
+        """Check that the broker takes messages. Raises PublishError.
 
-        A Redis that is full answers, and refuses; of any other broker it is asked whether it is connected.
+        Redis is asked to store something, because a full one still answers; another broker only has to be connected.
         """
         try:
             producer = self._open()
@@ -59,7 +59,7 @@ class Publisher:
         self._connection = self._producer = None
 
     def _send(self, task: str, args: list[Any], **options: Any) -> None:
-        # By name: a beat needs nothing of what a worker runs.
+        # Sent by name, so that beat does not load the code of the tasks.
         try:
             self._app.send_task(
                 TASKS + task, args=args, producer=self._open(), retry=False, ignore_result=True, **options

@@ -1,6 +1,6 @@
-"""What a dispatcher needs of a queue: the protocol, and the values that pass between them.
+"""The protocol of a queue that a dispatcher can serve, and the values that pass between them.
 
-Nothing here knows a table or a Django model: a queue that fulfils `Queue` can be dispatched.
+It depends on no table and no Django model.
 """
 
 import uuid
@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 
 class QueueError(Exception):
-    """The queue cannot be reached or does not answer. Nothing was taken that the caller knows of."""
+    """The queue cannot be reached or does not answer. The caller holds nothing from this call."""
 
 
 class PublishError(Exception):
@@ -20,23 +20,23 @@ class PublishError(Exception):
 
 @dataclass(order=True, slots=True)
 class Held:
-    """A delivery that this process holds: its moment and the end of its lease, in monotonic seconds."""
+    """A delivery that this process holds: its due time and the end of its lease, in monotonic seconds."""
 
     at: float
     expires: float = field(compare=False)
     delivery_id: uuid.UUID = field(compare=False)
     token: uuid.UUID = field(compare=False)
-    # For the people who read the messages; a worker needs neither.
+    # For people who read the messages; a worker needs neither.
     timer_id: uuid.UUID | None = field(compare=False, default=None)
     due_at: datetime | None = field(compare=False, default=None)
-    # The host of its URL, and the flow that it belongs to: a worker decides by them what may be called now.
+    # The host of its URL and its flow: a worker decides by them what may be called now.
     host: str = field(compare=False, default="")
     flow: int = field(compare=False, default=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """What one message carries, and a label for people."""
+    """The deliveries of one message, and a label for people."""
 
     items: tuple[Held, ...]
     label: str = ""
@@ -51,7 +51,7 @@ class Lane(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The lanes in which something is due, and how much of each flow is claimed and not started."""
+    """The lanes in which something is due, and how many deliveries of each flow are claimed and not started."""
 
     lanes: Sequence[Lane]
     claimed: Mapping[int, int]
@@ -67,9 +67,9 @@ class Portion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The result of one claim: what was taken, and the PeriodicTasks that say something else than our rows.
+    """The result of one claim: the deliveries taken, and the PeriodicTasks that differ from our rows.
 
-    `taken` counts the rows of each lane, those that were parked included.
+    `taken` counts the rows of each lane, including those that were parked.
     """
 
     held: Sequence[Held]
@@ -78,25 +78,25 @@ class Claim:
 
 
 class Queue(Protocol):
-    """Each method raises QueueError where the queue is away; times are seconds from the queue's own present."""
+    """A queue of deliveries. Each method raises QueueError if the queue is away; the queue's own clock counts."""
 
     def look(self) -> Look:
-        """Return what is due within the look-ahead: cheap, for it is asked again and again."""
+        """Return what is due within the look-ahead. It must be cheap: it is called again and again."""
 
     def flows(self, lanes: Sequence[int], after: Mapping[int, int]) -> tuple[Sequence[int], dict[int, int]]:
-        """Return the flows in which something is due, and for lanes with too many flows where to go on.
+        """Return the flows in which something is due, and where to go on in lanes with too many flows.
 
-        `after` is what the call before gave.
+        `after` is the second value of the call before.
         """
 
     def claim(self, portions: Sequence[Portion], *, backlog: bool) -> Claim:
-        """Take due deliveries, oldest first in each portion: the long overdue ones, or the others."""
+        """Claim due deliveries, oldest first in each portion: either the backlog or the others."""
 
     def put_back(self, held: Sequence[Held]) -> None:
-        """Return what was claimed and not published."""
+        """Return claimed deliveries that were not published to the queue."""
 
     def reclaim(self) -> bool:
-        """Take back a batch of what expired; return whether there may be more."""
+        """Take back a batch of expired leases; return whether there may be more."""
 
     def release(self) -> bool:
-        """Return to the queue a batch of what was held by stops that are lifted; return whether there may be more."""
+        """Release a batch of deliveries whose stops were lifted; return whether there may be more."""

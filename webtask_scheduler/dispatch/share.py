@@ -1,27 +1,26 @@
-"""How the claim divides its room: fair among flows, and among the owners that they belong to.
+"""Divides the claim's room fairly among flows, and among their owners.
 
-A flow is what one owner has due for one host. Nothing here is a queue of its own: what a flow may not claim now stays
-in the table, in order, and costs nothing until there is room for it.
+A flow is one owner's deliveries to one host. What a flow may not claim now stays in the table, in order, and costs
+nothing until there is room for it.
 
 The rule is that of shared buffers in switches ("dynamic thresholds"): a flow may hold as much as is still free, an
-owner twice as much. One flow alone gets half of the room, two a third each, and whoever comes next always finds some
-free. Below a floor nobody is refused.
+owner twice as much. One flow alone gets half of the room, two get a third each, and a new flow always finds some room.
+Every flow and owner gets a small minimum.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
-# How much may be claimed and not started, by all beats together: what one worker starts in about two seconds. Workers
-# keep what they cannot start yet in memory, under leases that they renew.
+# How many deliveries all beats together may have claimed and not started: what one worker starts in about two seconds.
+# Workers keep what they cannot start yet in memory, under leases that they renew.
 WINDOW = 2000
-# So much of a flow is claimed whatever the others hold, and so much of an owner even where the window is full.
+# Minimum claimed of a flow whatever the others hold, and of an owner even if the window is full.
 FLOW_FLOOR = 4
 OWNER_FLOOR = 64
 # One claim's size: large enough to carry a burst in few statements, small enough that one statement stays in the tens
 # of milliseconds.
 CLAIM_LIMIT = 500
-# Where a flow may take few more, it waits until it may take so many: a claim of what was just started would be chunks
-# of one.
+# A flow that may take few more waits until it may take this many; otherwise each start would cause a chunk of one.
 ROOM_LEAST = 32
 
 
@@ -31,14 +30,14 @@ def owner_of(flow: int) -> int:
 
 
 def lane_of(flow: int) -> int:
-    """Return the lane of a flow; all flows of a lane stand side by side."""
+    """Return the lane of a flow; a lane is a range of flows."""
     return flow >> 57
 
 
 def allot(flows: Iterable[int], claimed: Mapping[int, int], *, window: int = WINDOW) -> dict[int, int]:
-    """Return how much each of these flows may claim now, at most CLAIM_LIMIT together; those with nothing are left out.
+    """Return how much each of these flows may claim now, at most CLAIM_LIMIT together; flows with no room are left out.
 
-    `claimed` is what each flow holds, of all flows.
+    `claimed` holds how much each of all flows holds.
     """
     by_owner: dict[int, int] = defaultdict(int)
     for flow, count in claimed.items():
@@ -57,9 +56,9 @@ def allot(flows: Iterable[int], claimed: Mapping[int, int], *, window: int = WIN
             wanted[owner].append((limit, flow))
             floors += max(0, floor)
     allotted: dict[int, int] = {}
-    # Half of what is free at a time: all of these flows may want as much as is free.
+    # Take half of what is free at a time, because each of these flows may want all that is free.
     left = min(CLAIM_LIMIT, max(floors, free // 2))
-    # Each gets an equal share of what is left, those that want little first: what they leave is for the others.
+    # Each gets an equal share of what is left. Those that want little come first, and leave the rest to the others.
     for owners_left, (_, asked) in zip(range(len(wanted), 0, -1), sorted(wanted.items(), key=_asked), strict=True):
         share = max(1, left // owners_left)
         for flows_left, (limit, flow) in zip(range(len(asked), 0, -1), sorted(asked), strict=True):

@@ -1,7 +1,6 @@
-"""Stock beat plus our dispatch on its tick.
+"""Runs the dispatcher on stock beat's tick.
 
-What an operator sets up by hand keeps stock behaviour; the rows of timers are left to `dispatch`, which does the
-thinking.
+Tasks that an operator sets up keep stock behaviour; `dispatch` handles the timers.
 """
 
 import contextlib
@@ -27,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 SEEN_SECONDS = 1.0
 
-# Renewed every second; another beat takes over once it has run out.
+# The lead is renewed every second; another beat takes over after it has run out.
 LEAD_SECONDS = 3.0
 
-# Notes that this beat is at work, and takes or keeps the lead if nobody else has it, by the database's clock. Tells the
-# one that has it whether a bulk operation waits for a worker, and who had it before.
+# Stores that this beat is at work, and takes or keeps the lead if no other beat has it, by the database's clock. The
+# leader gets whether a bulk operation waits for a worker, and which beat led before.
 _SEEN = """
 WITH gone AS (DELETE FROM scheduler_beat WHERE seen_at < clock_timestamp() - interval '1 hour' AND name <> %(name)s),
 was AS (SELECT name FROM scheduler_leader),
@@ -49,7 +48,7 @@ _STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE n
 
 
 class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
-    """django-celery-beat's scheduler for what operators set up, and the dispatcher for timers."""
+    """django-celery-beat's scheduler for operators' own tasks, and the dispatcher for timers."""
 
     # Class attributes: the start banner builds a second, lazy instance that must have no side effects.
     _publisher: Publisher | None = None
@@ -58,17 +57,17 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     _seen_at = 0.0
     _leads_until = 0.0
     _led = False
-    # Its lead ran out, and it is not known yet whether another took it.
+    # Whether its lead ran out and it is not known yet if another beat took it.
     _lapsed = False
     _bulk_at = 0.0
 
     def setup_schedule(self) -> None:
-        """Wait for a database that is not up yet: the stock constructor reads it and would end the process."""
+        """Set up the schedule after waiting for the database, without which the stock constructor ends the process."""
         failing = False
         while True:
             try:
                 connection.ensure_connection()
-                # Set by a first try that failed half-way: without it the second would find no schedule at all.
+                # A first try that failed half-way cleared this; without it the second would find no schedule at all.
                 self._initial_read = True
                 super().setup_schedule()
             except (DatabaseError, InterfaceError) as error:
@@ -81,12 +80,12 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
                 return
 
     def enabled_models_qs(self) -> "QuerySet[PeriodicTask]":
-        """Leave out the rows of timers; the index `periodictask_foreign_idx` finds the others."""
+        """Return the rows that are not timers'; the index `periodictask_foreign_idx` finds them."""
         rows: QuerySet[PeriodicTask] = super().enabled_models_qs().exclude(task=TASK_NAME)
         return rows
 
     def schedule_changed(self) -> bool:
-        """Answer as stock does, but raise where the database is away: stock logs a traceback, several in a tick."""
+        """Return what stock does, but raise if the database is away: stock logs several tracebacks in a tick."""
         last, self._last_timestamp = self._last_timestamp, self.Changes.last_change()  # type: ignore[has-type]
         changed: bool = bool(last and self._last_timestamp and self._last_timestamp > last)
         return changed
@@ -129,8 +128,8 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         return f"{socket.gethostname()}:{os.getpid()}"[:100]
 
     def _stock_tick(self, publisher: Publisher, *args: Any, **kwargs: Any) -> float:
-        # The lease says that the database answered just now. The stock tick logs a traceback each time it does not; its
-        # producer retries for many seconds while the broker is away, and gives a one-off up. So ask that first too.
+        # The stock tick logs a traceback each time the database is away; a valid lead shows that it answered just now.
+        # Its producer retries for many seconds while the broker is away, and gives a one-off up. So check that first.
         if not self._leads():
             return SEEN_SECONDS
         try:
@@ -142,35 +141,35 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             connection.close()
             logger.warning("stock_tick_failed error=%r", str(error).strip())
             return PAUSE_SECONDS
-        # Not longer than the lead is sure: a beat that was stopped must look before it goes on.
+        # No longer than the lead is certain: a beat that was stopped must check before it goes on.
         return min(delay or 0.0, SEEN_SECONDS)
 
     def _leads(self) -> bool:
-        """Whether this beat is the leader now. One that was and is not forgets what it wanted to write back."""
+        """Return whether this beat leads now. A beat that lost the lead drops what it wanted to write back."""
         leads = time.monotonic() < self._leads_until
         if self._led and not leads:
             self._dirty.clear()
             self._led = False
-            # A database or a broker that is slow to fail outlasts the lease: that alone is not worth a line.
+            # A database or a broker that is slow to fail outlasts the lease; that alone is not logged.
             self._lapsed = True
         return leads
 
     def _seen(self) -> None:
-        """Note that this beat is at work, and take or keep the lead."""
+        """Store that this beat is at work, and take or keep the lead."""
         before = time.monotonic()
         try:
             with connection.cursor() as cursor:
                 cursor.execute(_SEEN, {"name": self._name, "lead": LEAD_SECONDS})
                 row = cursor.fetchone()
         except (DatabaseError, InterfaceError):
-            # The dispatcher, which comes next, says so in the log.
+            # The dispatcher, which comes next, logs it.
             connection.close()
             return
         self._leads()
         leads = row is not None
         if leads and row[0] and self._publisher is not None and before >= self._bulk_at:
             self._bulk_at = before + BULK_SECONDS
-            # Without a broker the next second tries again; the dispatcher says so in the log.
+            # Without a broker the next second tries again; the dispatcher logs it.
             with contextlib.suppress(PublishError):
                 self._publisher.bulk()
         if self._lapsed and not leads:
@@ -180,7 +179,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             if not (self._lapsed and row[1] == self._name):
                 logger.info("lead_taken beat=%s", self._name)
             self._lapsed = False
-            # Another led meanwhile, and wrote to the rows: read them anew.
+            # Another beat led meanwhile and wrote to the rows: read them again.
             self._initial_read = True
             self._heap = None
             self._stock_at = 0.0

@@ -1,7 +1,7 @@
-"""What is so now: whether beats and workers are at work, what is stopped, and how much waits.
+"""Gathers the service's present state: whether beats and workers are at work, what is stopped, how much waits.
 
-One set of facts stands behind `/readyz`, a timer's `reason`, `manage.py calls status` and the admin's banner, so that
-they never disagree. Reading them is one statement on indexes; `gather` keeps the answer for a second in each process.
+`/readyz`, a timer's `reason`, `manage.py calls status` and the admin's banner use the same facts, so that they never
+disagree. Reading them is one statement on indexes; `gather` keeps the answer for a second in each process.
 """
 
 import functools
@@ -16,16 +16,16 @@ from django.db import connection
 
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
 
-# A beat or a worker that was not seen for so long is taken for gone. They write once a second.
+# A beat or a worker that was not seen for this long counts as gone. They write once a second.
 SEEN_SECONDS = 5.0
-# A thread of a worker that has not moved for so long, while its process goes on writing, is stuck.
+# A worker's thread that has not moved for this long, while its process goes on writing, is stuck.
 STUCK_SECONDS = 10.0
-# Facts that every GET may ask for are this old at most, and what is known of a broker that does not answer, which
-# costs BROKER_TIMEOUT_SECONDS to find out.
+# The most that facts and the broker's state may be old: every GET may ask for them, and an absent broker costs
+# BROKER_TIMEOUT_SECONDS to find out.
 FRESH_SECONDS = 1.0
 BROKER_AWAY_SECONDS = 5.0
 BROKER_TIMEOUT_SECONDS = 1.5
-# More than this many are not counted.
+# Counts stop at this number.
 COUNT_MOST = 10_000
 WORKERS_MOST = 200
 # As hosts.PUT_OFF_SECONDS, and a little more.
@@ -36,7 +36,7 @@ BEHIND_SECONDS = 2.0
 CALLS = "calls"
 UPKEEP = "upkeep"
 
-# Its own row is spared: one statement cannot delete and update it.
+# The process's own row is not deleted: one statement cannot delete and update it.
 _NOTE = f"""
 WITH {ASYNC_COMMIT},
 gone AS (DELETE FROM scheduler_worker WHERE seen_at < clock_timestamp() - interval '1 hour' AND name <> %(name)s)
@@ -84,7 +84,7 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A worker process as it last noted itself; times in seconds."""
+    """A worker process as it last reported itself; times in seconds."""
 
     name: str
     kind: str
@@ -100,7 +100,7 @@ class Worker:
 
     @property
     def trouble(self) -> str:
-        """What does not move in a process that is alive; empty where all does."""
+        """Return which thread does not move in a live process; empty if all move."""
         for part, seconds in (("starter", self.starter_seconds), ("ledger", self.ledger_seconds)):
             if self.is_live and seconds > STUCK_SECONDS:
                 return f"worker {self.name}: its {part} has not moved for {seconds + self.seen_seconds:.0f} s"
@@ -109,18 +109,18 @@ class Worker:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What the database says. Counts end at COUNT_MOST."""
+    """The facts that the database holds. Counts end at COUNT_MOST."""
 
-    # Since the latest sign of a beat; None where none was ever seen.
+    # Seconds since a beat was last seen; None if no beat was ever seen.
     beat_seconds: float | None
     workers: tuple[Worker, ...]
-    # Hosts to which calls are stopped; the empty one is all of them.
+    # Hosts to which calls are stopped; an empty host means all.
     stops: tuple[str, ...]
-    # Due and not claimed, and how long the oldest of them is due.
+    # Deliveries due and not claimed, and how long the oldest of them is due.
     overdue: int
     overdue_seconds: float
     held: int
-    # Claimed and past its moment, and not started; and how long the oldest of them is past it.
+    # Deliveries claimed, due and not started, and how long the oldest of them is due.
     unstarted: int
     unstarted_seconds: float
     # Past its moment and put off by a worker that had no place for it; and how long the oldest is past its moment.
@@ -147,19 +147,19 @@ class Facts:
 
     @property
     def beat_trouble(self) -> str:
-        """What is wrong with beats, in lower case; empty where one is at work."""
+        """Return what is wrong with beats, in lower case; empty if one is at work."""
         if self.beat_seconds is None:
             return "no beat was ever seen"
         return "" if self.beat_seconds <= SEEN_SECONDS else f"no beat was seen for {self.beat_seconds:.0f} s"
 
     @property
     def worker_trouble(self) -> str:
-        """What is wrong with workers that make calls, in lower case; empty where all is well."""
+        """Return what is wrong with workers that make calls, in lower case; empty if all is well."""
         return self._absent(CALLS) or "; ".join(worker.trouble for worker in self._of(CALLS) if worker.trouble)
 
     @property
     def behind(self) -> str:
-        """Say how much waits for a worker; empty where that is nothing to speak of."""
+        """Return how much waits for a worker, in words; empty if it is too little to report."""
         if self.unstarted_seconds <= BEHIND_SECONDS:
             return ""
         waits = "waits" if self.unstarted == 1 else "wait"
@@ -167,13 +167,13 @@ class Facts:
 
     @property
     def upkeep_trouble(self) -> str:
-        """What is wrong with upkeep, which no timer's call depends on; empty where there was never a worker for it."""
+        """Return what is wrong with upkeep, on which no call depends; empty if there was never a worker for it."""
         if not self._of(UPKEEP):
             return ""
         return self._absent(UPKEEP) or "; ".join(worker.trouble for worker in self._of(UPKEEP) if worker.trouble)
 
     def cause(self, host: str, *, claimed: bool = False) -> str:
-        """Say in a sentence why a timer that is due is not being called; empty where nothing stands in its way."""
+        """Return in a sentence why a due timer is not being called; empty if nothing prevents it."""
         return (
             self._stopped(host)
             or (self._awaited_beat() if not claimed else "")
@@ -229,9 +229,9 @@ def note_worker(
     running: int,
     ledger_idle_seconds: float = 0.0,
 ) -> None:
-    """Note that a worker process is at work, and how long ago its threads last completed a turn; once a second.
+    """Store that a worker process is at work, and how long ago its threads last completed a turn.
 
-    Raises DatabaseError.
+    Called once a second. Raises DatabaseError.
     """
     arguments: dict[str, Any] = {
         "name": name,
@@ -246,7 +246,7 @@ def note_worker(
 
 
 def forget_worker(*, name: str, kind: str) -> None:
-    """Forget a worker that ends in an orderly way. Raises DatabaseError."""
+    """Delete the row of a worker that ends in an orderly way. Raises DatabaseError."""
     with connection.cursor() as cursor:
         cursor.execute(_FORGET, [name, kind])
 
@@ -256,7 +256,7 @@ _broker: tuple[float, str] | None = None
 
 
 def gather(*, at_once: bool = False) -> Facts:
-    """Return the facts, at most FRESH_SECONDS old; `at_once`: of this moment. Raises DatabaseError."""
+    """Return the facts, at most FRESH_SECONDS old, or with `at_once` read now. Raises DatabaseError."""
     global _gathered  # noqa: PLW0603 - one set of facts a process is the point
     now = time.monotonic()
     if _gathered is None or at_once or now - _gathered[0] >= FRESH_SECONDS:
@@ -275,7 +275,7 @@ def gather(*, at_once: bool = False) -> Facts:
 
 
 def broker_trouble(*, at_once: bool = False) -> str:
-    """Return what is wrong with the broker, in lower case; empty where it takes messages."""
+    """Return what is wrong with the broker, in lower case; empty if it takes messages."""
     global _broker  # noqa: PLW0603 - as above
     now = time.monotonic()
     if _broker is not None and not at_once:
@@ -295,7 +295,7 @@ def broker_trouble(*, at_once: bool = False) -> str:
 
 
 def forget() -> None:
-    """Forget what was gathered, and the connection to the broker."""
+    """Drop the gathered facts and the connection to the broker."""
     global _gathered, _broker  # noqa: PLW0603 - as above
     _gathered = _broker = None
     _broker_client.cache_clear()
@@ -309,7 +309,7 @@ def _broker_client() -> redis.Redis:
 
 
 def warnings() -> list[str]:
-    """Return a sentence for each thing that an operator should know of now; none where all is well.
+    """Return a sentence for each present problem that an operator should know; empty if all is well.
 
     Raises DatabaseError.
     """
@@ -330,7 +330,7 @@ def warnings() -> list[str]:
 def waiting_for_stops(found: Facts) -> int:
     """Return how many deliveries wait because calls are stopped.
 
-    While all are stopped nothing is claimed, so what is overdue stays scheduled and waits for that stop too.
+    While all are stopped nothing is claimed, so overdue deliveries stay scheduled and count too.
     """
     return min(COUNT_MOST, found.held + (found.overdue if found.all_stopped else 0))
 

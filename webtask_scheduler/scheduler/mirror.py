@@ -1,4 +1,4 @@
-"""A timer and the PeriodicTask that shows it: translating a schedule from one to the other, and nothing else."""
+"""Translates schedules between a timer and the PeriodicTask that shows it, and nothing else."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -17,8 +17,8 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     cron_of,
 )
 
-# Said of the row "task" with its "clocked": a stock scheduler has run it for this very moment and disabled it, as it
-# does with one-off rows; that is book-keeping, not a wish. Its clock may run ahead of the database's a little.
+# True if a stock scheduler has run the row "task" for the time in "clocked" and disabled it, as it does with one-off
+# rows. That is book-keeping, not a person's edit. The stock clock may run a little ahead of the database's.
 RUN_BY_STOCK = """coalesce(task.one_off AND NOT task.enabled
                            AND task.last_run_at >= clocked.clocked_time - interval '5 s', false)"""
 
@@ -29,14 +29,14 @@ PERIODS = {
     IntervalSchedule.SECONDS: 1.0,
     IntervalSchedule.MICROSECONDS: 0.000_001,
 }
-# What the column of an IntervalSchedule holds.
+# The most that the column of an IntervalSchedule holds.
 EVERY_MOST = 2_147_483_647
 
 
 def celery_shape(cron: str, every_seconds: float | None) -> dict[str, Any] | None:
     """Return the fields of the CrontabSchedule or IntervalSchedule that a PeriodicTask shows for a schedule.
 
-    None where Celery cannot express it: then the row shows the next moment as clocked.
+    None if Celery cannot express it; then the row shows the next due time as clocked.
     """
     if cron:
         fields = celery_fields(cron)
@@ -52,7 +52,7 @@ def celery_shape(cron: str, every_seconds: float | None) -> dict[str, Any] | Non
 
 
 def show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
-    """Have a PeriodicTask show a timer's schedule. A schedule's row that says it already is kept, shared or not."""
+    """Write a timer's schedule to its PeriodicTask. A schedule's row that already shows it is kept, shared or not."""
     shape = celery_shape(timer.cron, timer.every_seconds)
     rows: dict[str, Any] = {"crontab_id": None, "interval_id": None, "solar_id": None, "clocked_id": None}
     # Written in bulk: a save() would make stock beat reload everything.
@@ -75,15 +75,15 @@ SCHEDULES = {"clocked_id": ClockedSchedule, "crontab_id": CrontabSchedule, "inte
 
 
 def schedules_of(task: PeriodicTask) -> dict[str, int]:
-    """Return the ids of the schedule's rows that a PeriodicTask uses, by its columns."""
+    """Return the ids of the schedule rows that a PeriodicTask uses, by its columns."""
     return {name: pk for name in SCHEDULES if (pk := getattr(task, name)) is not None}
 
 
 def drop_schedules(rows: Mapping[str, int]) -> None:
-    """Delete rows that a timer's PeriodicTask has just stopped using, where no other task uses them.
+    """Delete schedule rows that a timer's PeriodicTask has just stopped using and no other task uses.
 
-    Only these: a schedule that no timer used may be kept by an operator for later. In SQL: the models' own delete()
-    takes along a task that somebody gives the schedule at the same moment; this way its foreign key refuses it.
+    Other unused schedules stay, because an operator may keep them for later. It is SQL, because the models' delete()
+    would also delete a task that is given the schedule at the same time; here the foreign key refuses that.
     """
     with connection.cursor() as cursor:
         for name, pk in rows.items():
@@ -96,12 +96,12 @@ def drop_schedules(rows: Mapping[str, int]) -> None:
 
 
 def _own(model: Any, pk: int | None, **values: Any) -> int:
-    """Write a schedule's row, making one where there is none or other tasks use it too, and return its id."""
+    """Write a schedule's row and return its id; make a new row if there is no row or other tasks use it too."""
     if pk is not None:
         stored = model.objects.filter(pk=pk)
         if stored.filter(**values).exists():
             return pk
-        # Without reading the row: what stands there may be no crontab at all.
+        # The row is not read, because it may hold no valid crontab.
         if stored.aggregate(users=Count("periodictask"))["users"] == 1:
             stored.update(**values)
             return pk
@@ -120,7 +120,7 @@ CRONTAB = ("minute", "hour", "day_of_month", "month_of_year", "day_of_week")
 def read_shown(task: PeriodicTask) -> tuple[Any, ...]:
     """Return the interval and the crontab that a PeriodicTask shows, as `differs` and `_read` take them."""
     with connection.cursor() as cursor:
-        # As they stand in the table: of what is no time zone, the model makes an error.
+        # Read from the table as text, because the model raises an error for an invalid time zone.
         query = f"SELECT {SHOWN} FROM django_celery_beat_periodictask task{JOIN_SCHEDULES} WHERE task.id = %s"  # noqa: S608
         cursor.execute(query, [task.pk])
         row: tuple[Any, ...] = cursor.fetchone()
@@ -128,7 +128,7 @@ def read_shown(task: PeriodicTask) -> tuple[Any, ...]:
 
 
 def differs(cron: str, timezone: str, every_seconds: float | None, *row: Any) -> bool:
-    """Whether a PeriodicTask shows another schedule than its timer has. Of several, Celery goes by the interval."""
+    """Return whether a PeriodicTask shows another schedule than its timer has. Of several, Celery uses the interval."""
     every, period, *fields, zone = row
     if period is not None:
         return every_seconds is None or _microseconds(every_seconds) != every * _microseconds(PERIODS.get(period, 0.0))
@@ -137,7 +137,7 @@ def differs(cron: str, timezone: str, every_seconds: float | None, *row: Any) ->
             return True
         meant = celery_fields(cron)
         return meant != tuple(fields) and meant != _meaning(fields)
-    # A clocked row stands for one moment, or for a schedule that Celery cannot express.
+    # A clocked row stands for one due time, or for a schedule that Celery cannot express.
     return celery_shape(cron, every_seconds) is not None
 
 
@@ -154,7 +154,7 @@ def _microseconds(seconds: float) -> int:
 
 
 def is_run_by_stock(task: PeriodicTask) -> bool:
-    """As endings.RUN_BY_STOCK."""
+    """Return RUN_BY_STOCK for a row that is read already."""
     if task.enabled or not task.one_off or task.last_run_at is None or task.clocked is None:
         return False
     return bool(task.last_run_at >= task.clocked.clocked_time - timedelta(seconds=5))

@@ -1,7 +1,7 @@
-"""The tables: a timer, its deliveries (the queue), their attempts, and what goes with them.
+"""The tables: timers, their deliveries (the queue), the deliveries' attempts, and supporting tables.
 
-A timer's own row is wide and cold. A delivery's row is narrow and hot: it is the queue, and PostgreSQL is the truth
-about it. The rules stand in the database as constraints, so that no code path can write an impossible row.
+A timer's row is wide and cold. A delivery's row is narrow and hot: it is the queue, and PostgreSQL is the truth about
+it. The rules are constraints in the database, so that no code path can write an impossible row.
 """
 
 import json
@@ -30,15 +30,15 @@ CRON_MAX_LENGTH = 200
 # A key of at most 63 characters, "=", and a value of as many.
 LABEL_MAX_LENGTH = 127
 KEY_MAX_LENGTH = 255
-# The column's own bound. Replays and interruptions count too, so it is far beyond any retry policy; a delivery that
-# comes so far is ended by the start that would pass it.
+# The column's bound. Replays and interruptions count too, so it is far beyond any retry policy. The start that would
+# pass it ends the delivery instead.
 ATTEMPTS_BOUND = 30_000
 FAULT_MAX_LENGTH = 300
 MESSAGE_MAX_LENGTH = 300
 
 
 def new_id() -> uuid.UUID:
-    """Return a UUIDv7: rows made one after the other stay neighbours in the index."""
+    """Return a UUIDv7, so that rows made one after the other are neighbours in the index."""
     return uuid_utils.compat.uuid7()
 
 
@@ -66,13 +66,13 @@ FINAL = (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED)
 
 
 class GivenField(models.JSONField):
-    """JSON kept as it was given, the order of its members included: the type json, where Django's own is jsonb."""
+    """JSON stored as it was given, including the order of its members: PostgreSQL's json, not Django's jsonb."""
 
     def db_type(self, connection: Any) -> str:  # noqa: ARG002 - Django's signature
         return "json"
 
     def from_db_value(self, value: Any, expression: Any, connection: Any) -> Any:
-        # psycopg2 reads this type itself.
+        # psycopg2 parses the type json itself.
         return super().from_db_value(value, expression, connection) if isinstance(value, str) else value
 
     def get_db_prep_value(self, value: Any, connection: Any, prepared: bool = False) -> Any:
@@ -83,16 +83,16 @@ class GivenField(models.JSONField):
 
 
 class ClockTimestamp(models.Func):
-    """The database's clock at this moment; `Now` is the start of the transaction."""
+    """The database's clock at this instant; `Now` is the start of the transaction."""
 
     function = "clock_timestamp"
     arity = 0
     output_field = models.DateTimeField()
 
 
-# Lanes of the queue. A claim looks into each, so there are few; a flood to one host fills one of them.
+# Lanes of the queue. There are few, because a claim looks into each; a flood to one host fills one of them.
 LANES = 64
-# One of so many deliveries of a timer is in the index of timers that have had many. A power of two.
+# Every 64th delivery of a timer is in the index of timers that have had many. A power of two.
 MARKED_EVERY = 64
 
 
@@ -109,7 +109,7 @@ class Timer(models.Model):
     """A URL and when to call it. Its state is that of its latest promised delivery, so the two cannot disagree."""
 
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    # Null once the PeriodicTask is deleted: that cancels the timer and keeps its record.
+    # Null after the PeriodicTask is deleted, which cancels the timer and keeps its record.
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.SET_NULL, null=True, related_name="timer")
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="timers")
     web_url = models.CharField(max_length=URL_MAX_LENGTH)
@@ -119,22 +119,22 @@ class Timer(models.Model):
     flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)
     created_at = models.DateTimeField()
     name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
-    # What was given beyond a URL and a time, under the API's own names and only where it differs from the default: how
-    # it is called, its retry policy, labels, metadata, callbacks; and `depth`, how many calls led to its making. Null
-    # for a plain timer, which is most of them.
+    # Options beyond a URL and a time, under the API's names and only if they differ from the default: how it is called,
+    # its retry policy, labels, metadata, callbacks; and `depth`, how many calls led to its creation. Null for a plain
+    # timer, as most are.
     options = GivenField(null=True)
-    # The schedule of a recurring timer, of which this is the truth: five fields in a time zone, or an interval whose
-    # first moment is starts_at. Both empty for one that is called once.
+    # The schedule of a recurring timer; these columns are the truth. It is five fields in a time zone, or an interval
+    # whose first moment is starts_at. Both are empty for a timer that is called once.
     cron = models.CharField(max_length=CRON_MAX_LENGTH, blank=True, default="")
     timezone = models.CharField(max_length=64, blank=True, default="")
     every_seconds = models.FloatField(null=True)
     starts_at = models.DateTimeField(null=True)
     ends_at = models.DateTimeField(null=True)
     max_occurrences = models.PositiveIntegerField(null=True)
-    # A first attempt later than this is not made: the delivery is missed. Null: however late.
+    # A first attempt later than this is not made, and the delivery is missed. Null means no limit.
     max_lateness_seconds = models.FloatField(null=True)
-    # The delivery whose outcome this one calls back with; null for what people made. No constraint: that delivery may
-    # be pruned first.
+    # The delivery whose outcome this callback reports; null for a timer that is no callback. It has no constraint,
+    # because that delivery may be pruned first.
     outcome_of = models.UUIDField(null=True)
 
     class Meta:
@@ -184,7 +184,7 @@ class Timer(models.Model):
 
 
 class TimerLabel(models.Model):
-    """One label of a timer, for finding it; what is shown stands in the timer's options."""
+    """One label of a timer, for finding it; the labels that are shown are in the timer's options."""
 
     timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="label_rows", db_index=False)
     # "key=value"; a key has no "=".
@@ -201,7 +201,7 @@ class TimerLabel(models.Model):
         return self.label
 
 
-# The same as Timer.recurring, in SQL, of the row "timer".
+# Timer.recurring in SQL, for the row "timer".
 RECURRING = "(timer.cron <> '' OR timer.every_seconds IS NOT NULL)"
 
 
@@ -211,16 +211,16 @@ class DeliveryQuerySet(models.QuerySet["Delivery"]):
         return self.filter(extra=False)
 
     def latest_promised(self) -> "DeliveryQuerySet":
-        """Keep the latest promised delivery of each timer: what the timer's own status is."""
+        """Keep the latest promised delivery of each timer, whose state is the timer's status."""
         return self.promised().order_by("timer", "-number").distinct("timer")
 
     def open(self) -> "DeliveryQuerySet":
-        """Keep what is not final."""
+        """Keep deliveries that are not final."""
         return self.filter(finished_at__isnull=True)
 
 
 class Delivery(models.Model):
-    """The whole effort for one promised moment, over all attempts."""
+    """The whole effort for one promised due time, over all attempts."""
 
     # Sent as `webhook-id` with every attempt, so that a receiver can drop a duplicate.
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
@@ -228,11 +228,11 @@ class Delivery(models.Model):
     timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     # Counts a timer's deliveries in the order in which they were made.
     number = models.PositiveIntegerField()
-    # Counts the promised moments of a schedule from 1, however often one was moved; what max_occurrences bounds.
+    # Counts the promised moments of a schedule from 1, also if one was moved; max_occurrences bounds it.
     occurrence = models.PositiveIntegerField(default=1)
-    # Made by "run now", or replayed, beside the promised one.
+    # Made by "run now", or replayed, in addition to the promised one.
     extra = models.BooleanField(default=False)
-    # As the timer's, copied: the claim reads no timer to be fair.
+    # A copy of the timer's, so that the claim is fair without reading timers.
     flow = models.BigIntegerField(default=0, db_default=0)
     lane = models.GeneratedField(
         expression=Cast(F("flow").bitrightshift(57), models.SmallIntegerField()),
@@ -245,7 +245,7 @@ class Delivery(models.Model):
     next_attempt_at = models.DateTimeField()
     state = models.CharField(max_length=9, choices=State.choices, default=State.SCHEDULED)
     attempts = models.PositiveSmallIntegerField(default=0)
-    # A replay begins its attempts afresh: when, and how many had been made before.
+    # When a replay began fresh attempts, and how many had been made before.
     replayed_at = models.DateTimeField(null=True)
     attempts_before = models.PositiveSmallIntegerField(default=0)
     # When the latest attempt was started; null before the first.
@@ -254,7 +254,7 @@ class Delivery(models.Model):
     lease_expires_at = models.DateTimeField(null=True)
     cancel_requested_at = models.DateTimeField(null=True)
     finished_at = models.DateTimeField(null=True)
-    # Why this service itself could not go on with it, and ended it as failed; null otherwise.
+    # Why this service itself could not go on with the delivery and failed it; null otherwise.
     fault = models.CharField(max_length=FAULT_MAX_LENGTH, null=True)
 
     objects = DeliveryQuerySet.as_manager()
@@ -263,7 +263,7 @@ class Delivery(models.Model):
         verbose_name_plural = "deliveries"
         constraints = [
             models.UniqueConstraint(fields=["timer", "number"], name="delivery_timer_number_unique"),
-            # Deliveries of one timer do not overlap. A call in flight that was told to end is on its way out.
+            # Deliveries of one timer do not overlap, except that a cancelled call in flight may still be ending.
             models.UniqueConstraint(
                 fields=["timer"],
                 condition=Q(extra=False, finished_at__isnull=True, cancel_requested_at__isnull=True),
@@ -291,29 +291,29 @@ class Delivery(models.Model):
             ),
         ]
         indexes = [
-            # Serves retention.trim: it leads to timers that have had many deliveries, and holds few of them.
+            # Serves retention.trim: finds timers that have had many deliveries by few entries.
             models.Index(
                 F("timer"),
                 F("number"),
                 name="delivery_many_idx",
                 condition=Q(Exact(F("number").bitand(MARKED_EVERY - 1), 0)),
             ),
-            # Serves the lists of what is scheduled, by due time. Not the claim: it must never walk along all that is
-            # due, so its statements leave the condition on `extra` away that would let the planner choose this index.
+            # Serves the lists of scheduled deliveries, by due time. The claim must never walk along all that is due, so
+            # its statements omit the condition on `extra` that would let the planner choose this index.
             models.Index(
                 F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED, extra=False)
             ),
-            # Serves the claim from a lane in which nothing is crowded, in exactly the order in which it reads.
+            # Serves the claim from a lane that is not crowded, in exactly the order in which it reads.
             models.Index(F("lane"), F("next_attempt_at"), name="delivery_lane_idx", condition=Q(state=State.SCHEDULED)),
             # Serves the claim from a crowded lane, flow by flow; a lane is a range of flows.
             models.Index(F("flow"), F("next_attempt_at"), name="delivery_flow_idx", condition=Q(state=State.SCHEDULED)),
-            # Serves dispatch.reclaim_expired.
+            # Serves reclaim.reclaim_expired.
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
-            # Serves dispatch.release_held.
+            # Serves claims.release_held.
             models.Index(F("id"), name="delivery_held_idx", condition=Q(state=State.HELD)),
             # Serves retention.prune.
             models.Index(F("finished_at"), name="delivery_finished_idx", condition=Q(finished_at__isnull=False)),
-            # Serves the admin's filter by status and due range for whatever no longer waits.
+            # Serves the admin's filter by status and due range for deliveries that no longer wait.
             models.Index(
                 F("state"), F("due_at"), name="delivery_ended_idx", condition=Q(state__in=[*FINAL, State.PAUSED])
             ),
@@ -327,7 +327,7 @@ class Delivery(models.Model):
         return self.state in FINAL
 
     def time_left_seconds(self, *, now: datetime) -> int:
-        """Return whole seconds to the promised moment, rounded up; 0 once it is due and ever after."""
+        """Return the whole seconds until the due time, rounded up; 0 from then on."""
         if self.is_final:
             return 0
         return max(0, math.ceil((self.due_at - now) / timedelta(seconds=1)))
@@ -356,7 +356,7 @@ class Attempt(models.Model):
     number = models.PositiveSmallIntegerField()
     meant_for = models.DateTimeField()
     started_at = models.DateTimeField()
-    # Null where the process vanished: nobody knows.
+    # Null if the process vanished.
     duration_ms = models.PositiveIntegerField(null=True)
     status_code = models.PositiveSmallIntegerField(null=True)
     error = models.CharField(max_length=11, blank=True, choices=ErrorKind.choices)
@@ -378,7 +378,7 @@ class Attempt(models.Model):
 
     @property
     def lateness_ms(self) -> float:
-        """How long after its moment the attempt was started."""
+        """Return how long after the time it was meant for the attempt was started."""
         return round((self.started_at - self.meant_for) / timedelta(milliseconds=1), 1)
 
 
@@ -393,7 +393,7 @@ class SigningSecret(models.Model):
 
     class Meta:
         indexes = [
-            # Serves delivery.start_attempts, for owners and for those without one.
+            # Serves attempts.start_attempts, for timers with an owner and without one.
             models.Index(Coalesce("owner", 0), name="signing_secret_owner_idx"),
         ]
 
@@ -402,11 +402,11 @@ class SigningSecret(models.Model):
 
 
 class IdempotencyKey(models.Model):
-    """A client's key against doing a thing twice, with the answer that was given."""
+    """A client's key against a request that takes effect twice, with the answer that was given."""
 
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
     key = models.CharField(max_length=KEY_MAX_LENGTH)
-    # SHA-256 of what was asked.
+    # SHA-256 of the request.
     fingerprint = models.BinaryField()
     status_code = models.PositiveSmallIntegerField()
     headers = models.JSONField()
@@ -429,7 +429,7 @@ class IdempotencyKey(models.Model):
 
 
 class BulkOperation(models.Model):
-    """Something done to all timers that fit a filter, page by page, with its progress."""
+    """An action on all timers that fit a filter, done page by page, with its progress."""
 
     class Action(models.TextChoices):
         CANCEL = "cancel"
@@ -440,24 +440,24 @@ class BulkOperation(models.Model):
     id = models.UUIDField(primary_key=True, default=new_id, editable=False)
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
     action = models.CharField(max_length=6, choices=Action.choices)
-    # As the list takes it.
+    # In the form that the API's list takes.
     filter = models.JSONField()
     dry_run = models.BooleanField(default=False)
     # Where the next page begins; empty at the beginning.
     cursor = models.TextField(blank=True, default="")
-    # Timers that fitted so far, and those among them that were changed.
+    # Timers that fit so far, and those among them that were changed.
     matched = models.PositiveIntegerField(default=0)
     changed = models.PositiveIntegerField(default=0)
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True)
-    # Why it ended before its end; empty otherwise.
+    # Why it stopped early; empty otherwise.
     error = models.CharField(max_length=300, blank=True, default="")
 
     class Meta:
         indexes = [
             # Serves retention.prune_bulk.
             models.Index(F("finished_at"), name="bulk_finished_idx", condition=Q(finished_at__isnull=False)),
-            # Serves tasks.bulk: what was begun and not ended.
+            # Serves tasks.bulk, which reads unfinished operations.
             models.Index(F("id"), name="bulk_unfinished_idx", condition=Q(finished_at__isnull=True)),
         ]
 
@@ -466,9 +466,9 @@ class BulkOperation(models.Model):
 
 
 class CallStop(models.Model):
-    """A kill switch: no call is started to this host, or to any if it is empty, while the row exists.
+    """A kill switch: while the row exists, no call is started to this host, or to any host if it is empty.
 
-    Rows are written by `services.stop_calls`, where an empty host has to be said as `everything`.
+    `services.stop_calls` writes the rows; there an empty host has to be given as `everything`.
     """
 
     host = models.CharField(
@@ -502,7 +502,7 @@ class Leader(models.Model):
 
 
 class Beat(models.Model):
-    """A beat process and when it was last seen at work; `/readyz` asks for a fresh one."""
+    """A beat process and when it was last seen at work; `/readyz` requires a fresh one."""
 
     name = models.CharField(primary_key=True, max_length=100)
     seen_at = models.DateTimeField()
@@ -512,7 +512,7 @@ class Beat(models.Model):
 
 
 class Worker(models.Model):
-    """A worker process, when it was last seen, and how far its threads are; see `facts.note_worker`."""
+    """A worker process, when it was last seen, and when its threads last moved; see `facts.note_worker`."""
 
     class Kind(models.TextChoices):
         CALLS = "calls"
@@ -524,7 +524,7 @@ class Worker(models.Model):
     # When its starter and its ledger last completed a turn.
     starter_at = models.DateTimeField()
     ledger_at = models.DateTimeField()
-    # Deliveries in its hands, and calls under way.
+    # Deliveries that it holds, and calls under way.
     held = models.PositiveIntegerField()
     running = models.PositiveIntegerField()
 

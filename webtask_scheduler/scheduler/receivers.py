@@ -1,7 +1,7 @@
-"""Foreign edits: what the admin or other code writes to PeriodicTask and its schedules takes effect on timers.
+"""Applies to timers what the admin or other code writes to PeriodicTask and its schedules.
 
-The one exception to "no signals": `save()` and `delete()` of stock rows are not ours to replace. A bare `.update()`
-sends no signal; the claim and `services.reconcile` see to that.
+This is the one exception to "no signals", because `save()` and `delete()` of stock rows are not ours to replace. A bare
+`.update()` sends no signal; the claim and `services.reconcile` notice it.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 from webtask_scheduler.scheduler import mirror, services
 from webtask_scheduler.scheduler.models import TASK_NAME
 
-# In a beat process only the scheduler writes to these rows, and what it writes is book-keeping, not a wish.
+# In a beat process only the scheduler writes to these rows, and its writes are book-keeping, not a person's edits.
 _in_beat = False
 
 

@@ -1,7 +1,7 @@
-"""The doors for Celery: deliver a chunk, run one timer's row as it stands, look after foreign edits and upkeep.
+"""The Celery tasks: deliver a chunk, run one timer's PeriodicTask, apply foreign edits, and upkeep.
 
-Deliveries go to a worker's callers and are not waited for. What takes long, upkeep and bulk operations, has a queue of
-its own (see CELERY_TASK_ROUTES) and a worker process of its own, so that it takes nothing from them.
+Deliveries go to a worker's callers, and the task does not wait for them. Upkeep and bulk operations take long, so they
+have a queue (see CELERY_TASK_ROUTES) and a worker process of their own and take nothing from deliveries.
 """
 
 import contextlib
@@ -38,9 +38,9 @@ BULK_PAUSE_SECONDS = 0.02
 # A stock scheduler's clock may run ahead of the database's by this much.
 STOCK_AHEAD_SECONDS = 2.0
 
-# What takes long, see CELERY_TASK_ROUTES.
+# The queue for long tasks, see CELERY_TASK_ROUTES.
 UPKEEP_QUEUE = "upkeep"
-# A worker for it alone takes the processor when the calls leave it.
+# A worker for it alone uses the processor time that the calls leave.
 UPKEEP_NICE = 10
 NOTE_SECONDS = 1.0
 
@@ -49,20 +49,20 @@ _ending = threading.Event()
 
 
 def call_pool() -> CallPool:
-    """Return this worker process's pool; made before the first task, see `_open`."""
+    """Return this worker process's pool, which `_open` made before the first task."""
     if _pool is None:
         raise RuntimeError("Deliveries are made by a worker that takes them; this process is none.")
     return _pool
 
 
 def worker_name() -> str:
-    """Return what this process is called in the table of workers."""
+    """Return this process's name in the table of workers."""
     return f"{socket.gethostname()}:{os.getpid()}"[:100]
 
 
 @signals.worker_init.connect
 def _open(sender: Any, **_: Any) -> None:
-    """Make the pool of a worker that takes deliveries, and say of one that takes upkeep that it is at work."""
+    """Make the pool of a worker that takes deliveries; start the reports of a worker that takes upkeep."""
     queues = set(sender.app.amqp.queues.consume_from)
     if UPKEEP_QUEUE in queues:
         threading.Thread(target=_note_upkeep, name="upkeep-note", daemon=True).start()
@@ -90,13 +90,13 @@ def _note_calls(client: Client, idle_seconds: float, held: int, running: int) ->
 
 
 def _note_upkeep() -> None:
-    """Note once a second that this process is at work, and forget it at its end."""
+    """Store once a second that this process is at work, and delete its row at its end."""
     name, kind = worker_name(), facts.UPKEEP
     while not _ending.wait(NOTE_SECONDS):
         try:
             facts.note_worker(name=name, kind=kind, starter_idle_seconds=0.0, held=0, running=0)
         except (DatabaseError, InterfaceError):
-            # The next second tries again; whoever has work for the database says that it is away.
+            # The next second tries again; tasks with work for the database log that it is away.
             connection.close()
     _forget(kind)
 
@@ -124,7 +124,7 @@ def _close(**_: Any) -> None:
 @shared_task(name="webtask_scheduler.scheduler.tasks.deliver")
 def deliver(items: list[list[Any]]) -> None:
     """Hand claimed deliveries, as [delivery id, lease token, host, flow] lists, to the callers of this process."""
-    # A beat of the release before sends no flow.
+    # A beat of the previous release sends no flow.
     call_pool().hand_over(
         (uuid.UUID(delivery_id), uuid.UUID(token), host, flow[0] if flow else 0)
         for delivery_id, token, host, *flow in items
@@ -135,7 +135,7 @@ def deliver(items: list[list[Any]]) -> None:
 def call_timer(timer_id: str) -> None:
     """Call one timer if it is due, and do nothing otherwise.
 
-    It is what a timer's PeriodicTask says, so that a stock scheduler that finds the row fires it too, once.
+    A timer's PeriodicTask names this task, so that a stock scheduler that finds the row fires it too, once.
     """
     for item in claim_timer(uuid.UUID(timer_id), until_seconds=STOCK_AHEAD_SECONDS).held:
         call_pool().hand_over([(item.delivery_id, item.token, item.host, item.flow)], at=item.at)
@@ -143,13 +143,13 @@ def call_timer(timer_id: str) -> None:
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.obey")
 def obey(periodic_task_ids: list[int]) -> None:
-    """Look at PeriodicTasks that a claim found to differ from their timers."""
+    """Apply PeriodicTasks that a claim found to differ from their timers."""
     services.obey(periodic_task_ids)
 
 
 @contextmanager
 def _alone(name: str) -> Iterator[bool]:
-    """Tell whether nobody else does this upkeep now; a connection that is lost lets go of it."""
+    """Yield whether no other process does this upkeep now; a lost connection releases the lock."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"webtask_scheduler {name}"])
         alone = bool(cursor.fetchone()[0])
@@ -162,7 +162,7 @@ def _alone(name: str) -> Iterator[bool]:
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.reconcile")
 def reconcile() -> None:
-    """Go through all PeriodicTasks of ours for what a bare `.update()` changed; one sweep at a time."""
+    """Sweep all PeriodicTasks of timers for changes by a bare `.update()`; one sweep at a time."""
     with _alone("reconcile") as alone:
         after: int | None = 0 if alone else None
         while after is not None:
@@ -174,7 +174,7 @@ def reconcile() -> None:
 def bulk() -> None:
     """Go on with the bulk operations that were begun, a step of each in turn, for at most BULK_SECONDS.
 
-    One process does so at a time: many operations take no more of the database than one, and a small one does not wait
+    One process does so at a time. So many operations load the database no more than one, and a small one does not wait
     for the end of a large one.
     """
     ends_at = time.monotonic() + BULK_SECONDS
@@ -187,7 +187,7 @@ def bulk() -> None:
             for operation in operations:
                 begun = time.monotonic()
                 services.step_bulk(operation)
-                # Running timers come first: half of the time is theirs, however long a step takes.
+                # Running timers come first: half of the time is left to them, however long a step takes.
                 time.sleep(max(BULK_PAUSE_SECONDS, time.monotonic() - begun))
 
 

@@ -1,4 +1,4 @@
-"""The person who logs in: an e-mail address and a password. Knows nothing of timers."""
+"""The user who logs in with an e-mail address and a password; independent of timers."""
 
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ class UserManager(BaseUserManager["User"]):
     use_in_migrations = True
 
     def create_user(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        """Return a stored user. Raises ValueError where the e-mail is empty."""
+        """Store and return a user. Raises ValueError if the e-mail is empty."""
         if not email:
             raise ValueError("A user needs an e-mail address.")
         user = self.model(email=self.normalize_email(email), **fields)
@@ -22,11 +22,11 @@ class UserManager(BaseUserManager["User"]):
         return user
 
     def create_superuser(self, email: str, password: str | None = None, **fields: Any) -> "User":
-        """Return a stored user who may do everything in the admin."""
+        """Store and return a user who may do everything in the admin."""
         return self.create_user(email, password, **(fields | {"is_staff": True, "is_superuser": True}))
 
     def get_by_natural_key(self, username: str | None) -> "User":
-        # People type their address in any case; one account answers to all of them.
+        # People type their address in any case; all spellings belong to one account.
         return self.get(email__iexact=username)
 
 

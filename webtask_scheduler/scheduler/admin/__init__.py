@@ -1,5 +1,5 @@
-"""What Django's admin finds: `stock` and `pages` register themselves. They change timers through `services` only, or
-through a row's own `save()`, which `receivers` carries to the timer.
+"""Loads the admin's pages: `stock` and `pages` register themselves. They change timers only through `services`, or
+through a row's own `save()`, which `receivers` applies to the timer.
 """
 
 from django.contrib import admin

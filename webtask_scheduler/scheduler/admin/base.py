@@ -1,4 +1,4 @@
-"""What the admin's pages have in common: bounded lists, their filters, and pages that nobody writes to."""
+"""What the admin's pages share: bounded lists, their filters, and read-only pages."""
 
 from collections.abc import Callable
 from typing import Any
@@ -32,11 +32,11 @@ class BoundedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_per_page = 100
     list_max_show_all = 500
     ordering = ("-pk",)
-    # A table of a million rows is in order of its key, and in no other without being read as a whole.
+    # A table of a million rows can be ordered by its key only; any other order reads all of it.
     sortable_by = ()
 
     def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        """Show above the list what an operator should know of now."""
+        """Show the list below the present warnings for operators."""
         answer: HttpResponse = super().changelist_view(request, {"banner": facts.warnings()} | (extra_context or {}))
         return answer
 
@@ -69,7 +69,7 @@ class FilteredAdmin(BoundedAdmin):
         return queryset, False
 
     def narrow(self, rows: QuerySet[Any], wish: RowFilter) -> tuple[QuerySet[Any], bool]:
-        """Return the rows that were asked for, and whether there may be more."""
+        """Return the rows that fit the filter, and whether there may be more."""
         raise NotImplementedError
 
     def _among(self, rows: QuerySet[Any], found: Found | None) -> tuple[QuerySet[Any], bool]:
@@ -80,7 +80,7 @@ class FilteredAdmin(BoundedAdmin):
 
 
 class ViewOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    """Pages for staff who may view; nobody writes there."""
+    """Read-only pages for staff who may view."""
 
     actions = None
 

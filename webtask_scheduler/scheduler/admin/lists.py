@@ -1,7 +1,7 @@
-"""How the admin lists a million timers without counting or reading them all.
+"""Lists a million timers in the admin without counting or reading them all.
 
-What a list is asked for (`RowFilter`) is found through the indexes in steps of bounded size: so many rows of each
-state, so many of one host, text only among the newest. A list that shows less than there is says so.
+A `RowFilter` is answered through the indexes in bounded steps: a bounded number of rows of each state and of one host,
+and text only among the newest. A list that does not show everything says so.
 """
 
 import re
@@ -23,13 +23,13 @@ from django.utils import timezone
 from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer, host_of
 from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
 
-# The longest list: nobody pages further, and "select all" stays a few seconds of work.
+# The longest list: few people page further, and "select all" stays a few seconds of work.
 LISTED = 10_000
-# Of each state, the soonest due or the latest ended.
+# Rows of each state: the soonest due or the latest ended.
 SHOWN = 2_000
-# Timers looked through for a text or beside another filter: a tenth of a second.
+# Timers that are searched for a text or together with another filter: a tenth of a second.
 WINDOW = 50_000
-# No retry waits longer than this after its promised moment; see retry.
+# No retry waits longer than this after its due time; see retry.
 RETRIED = timedelta(seconds=MAX_AGE_SECONDS + 3600)
 
 WAITING = (State.SCHEDULED, State.HELD, *LEASED)
@@ -52,7 +52,7 @@ SELECT id FROM (SELECT id, web_url, name FROM scheduler_timer WHERE host = %s OR
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Keys of rows that were asked for, and whether there may be more of them than these."""
+    """Keys of rows that fit, and whether there may be more."""
 
     keys: list[Any] = field(default_factory=list)
     more: bool = False
@@ -69,7 +69,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowFilter:
-    """What a list was asked for. Every part narrows it; what is empty or None does not."""
+    """The filter and search of a list. Every part narrows it, unless it is empty or None."""
 
     term: str = ""
     host: str = ""
@@ -85,14 +85,14 @@ class RowFilter:
         return self.due_from is not None or self.due_to is not None
 
     def among(self, states: Iterable[State]) -> "RowFilter":
-        """Return this wish for no other states than these."""
+        """Return this filter restricted to these states."""
         return replace(self, states=tuple(s for s in states if self.states is None or s in self.states))
 
     def found(self, *, of_timer: str, of_delivery: str) -> "Found | None":
-        """Return the keys of what was asked for, None where that is everything.
+        """Return the keys of the rows that fit, None if all rows do.
 
         A key is the column `of_timer` as seen from Timer, or `of_delivery` as seen from Delivery. They are fetched
-        first: given the whole question at once, the planner walks the long table from its end to find a few rows.
+        first, because in one query the planner walks the long table from its end to find a few rows.
         """
         by_delivery = self.states is not None or self.has_due
         timers = self._timers(WINDOW if by_delivery else SHOWN)
@@ -102,7 +102,7 @@ class RowFilter:
         if timers is not None:
             deliveries = _latest(self._due(Delivery.objects.promised().filter(timer__in=timers, state__in=states)))
             return Found.of(deliveries.order_by("-pk")[:SHOWN], of_delivery)
-        # Each state has an index that is read in its own order, no further than needed.
+        # Each state is read along its own index, no further than needed.
         found = Found()
         for state in states:
             found += Found.of(self._in_state(state), of_delivery)
@@ -130,7 +130,7 @@ class RowFilter:
         return _latest(deliveries).order_by("-due_at")[:SHOWN]
 
     def _timers(self, limit: int) -> QuerySet[Timer] | RawSQL | None:
-        """Return a query for timers by host and search term, None where there is neither."""
+        """Return a query for timers by host and search term, None if there is neither."""
         timers = Timer.objects.order_by("-pk")
         if not self.term:
             return timers.filter(host=self.host)[:limit] if self.host else None
@@ -141,7 +141,7 @@ class RowFilter:
             first, last = named
             if first != last:
                 return timers.filter(pk__range=named)[:limit]
-            # What a receiver sees, and the logs, is the delivery's id.
+            # Receivers and the logs show the delivery's id.
             of_delivery = Delivery.objects.filter(pk=first).values_list("timer_id", flat=True)
             return timers.filter(pk__in=[first, *of_delivery])
         term, limit = self.term.lower(), min(limit, LISTED)
@@ -157,7 +157,7 @@ def _latest(deliveries: QuerySet[Delivery]) -> QuerySet[Delivery]:
 
 
 def ids_in(term: str) -> tuple[uuid.UUID, uuid.UUID] | None:
-    """Return the first and last id that begins with the search term, None where it is no beginning of an id."""
+    """Return the first and last id that begin with the search term, None if no id can begin with it."""
     digits = term.strip().lower().removeprefix("timer ").removeprefix("delivery ").strip().replace("-", "")
     if not _HEX.fullmatch(digits):
         return None
@@ -201,7 +201,7 @@ class FilteredChangeList(ChangeList):
         for spec in self.filter_specs:
             if isinstance(spec, SidebarFilter):
                 wish = spec.narrow(wish)
-        # Said at the foot of the list.
+        # Shown at the foot of the list.
         rows, self.more = self.model_admin.narrow(rows, wish)  # type: ignore[attr-defined]
         if wish.has_due and not self.params.get("o"):
             past = wish.due_from is not None and wish.due_to is not None and wish.due_to <= _now()
@@ -237,7 +237,7 @@ class SidebarFilter(admin.ListFilter):
 
 
 class ChoiceFilter(SidebarFilter):
-    """A list of links; a value that is none of them is ignored."""
+    """A list of links; a value that is not among them is ignored."""
 
     options: dict[str, str]
 

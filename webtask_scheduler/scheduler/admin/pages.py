@@ -154,7 +154,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
     def narrow(self, rows: QuerySet[Delivery], wish: RowFilter) -> tuple[QuerySet[Delivery], bool]:
         found = wish.found(of_timer="pk", of_delivery="pk")
         if found is not None and wish.states is None and not wish.has_due:
-            # Those are timers: all their deliveries, the extra and the replaced ones too.
+            # Those keys are timers: show all their deliveries, including extra and replaced ones.
             found = Found.of(Delivery.objects.filter(timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
         return self._among(rows, found)
 
@@ -188,7 +188,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
 
 class OutcomeFilter(ChoiceFilter):
-    """Among the newest attempts: most succeed, and no index tells the others."""
+    """Filters the newest attempts by outcome: most succeed, and no index finds the others."""
 
     title = f"outcome, newest {WINDOW:,}"
     parameter_name = "outcome"
@@ -259,7 +259,7 @@ class AttemptAdmin(ReadOnlyAdmin):
 
 
 class CallStopForm(forms.ModelForm):  # type: ignore[type-arg]
-    """Which calls to stop: those to one host, or all, which has to be said."""
+    """The calls to stop: those to one host, or all, which has to be chosen explicitly."""
 
     everything = forms.BooleanField(
         required=False, label="All hosts", help_text="Stop every call. You are asked to confirm it."
@@ -299,7 +299,7 @@ class CallStopAdmin(BoundedAdmin):
         return super().get_fields(request, obj) if obj is None else ("host", "reason")
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
-        """Ask back before all calls are stopped."""
+        """Add a stop; ask for confirmation before all calls are stopped."""
         if request.method == "POST" and self.has_add_permission(request) and "confirmed" not in request.POST:
             form = CallStopForm(request.POST)
             if form.is_valid() and form.cleaned_data["everything"]:
@@ -329,7 +329,7 @@ class CallStopAdmin(BoundedAdmin):
 
 @admin.register(BulkOperation)
 class BulkOperationAdmin(ViewOnlyAdmin, BoundedAdmin):
-    """What is done to many timers at once, and how far it is."""
+    """Bulk operations and their progress."""
 
     list_display = ("id_shown", "asked", "status", "matched", "changed", "owner", "created", "finished")
     list_select_related = ("owner",)
@@ -401,7 +401,7 @@ class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
 
 @admin.register(SigningSecret)
 class SigningSecretAdmin(BoundedAdmin):
-    """Which owners' calls are signed. A secret is shown once, when it is made."""
+    """The owners whose calls are signed. A secret is shown once, when it is made."""
 
     form = SecretForm
     list_display = ("__str__", "owner", "hint", "created")
@@ -412,7 +412,7 @@ class SigningSecretAdmin(BoundedAdmin):
         return False
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
-        # A stored secret stands in no form.
+        # A form never shows a stored secret.
         return super().get_form(request, obj, change, **({"form": forms.ModelForm} if obj else {}) | kwargs)
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:

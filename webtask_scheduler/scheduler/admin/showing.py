@@ -1,4 +1,4 @@
-"""How the admin shows a timer, a delivery, an attempt: one function for each kind of value."""
+"""Formats timers, deliveries and attempts for the admin: one function for each kind of value."""
 
 import json
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def shown_period(seconds: float) -> str:
 
 
 def shown_bounds(timer: Timer) -> str:
-    """Return between which moments, and how often at the most, a timer recurs; empty where nothing bounds it."""
+    """Return a recurring timer's first and last time and number of occurrences; empty if it has no bounds."""
     parts = [
         f"from {timezone.localtime(timer.starts_at):%Y-%m-%d %H:%M:%S}" if timer.starts_at else "",
         f"until {timezone.localtime(timer.ends_at):%Y-%m-%d %H:%M:%S}" if timer.ends_at else "",
@@ -74,7 +74,7 @@ def shown_status(delivery: Delivery | None) -> SafeString | str:
 
 
 def shown_time(moment: datetime | None) -> SafeString | str:
-    """A moment to the millisecond, in the server's time zone."""
+    """Return a time to the millisecond, in the server's time zone."""
     if moment is None:
         return NOTHING
     local = timezone.localtime(moment)
@@ -83,13 +83,13 @@ def shown_time(moment: datetime | None) -> SafeString | str:
 
 
 def shown_id(text: object, *, width: str = "auto") -> SafeString:
-    """An id in two lines, not four."""
+    """Return an id in two lines, not four."""
     style = f"display: inline-block; min-width: 13.5em; width: {width}; white-space: normal"
     return format_html('<span style="{}">{}</span>', style, text)
 
 
 def shown_name(shown: SafeString, timer: Timer | None) -> SafeString:
-    """What a row is called, with the timer's name in a line of its own."""
+    """Return a row's title, with the timer's name in a line of its own."""
     return format_html("{}<br>{}", shown, timer.name) if timer and timer.name else shown
 
 
@@ -98,7 +98,7 @@ def shown_lateness(attempt: Attempt | None) -> str:
 
 
 def shown_url(web_url: str) -> SafeString:
-    """The beginning of a URL, broken where the column ends."""
+    """Return the beginning of a URL, broken where the column ends."""
     text = web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
     return format_html('<span style="display: inline-block; min-width: 14em; overflow-wrap: anywhere">{}</span>', text)
 
@@ -151,7 +151,7 @@ def deliveries_table(timer: Timer) -> SafeString | str:
 
 
 def attempts_table(attempts: "QuerySet[Attempt]") -> SafeString | str:
-    """The newest of these attempts, with what the receiver answered."""
+    """Return a table of the newest of these attempts, with the receiver's answers."""
     return table(
         ["Started", "No.", "Lateness (ms)", "Took (ms)", "Status code", "Error", "Message and answer"],
         [

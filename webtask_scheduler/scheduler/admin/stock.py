@@ -69,7 +69,7 @@ class TaskForm(StockPeriodicTaskForm):  # type: ignore[misc]
     """The stock form; an operator's own row cannot pass for a timer."""
 
     def clean(self) -> dict[str, Any]:
-        # The stock form takes the field for granted.
+        # The stock form requires this field.
         self.cleaned_data.setdefault("task", "")
         data: dict[str, Any] = super().clean()
         if str(data.get("task")).strip() == TASK_NAME:
@@ -84,7 +84,7 @@ SCHEDULES = ("interval", "crontab", "clocked")
 
 
 class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
-    """What an operator may change of a timer's row."""
+    """The fields of a timer's row that an operator may change."""
 
     class Meta:
         model = PeriodicTask
@@ -99,13 +99,13 @@ class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or self.cleaned_data
-        # What the stock model wants of a clocked row, and what no form of a timer offers.
+        # The stock model requires this of a clocked row, and no form of a timer offers it.
         self.instance.one_off = data.get("clocked") is not None
         self.instance.solar = None
         return data
 
     def _post_clean(self) -> None:
-        # The page is one transaction: what is checked here still holds when the row is saved.
+        # The page is one transaction, so the result of this check still holds when the row is saved.
         timers = services.lock_for_edit([self.instance.pk])
         super()._post_clean()  # type: ignore[misc]
         schedule = self.instance.interval or self.instance.crontab
@@ -143,7 +143,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     raw_id_fields = ("interval", "crontab", "solar", "clocked")
     search_help_text = f"{FilteredAdmin.search_help_text} Of other tasks, a part of the name or task."
     actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks")
-    # The stock page's own names every crontab there is.
+    # The stock template lists every crontab there is.
     change_form_template = None
     timer_editable = ("enabled", "description", *SCHEDULES)
     timer_fieldsets = (
@@ -166,11 +166,11 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
 
     def narrow(self, rows: QuerySet[PeriodicTask], wish: RowFilter) -> tuple[QuerySet[PeriodicTask], bool]:
         others = PeriodicTask.objects.exclude(task=TASK_NAME)
-        # What only a timer has leaves the other tasks out.
+        # A filter by something that only timers have leaves the other tasks out.
         only_timers = wish.kind == "timers" or bool(wish.host) or wish.states is not None or wish.has_due
         if wish.enabled is not None:
             rows = rows.filter(enabled=wish.enabled)
-            # No index says which rows are enabled; the states of deliveries do, and have one.
+            # No index finds enabled rows; the states of deliveries do, and have one.
             wish = wish.among(WAITING if wish.enabled else NOT_WAITING)
         if wish.kind == "timers":
             rows = rows.filter(task=TASK_NAME)
@@ -210,7 +210,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         form_url: str = "",
         extra_context: dict[str, Any] | None = None,
     ) -> HttpResponse:
-        # Not the stock page's: it reads every crontab there is.
+        # Not the stock view, which reads every crontab there is.
         answer: HttpResponse = super(StockPeriodicTaskAdmin, self).changeform_view(
             request, object_id, form_url, extra_context
         )
@@ -260,14 +260,14 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         if timer_of(obj) is None:
             super().save_model(request, obj, form, change)
         elif form.changed_data:
-            # Only what was changed: while the page was open the timer may have run, which is written to the same row.
-            # A disabled row has no last run, says the stock model.
+            # Only changed fields are saved: a run while the page was open may have written to the same row. The stock
+            # model clears the last run of a disabled row.
             fields = {*form.changed_data, "date_changed", *(["last_run_at"] if "enabled" in form.changed_data else [])}
             if not fields.isdisjoint(SCHEDULES):
                 fields |= {"one_off", "solar"}
             obj.save(update_fields=fields)
 
-    # The actions. They are given the rows of the list, or those that were ticked.
+    # The actions. They get the rows of the list, or the selected ones.
 
     @admin.action(description="Enable selected tasks", permissions=["change"])
     def enable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
@@ -330,15 +330,15 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     def _split(
         self, request: HttpRequest, queryset: QuerySet[PeriodicTask]
     ) -> tuple[list[tuple[int, Any, bool]], QuerySet[PeriodicTask]]:
-        """Return the timers' rows, as (id, timer id, enabled) and no more than a list shows, and the other tasks."""
+        """Return the timers' rows, as (id, timer id, enabled) and at most as many as a list shows; and other tasks."""
         bare = queryset.prefetch_related(None).select_related(None)
         rows = list(bare.filter(task=TASK_NAME).values_list("pk", "timer", "enabled")[: LISTED + 1])
         if len(rows) > LISTED:
             text = f"More timers were selected than a list shows: this is about the first {LISTED:,}."
             self.message_user(request, text, messages.WARNING)
-        # By their keys: an action may change what the filters of the list look at.
+        # By their keys, because an action may change columns that the list's filters use.
         others = [*bare.exclude(task=TASK_NAME).values_list("pk", flat=True)[:LISTED]]
-        # A row of ours whose timer is gone is like any other.
+        # A timer's row whose timer is gone counts as another task.
         others += [task_id for task_id, timer_id, _ in rows if timer_id is None]
         timers = [row for row in rows[:LISTED] if row[1] is not None]
         return timers, PeriodicTask.objects.filter(pk__in=others)
@@ -350,7 +350,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
 
 
 class ScheduleForm(forms.ModelForm):  # type: ignore[type-arg]
-    """The form of a schedule; what timers could not go by is refused."""
+    """The form of a schedule, which refuses a schedule that its timers cannot follow."""
 
     def _post_clean(self) -> None:
         timers = []
@@ -375,7 +375,7 @@ class ClockedForm(ScheduleForm):
         fields = ("clocked_time",)
 
     def clean_clocked_time(self) -> datetime:
-        """Keep the fraction where the rest was left alone: saving an unchanged page moves nothing."""
+        """Return the time with its fraction if the rest is unchanged: saving an unchanged page moves nothing."""
         moment: datetime = self.cleaned_data["clocked_time"]
         stored: datetime | None = self.instance.clocked_time
         return stored if stored is not None and stored.replace(microsecond=0) == moment else moment
@@ -403,7 +403,7 @@ class PeriodicTaskInline(StockPeriodicTaskInline):  # type: ignore[misc]
 
 
 class ClockedScheduleAdmin(BoundedAdmin, StockClockedScheduleAdmin):  # type: ignore[misc]
-    """The stock page for a million moments."""
+    """The stock page for a million clocked schedules."""
 
     form = ClockedForm
     inlines = [PeriodicTaskInline]

@@ -1,4 +1,4 @@
-"""What every view has in common: who asks, the body, `Idempotency-Key`, and refusals."""
+"""What all views share: the caller, the body, `Idempotency-Key`, and refusals."""
 
 import contextlib
 import hashlib
@@ -41,30 +41,30 @@ Row = TypeVar("Row", bound=Model)
 
 
 class JSONParser(parsers.JSONParser):
-    """JSON in UTF-8 whose depth Python's own parser bounds."""
+    """Parses JSON in UTF-8 of bounded depth."""
 
     def parse(self, stream: Any, media_type: str | None = None, parser_context: Any = None) -> Any:  # noqa: ARG002
         try:
-            # With or without a byte order mark, as some editors write one.
+            # The byte order mark is optional; some editors write one.
             data = strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
         except RecursionError as error:
             raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
         except ValueError as error:
             raise exceptions.ParseError(f"JSON parse error - {error}") from error
         if _is_deep(data):
-            # Whoever writes it out again, here or in the worker, does so from a deeper stack than the parser's.
+            # Bounded, because it is serialised again, here or in the worker, from a deeper stack than the parser's.
             raise exceptions.ParseError("JSON parse error - nested too deeply.")
         return data
 
 
-# Of lists and objects in each other; what a person or a program writes has ten or twenty.
+# Nesting of lists and objects; real documents have ten or twenty levels.
 JSON_DEPTH_MOST = 100
-# Digits that Python turns into a number and back.
+# Digits that Python can turn into a number and back.
 INTEGER_DIGITS_MOST = 4000
 
 
 def _integer(digits: str) -> float:
-    """Return an integer; infinity for one that Python refuses to read, and so does its field, by name."""
+    """Return an integer; infinity for one that Python refuses to read, which its field then refuses by name."""
     return int(digits) if len(digits) <= INTEGER_DIGITS_MOST else math.inf
 
 
@@ -84,7 +84,7 @@ def _is_deep(data: Any) -> bool:
 
 
 class JSONOnly(DefaultContentNegotiation):
-    """Answers are JSON, whatever `Accept` or a `format` in the query asks for: there is nothing else to give."""
+    """Answers in JSON, the only format, whatever `Accept` or a `format` in the query asks for."""
 
     def select_renderer(self, request: Request, renderers: Any, format_suffix: str | None = None) -> Any:  # noqa: ARG002
         return renderers[0], renderers[0].media_type
@@ -104,7 +104,7 @@ class TimerAPIView(APIView):
 
 
 def caller_of(request: Request) -> Caller:
-    """Return who asks. A superuser sees all."""
+    """Return the caller of a request. A superuser sees all."""
     user = request.user
     if not user.is_authenticated:
         return Caller()
@@ -112,26 +112,26 @@ def caller_of(request: Request) -> Caller:
 
 
 def validated(serializer: type[Any], data: Any) -> Any:
-    """Return what a serializer makes of a body or a query. Raises ValidationError."""
+    """Return a body or a query as a serializer validates it. Raises ValidationError."""
     reader = serializer(data=data)
     reader.is_valid(raise_exception=True)
     return reader.validated_data
 
 
-# A body is empty or an object; a form without fields reads as an empty body.
+# A body is empty or an object; a form without fields counts as an empty body.
 def body_of(request: Request) -> Any:
     return request.data if request.body else {}
 
 
-# How deep timers may make timers. One: what a call of this service leads to may make timers, and their calls may not.
+# How deep timers may make timers. One: a call of this service may lead to new timers, but their calls may not.
 DEPTH_MOST = 1
 
 
 def depth_of(request: Request) -> int:
-    """Return how many calls of this service, one led to by the other, led to this request.
+    """Return the length of the chain of this service's calls that led to this request.
 
-    As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and whoever reacts to a call by asking
-    this service again is expected to pass it on. A call of a timer that was made so carries its depth, too.
+    As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and a receiver that calls this service in
+    return is expected to pass it on. A timer that was made so has a depth, which its calls carry too.
     """
     if not request.headers.keys() & {"Webtask-Timer-Id", "Webtask-Depth"}:
         return 0
@@ -140,9 +140,9 @@ def depth_of(request: Request) -> int:
 
 
 def refuse_called(request: Request) -> None:
-    """Refuse what would call again, in a request that a call led to. Raises LoopDetected.
+    """Refuse a run or a replay in a request that a call led to. Raises LoopDetected.
 
-    A run or a replay has no timer of its own that could carry how deep it is, so none is allowed.
+    A run or a replay has no timer of its own that could carry its depth, so no depth is allowed.
     """
     if depth_of(request):
         raise LoopDetected("A call of this service led to this request, and it would lead to another: a loop.")
@@ -152,7 +152,7 @@ _KEY_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
 
 
 def do_once(request: Request, make: Callable[[], Response]) -> Response:
-    """Do what a creating request asks, or answer as before where its Idempotency-Key was used for the same request."""
+    """Do what a creating request asks, or repeat the answer if its Idempotency-Key was used for the same request."""
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return make()
@@ -181,12 +181,12 @@ def do_once(request: Request, make: Callable[[], Response]) -> Response:
         except idempotency.KeyReusedError as error:
             raise KeyReused from error
         except idempotency.KeyTakenError:
-            # Rolled back: the request that was first has ended meanwhile, and its answer is there.
+            # This one was rolled back: the first request has ended meanwhile, and its answer is stored.
             continue
 
 
 def _check_body(request: Request, *, limit: int) -> None:
-    """Make sure that the body is of known and bounded length, whole, and UTF-8, before any parser sees it."""
+    """Check that the body is of known and bounded length, whole, and UTF-8, before any parser sees it."""
     length = request.META.get("CONTENT_LENGTH")
     if not length and "HTTP_TRANSFER_ENCODING" in request.META:
         raise LengthRequired
@@ -199,14 +199,14 @@ def _check_body(request: Request, *, limit: int) -> None:
     # A client that died while sending may leave half a number or half a URL behind.
     if len(request.body) != promised:
         raise exceptions.ParseError("The body is shorter or longer than its Content-Length.")
-    # Python knows charsets that unpack, or take minutes to decode what fits the limit.
+    # Python has charsets that decompress, or that take minutes to decode a body within the limit.
     charset = (request.content_params or {}).get("charset", "utf-8").strip("\"' ").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise NotUTF8
 
 
 def timer_of_caller(request: Request, text: str) -> Timer:
-    """Return the caller's timer of an id in a path. Raises NotFound."""
+    """Return the caller's timer with the id in a path. Raises NotFound."""
     timer = Timer.objects.filter(pk=timer_id_of(text), **caller_of(request).visible()).first()
     if timer is None:
         raise exceptions.NotFound(NO_TIMER)
@@ -215,7 +215,7 @@ def timer_of_caller(request: Request, text: str) -> Timer:
 
 @contextlib.contextmanager
 def answering_conflicts() -> Iterator[None]:
-    """Answer 409 to what cannot be done to a timer as it is."""
+    """Answer 409 if the timer's state does not allow the operation."""
     try:
         yield
     except (services.TimerEndedError, services.NothingToReplayError, services.TooManyRunsError) as error:
@@ -228,14 +228,14 @@ def answering_conflicts() -> Iterator[None]:
 
 
 def as_json(data: Any) -> Any:
-    """Return what a serializer made as plain JSON, as it is kept for an idempotency key."""
+    """Return a serializer's result as plain JSON, as it is stored for an idempotency key."""
     return json.loads(JSONRenderer().render(data))
 
 
 def newest_first(rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]) -> tuple[list[Row], str | None]:
     """Return a page of rows by falling numbers in the column `by`, and the cursor of the next one.
 
-    `page` is what PageSerializer read. Raises ValidationError.
+    `page` is the validated data of PageSerializer. Raises ValidationError.
     """
     cursor, limit = page.get("cursor", ""), page["limit"]
     if cursor:
@@ -256,7 +256,7 @@ def timer_id_of(text: str) -> uuid.UUID:
     except ValueError as error:
         raise exceptions.NotFound(NO_TIMER) from error
     if str(found) != text.lower():
-        # Python reads braces, a prefix, no hyphens or hyphens anywhere; an address has one spelling.
+        # Python also takes braces, a prefix, and no or misplaced hyphens; an address has one spelling.
         raise exceptions.NotFound(NO_TIMER)
     return found
 

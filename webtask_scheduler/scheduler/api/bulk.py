@@ -140,7 +140,7 @@ class BulksView(TimerAPIView):
             operation = BulkOperation(
                 owner_id=caller_of(request).owner_id,
                 action=values["action"],
-                # As given: it is read again when it is worked on.
+                # Stored as given: each page of the operation reads it again.
                 filter=cast("dict[str, Any]", request.data)["filter"],
                 dry_run=values["dry_run"],
             )

@@ -1,4 +1,4 @@
-"""What the OpenAPI document says beside the shapes: examples, parameters, errors."""
+"""Adds to the OpenAPI document what the serializers do not say: examples, parameters, errors."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -58,7 +58,7 @@ SUCCEEDED_EXAMPLE = SCHEDULED_EXAMPLE | {
 
 
 def versioned_only(endpoints: list[tuple[str, Any, str, Any]]) -> list[tuple[str, Any, str, Any]]:
-    """Leave out the short names at the root, and the optional slash that the routes' `/?` reads as."""
+    """Return the endpoints without the short names at the root and without the optional slash of the routes' `/?`."""
     return [
         (path.rstrip("/"), regex, method, view)
         for path, regex, method, view in endpoints
@@ -68,7 +68,7 @@ def versioned_only(endpoints: list[tuple[str, Any, str, Any]]) -> list[tuple[str
 
 _URL = {"pattern": r"^[Hh][Tt][Tt][Pp][Ss]?://[^\s\\]+$"}
 _BASE64 = r"([A-Za-z0-9+/]{4})"
-# What fields take beyond their lengths, as far as patterns can say it.
+# The texts that fields take, as far as patterns can say it.
 _TEXTS: dict[str, dict[str, Any]] = {
     "web_url": _URL,
     "callback_url": _URL,
@@ -85,7 +85,7 @@ _TEXTS: dict[str, dict[str, Any]] = {
     },
 }
 WITH_BODY = [method for method in METHODS if method not in WITHOUT_BODY]
-# Fields of a timer that need, or rule out, others.
+# Fields of a timer that require or exclude others.
 _TOGETHER: dict[str, Any] = {
     "body": {"not": {"required": ["body_base64"]}, "properties": {"method": {"enum": WITH_BODY}}},
     "body_base64": {"properties": {"method": {"enum": WITH_BODY}}},
@@ -97,7 +97,7 @@ _TOGETHER: dict[str, Any] = {
 
 
 def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str, Any]:
-    """Return what a field refuses beyond what the generator sees."""
+    """Return the bounds of a field that the generator does not see."""
     bounds = dict(_TEXTS.get(name, {}))
     if name in UNITS:
         bounds["maximum"] = settings.WEBTASK_HORIZON_SECONDS // UNITS[name]
@@ -107,7 +107,7 @@ def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str
 
 
 def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Say that a preview needs a body: the generator knows of fields that are required, not of one out of several."""
+    """Mark a preview's body as required: the generator knows required fields, but not one out of several."""
     result["paths"]["/api/v1/scheduler/timer/preview"]["post"]["requestBody"]["required"] = True
     return result
 
@@ -126,8 +126,8 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
         if "timers" in properties:
             properties["timers"] |= {"minItems": 1, "maxItems": BATCH_MOST}
         if isinstance(self.target, ScheduleSerializer) and self.target.when_required:
-            # One way to say when; hours, minutes and seconds go together. In allOf, for without it generators of
-            # clients take the whole for a union.
+            # One way to say when; hours, minutes and seconds go together. It is in allOf, because client generators
+            # take the whole for a union without it.
             units = [{"required": [unit]} for unit in UNITS]
             others = [{"required": [name]} for name in ("delay", "due_at", "cron", "every")]
             shape["allOf"] = [{"oneOf": [{"anyOf": units}, *others]}]
@@ -141,7 +141,7 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
             for name, value in properties.items():
                 shown = value
                 if name in ("headers", "labels"):
-                    # Null takes an entry away, as it does a field.
+                    # Null removes an entry, as it removes a field.
                     entry = {"anyOf": [value["additionalProperties"], {"type": "null"}]}
                     shown = value | {"additionalProperties": entry}
                 properties[name] = {"anyOf": [shown, {"type": "null"}]} if name != "web_url" else value
@@ -262,7 +262,7 @@ def described(name: str, summary: str, description: str, **more: Any) -> Callabl
         tags=["scheduler"],
         summary=summary,
         description=description,
-        # Nobody has to sign in; without this, generated clients ask for a token.
+        # No login is needed; without this, generated clients ask for a token.
         auth=[],
         **more,
     )

@@ -1,4 +1,4 @@
-"""The fields that shapes are made of: strict about types, and clear about what is wrong."""
+"""The fields of the serializers: strict about types, and clear about what is wrong."""
 
 import json
 import math
@@ -24,7 +24,7 @@ from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import read_instant
 
-# What the column holds: more than the longest name that can resolve, with a port.
+# The column's length: more than the longest name that can resolve, with a port.
 HOST_MAX_LENGTH = 261
 LABELS_MOST = 20
 METADATA_MOST_BYTES = 16 * 1024
@@ -33,24 +33,24 @@ CONTENT_TYPE_MAX_LENGTH = 200
 NO_MEDIA_TYPE = "A media type is required, like text/plain or application/json."
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
-# In JSON, where a backslash before it would be one of the text's own.
+# NUL in JSON, not after a backslash, which would make it plain text.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def _in_form(field: serializers.Field[Any, Any, Any, Any]) -> bool:
-    """Whether a field is read from a form, which has only text."""
+    """Return whether a field is read from a form, which has only text."""
     return isinstance(getattr(field.root, "initial_data", None), QueryDict)
 
 
 def _storable(value: Any, *, name: str) -> None:
-    """Make sure that JSON can be stored and sent as it is. Raises ValidationError."""
+    """Check that JSON can be stored and sent as it is. Raises ValidationError."""
     try:
         text = json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
         raise serializers.ValidationError(f"{name} has a number or a character that JSON cannot hold.") from error
     except TypeError as error:
-        # A file in a form.
+        # For example a file in a form.
         raise serializers.ValidationError(f"{name} is no JSON.") from error
     if _NUL.search(text):
         raise serializers.ValidationError(f"{name} must not hold the character NUL.")
@@ -79,7 +79,7 @@ class NumberField(serializers.FloatField):
     def to_internal_value(self, data: Any) -> float:
         if isinstance(data, str) and _in_form(self):
             data = super().to_internal_value(data)
-        # A whole number stays one, as it was given.
+        # A whole number stays an integer, as it was given.
         if type(data) is not int and not (type(data) is float and math.isfinite(data)):
             self.fail("invalid")
         found: float = data
@@ -312,14 +312,14 @@ class StrictSerializer(serializers.Serializer[Any]):
         try:
             values = super().to_internal_value(data)
         except serializers.ValidationError as error:
-            # Everything that is wrong in one answer.
+            # Report all errors in one answer.
             errors |= error.detail  # type: ignore[arg-type]  # of fields, so a dict
         if errors:
             raise serializers.ValidationError(errors)
         return values
 
     def missing(self, data: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG002 - for those who need it
-        """Return errors of what should be there."""
+        """Return errors for fields that are missing."""
         return {}
 
 

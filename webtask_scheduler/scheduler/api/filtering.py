@@ -1,4 +1,4 @@
-"""The filters and pages of the list of timers, as a query says them."""
+"""Reads the filters and pages of the list of timers from a query."""
 
 import re
 from typing import Any
@@ -75,7 +75,7 @@ class ListSerializer(FilterSerializer):
     cursor = TextField(max_length=1000, required=False, allow_blank=True, help_text="The `next` of the page before.")
 
     def get_fields(self) -> dict[str, Any]:
-        # Left empty in a query, a text narrows nothing or its field refuses it.
+        # An empty text in a query narrows nothing, or its field refuses it.
         fields = super().get_fields()
         for field in fields.values():
             if isinstance(field, TextField):

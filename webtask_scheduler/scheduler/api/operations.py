@@ -1,4 +1,4 @@
-"""What is done to one timer, and what came of it: pause, resume, run, replay, deliveries, attempts."""
+"""Operations on one timer and their results: pause, resume, run, replay, deliveries, attempts."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""A schedule tried out: its next moments, and what the clocks do in between."""
+"""Previews a schedule: its next moments, and the clock changes in between."""
 
 from datetime import datetime, timedelta
 from typing import Any

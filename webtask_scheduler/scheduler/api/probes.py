@@ -1,4 +1,4 @@
-"""Alive and ready, as a load balancer asks."""
+"""The probes `/healthz` and `/readyz`."""
 
 import json
 from typing import Any
@@ -29,8 +29,8 @@ def healthz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
 def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     """Answer 200 when timers can be created and will be called, else 503; the body says what is missing.
 
-    It is for monitoring and for a start that waits for the service. While all calls are stopped it answers 503: no
-    timer will be called. A load balancer asks `/healthz`, or a stop would take the API and the admin away as well.
+    Monitoring, and a start that waits for the service, use it. While all calls are stopped it answers 503, because no
+    timer will be called. A load balancer must use `/healthz`, or a stop would take the API and the admin away as well.
     """
     parts = ("database", "migrations", "beat", "worker", "calls")
     checks = dict.fromkeys(parts, "ok") | {"broker": facts.broker_trouble(at_once=True) or "ok"}
@@ -58,7 +58,7 @@ _seen_migrated = False
 
 
 def _migrated() -> bool:
-    """Return whether every migration is applied; true once, it stays so for this process's code."""
+    """Return whether every migration is applied. Once true, it stays true for this process's code."""
     global _seen_migrated  # noqa: PLW0603 - looking is slow, and the answer does not change back
     if not _seen_migrated:
         executor = MigrationExecutor(connection)

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 problem details: what was wrong, and with which field."""
+"""Answers errors as RFC 9457 problem details: what was wrong, and with which field."""
 
 import sys
 from collections.abc import Iterator
@@ -49,9 +49,9 @@ class LoopDetected(exceptions.APIException):
 
 
 class PastDue(exceptions.APIException):
-    """A moment that has passed, where the client asked for that to be refused; its detail is of fields.
+    """The due time has passed, and the client asked to refuse that; the detail is keyed by field.
 
-    Not a ValidationError, of which a serializer would make one of its own, with status 400.
+    It is not a ValidationError, because a serializer would turn that into its own, with status 400.
     """
 
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
@@ -65,7 +65,7 @@ class KeyReused(exceptions.APIException):
 
 class Unavailable(exceptions.APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    # It may have gone away after the commit and before it said so.
+    # The database may have gone away after the commit and before its answer.
     default_detail = "The database does not answer; it is not known whether anything was stored. Try again in a moment."
     default_code = "unavailable"
     wait = 1
@@ -74,7 +74,7 @@ class Unavailable(exceptions.APIException):
 def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
     """Answer an exception of an API view; None leaves it to Django (a fault of ours: 500).
 
-    Always JSON: the view's own renderer may speak YAML or HTML.
+    It is always JSON, also if the view's own renderer writes YAML or HTML.
     """
     if isinstance(error, RequestDataTooBig):
         error = TooLarge()
@@ -140,18 +140,18 @@ def _plain(request: HttpRequest, status: int, detail: str) -> HttpResponse | Non
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer what Django refuses before a view sees it."""
+    """Answer a request that Django refuses before a view sees it."""
     return _plain(request, 400, "The request cannot be read.") or defaults.bad_request(request, exception)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer an address that leads nowhere."""
+    """Answer an unknown address."""
     detail = "There is nothing at this address. The API is described at /api/docs."
     return _plain(request, 404, detail) or defaults.page_not_found(request, exception)
 
 
 def server_error(request: HttpRequest) -> HttpResponse:
-    """Answer a fault of ours, of which the log has the traceback; or, with 503, a database that is away."""
+    """Answer 500 for a fault of ours, whose traceback is in the log, or 503 for a database that is away."""
     if isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
         answer = _plain(request, 503, str(Unavailable.default_detail)) or HttpResponse(_AWAY, status=503)
         answer["Retry-After"] = str(Unavailable.wait)

@@ -1,4 +1,4 @@
-"""Reading what a person sends into a NewTimer: one timer, many, or an edit of one."""
+"""Reads requests into NewTimers: one timer, many, or an edit of one."""
 
 import base64
 import binascii
@@ -53,11 +53,11 @@ from webtask_scheduler.scheduler.rules.options import METHODS, WITHOUT_BODY, Opt
 # Timers of one batch.
 BATCH_MOST = 1000
 ON_MISSED = ("fire", "skip", "reject")
-# With on_missed "skip", where max_lateness does not say more or less.
+# With on_missed "skip", unless max_lateness is given.
 MAX_LATENESS_SECONDS = 60.0
-# A plain timer: what most requests have, and what a serializer of its own reads several times as fast.
+# The fields of a plain timer. Most requests have no others, and a separate serializer reads them several times as fast.
 PLAIN = frozenset((*UNITS, "web_url"))
-# An edit of these alone is taken of a timer that has ended too.
+# An edit of only these is allowed on a timer that has ended.
 DESCRIPTIVE = frozenset(("name", "labels", "metadata"))
 
 
@@ -94,7 +94,7 @@ class RetrySerializer(StrictSerializer):
     )
 
     def get_value(self, dictionary: Any) -> Any:
-        # A form has no objects: what it says here is refused rather than passed over.
+        # A form has no objects: a value here is refused rather than ignored.
         return dictionary.get(self.field_name, serializers.empty)
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
@@ -266,9 +266,9 @@ _kept = threading.local()
 
 
 def read_timer(data: Any) -> services.NewTimer:
-    """Return a timer as JSON has it. Raises ValidationError.
+    """Return a timer that is given as JSON. Raises ValidationError.
 
-    With one serializer for each thread: making one for each timer costs more than reading it.
+    Each thread keeps one serializer: making one for each timer costs more than reading it.
     """
     if not hasattr(_kept, "plain"):
         _kept.plain, _kept.full = PlainTimerSerializer(), NewTimerSerializer()
@@ -278,9 +278,9 @@ def read_timer(data: Any) -> services.NewTimer:
 
 
 def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, bool]:
-    """Return what a timer is to be after an edit, and whether it is given another moment. Raises ValidationError.
+    """Return a timer after an edit, and whether the edit changes its due time. Raises ValidationError.
 
-    The edit is a JSON merge patch (RFC 7396) of what was given: null takes a field away.
+    The edit is a JSON merge patch (RFC 7396) of what was given: null removes a field.
     """
     schedule = schedule_given(timer)
     given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
@@ -288,13 +288,13 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     depth = given.pop("depth", None)
     serializer: NewTimerSerializer = EditSerializer()
     unknown = patch.keys() - serializer.fields.keys()
-    # To take away what is not there is no change.
+    # Removing an absent field is no change.
     patch = {name: value for name, value in patch.items() if value is not None or name in given or name in schedule}
     reschedule = any(name in patch for name in WHEN)
     if reschedule:
         kind = next((name for name in (*ONCE, *RECURRING) if patch.get(name) is not None), None)
         if kind in RECURRING and kind not in schedule:
-            # Another kind of schedule in place of the present one. The first moment of an interval is a part of it.
+            # Another kind of schedule replaces the present one, including an interval's first moment.
             for name in (*RECURRING, "timezone", "starts_at"):
                 schedule.pop(name, None)
         elif kind == "every":
@@ -318,6 +318,6 @@ def _merged(given: Any, patch: Any) -> Any:
         if value is None:
             result.pop(name, None)
         else:
-            # Free JSON is taken as it is: a patch could not put null into it.
+            # Free JSON is replaced as a whole: a patch could not put null into it.
             result[name] = value if name in ("metadata", "body") else _merged(result.get(name), value)
     return result

@@ -1,4 +1,4 @@
-"""When a timer is called: one of several ways to say it, and its bounds."""
+"""Reads when a timer is called: one of several ways to say it, and its bounds."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -24,7 +24,7 @@ UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 # The ways to say when, of which one is given.
 ONCE = (*UNITS, "delay", "due_at")
 RECURRING = ("cron", "every")
-# What belongs to a schedule beside them.
+# Other fields of a schedule.
 BOUNDS = ("timezone", "starts_at", "ends_at", "max_occurrences")
 WHEN = (*ONCE, *RECURRING, *BOUNDS)
 WHEN_MISSING = (
@@ -37,7 +37,7 @@ def delay_of(attrs: Mapping[str, Any]) -> float:
     """Return the sum of hours, minutes and seconds. Raises ValidationError."""
     given = [unit for unit in UNITS if unit in attrs]
     if not given:
-        # A form whose fields are there, and empty.
+        # A form may have these fields, all empty.
         raise serializers.ValidationError({"seconds": [WHEN_MISSING]})
     delay = sum(attrs[unit] * UNITS[unit] for unit in given)
     horizon = settings.WEBTASK_HORIZON_SECONDS
@@ -113,7 +113,7 @@ class ScheduleSerializer(StrictSerializer):
         return value
 
     def schedule(self, attrs: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
-        """Return what services.NewTimer has of a schedule. Raises ValidationError."""
+        """Return the fields of services.NewTimer that hold a schedule. Raises ValidationError."""
         if "due_at" in attrs:
             return {"due_at": attrs["due_at"]}
         if "delay" in attrs:
@@ -144,7 +144,7 @@ def _checked(check: Any, value: str) -> str:
 
 
 def schedule_given(timer: Timer) -> dict[str, Any]:
-    """Return the schedule of a timer that recurs, as the API has it; empty for one that is called once."""
+    """Return the schedule of a recurring timer in the API's form; empty for a timer that is called once."""
     found: dict[str, Any] = {}
     if timer.cron:
         found |= {"cron": timer.cron, "timezone": timer.timezone}

@@ -1,4 +1,4 @@
-"""Signing secrets: list, create and delete them."""
+"""Lists, creates and deletes signing secrets."""
 
 import re
 from typing import Any

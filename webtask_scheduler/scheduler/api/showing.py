@@ -1,4 +1,4 @@
-"""Showing timers, deliveries and attempts as the API answers them."""
+"""Builds the API's answers for timers, deliveries and attempts."""
 
 import math
 import uuid
@@ -25,7 +25,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.rules import options
 from webtask_scheduler.scheduler.rules.instants import instant_text
 
-# Looking a member up costs more than all else of an answer that is made for speed.
+# Enum attribute access is slow on this path.
 SCHEDULED = State.SCHEDULED.value
 NOT_YET = "Its moment has not come yet."
 NOT_CLAIMED = "It is due and waits for a beat to claim it."
@@ -52,7 +52,7 @@ class TimerSerializer(serializers.Serializer[Any]):
 
     task_id = serializers.UUIDField()
     status = serializers.ChoiceField(choices=State.choices)
-    # Not a URLField: what is accepted may hold letters outside ASCII, which no `uri` does.
+    # Not a URLField: accepted URLs may hold letters outside ASCII, which a `uri` may not.
     web_url = serializers.CharField(max_length=URL_MAX_LENGTH)
     created_at = serializers.DateTimeField()
     due_at = serializers.DateTimeField(help_text="The promised moment. Retries do not change it.")
@@ -87,7 +87,7 @@ class TimerSerializer(serializers.Serializer[Any]):
 
 
 def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[str, Any]:
-    """Return a timer just stored as TimerSerializer describes it; what creating answers, so made for speed."""
+    """Return a timer that was just stored, in TimerSerializer's form. It is fast, because creating answers with it."""
     due_at = instant_text(stored.due_at)
     left = math.ceil((stored.due_at - stored.created_at) / timedelta(seconds=1))
     body = {
@@ -113,7 +113,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
 
 
 def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> dict[str, Any]:
-    """Return a timer, with its latest promised delivery, as TimerSerializer describes it."""
+    """Return a timer, with its latest promised delivery, in TimerSerializer's form."""
     body = {
         "task_id": str(timer.pk),
         "status": delivery.state,
@@ -184,7 +184,7 @@ class TimersSerializer(serializers.Serializer[Any]):
 
 
 def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
-    """Say in a sentence why a timer has not been called successfully."""
+    """Return in a sentence why a timer has not been called successfully."""
     last = attempts[-1].message if attempts else ""
     if delivery.cancel_requested_at and not delivery.is_final:
         return "It was cancelled while its call was in flight; that call may still land, no retry follows."
@@ -202,7 +202,7 @@ def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Atte
 
 
 def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str:
-    """Say what an open delivery waits for, and what stands in its way."""
+    """Return in a sentence what an open delivery waits for and what prevents it."""
     last = f"Attempt {attempts[-1].number} failed: {attempts[-1].message}" if attempts and attempts[-1].message else ""
     if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
         slow = "All places for calls that wait are taken by slow hosts; it is called at next_attempt_at."
@@ -223,7 +223,7 @@ def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attem
 
 
 def show_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
-    """Return timers as TimerSerializer describes them, in the same order: two queries for any number."""
+    """Return timers in TimerSerializer's form, in the order of the ids, with two queries for any number."""
     promised = Delivery.objects.filter(timer__in=timer_ids).select_related("timer").annotate(now=ClockTimestamp())
     latest = {one.timer_id: one for one in promised.latest_promised()}
     attempts: dict[uuid.UUID, list[Attempt]] = {}
@@ -238,7 +238,7 @@ def show_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
 
 
 def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
-    """Return a timer as TimerSerializer describes it; None where there is none that is `visible`."""
+    """Return a timer in TimerSerializer's form; None if there is no such `visible` timer."""
     promised = Delivery.objects.filter(timer=timer_id, **visible).select_related("timer").annotate(now=ClockTimestamp())
     delivery = promised.latest_promised().first()
     if delivery is None:

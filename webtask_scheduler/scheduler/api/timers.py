@@ -1,4 +1,4 @@
-"""Timers: create one or many, list them, look at one, edit and cancel it."""
+"""Creates one or many timers, lists them, shows one, edits and cancels it."""
 
 import dataclasses
 from typing import Any
@@ -326,7 +326,7 @@ class BatchView(TimerAPIView):
             read = [_read_item(item) for item in items]
             wrong = {f"timers.{index}": error for index, (_, error) in enumerate(read) if error is not None}
             if wrong and not partial:
-                # As many as a person reads; the rest comes with the next try.
+                # As many as a person reads; the next try reports the rest.
                 details = {name: error.detail for name, error in list(wrong.items())[:20]}
                 if all(isinstance(error, PastDue) for error in wrong.values()):
                     raise PastDue(details)
@@ -359,7 +359,7 @@ def _batch(data: Any) -> tuple[list[Any], bool]:
 
 
 def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, Any]]:
-    """Store timers, all or none, and return what the API shows of them."""
+    """Store timers, all or none, and return them in the API's form."""
     owner_id = caller_of(request).owner_id
     if owner_id is not None:
         timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]

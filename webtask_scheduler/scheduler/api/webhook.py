@@ -1,4 +1,4 @@
-"""The call that a receiver gets, as the OpenAPI document describes it."""
+"""Describes the call that a receiver gets, for the OpenAPI document."""
 
 from drf_spectacular.utils import (
     OpenApiWebhook,
@@ -6,7 +6,7 @@ from drf_spectacular.utils import (
 
 from webtask_scheduler.scheduler.api.document import ID
 
-# Written out: the generator leaves the headers and the example of a webhook away.
+# Written out, because the generator omits the headers and the example of a webhook.
 timer_due = OpenApiWebhook(
     name="timerDue",
     decorator={

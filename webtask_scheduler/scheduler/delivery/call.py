@@ -1,4 +1,4 @@
-"""One started attempt: its request from the timer's options, the call, and the outcome."""
+"""Makes the HTTP call of one started attempt from the timer's options, and returns its outcome."""
 
 import json
 import logging
@@ -29,7 +29,7 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float, seconds_m
     """
     allowed_seconds = call.options.timeout_seconds(timeout_seconds)
     begun = time.monotonic()
-    # The start statement's clock, carried on by the monotonic one: the moment the call itself begins.
+    # When the call itself begins: the start statement's clock, carried on by the monotonic one.
     called_at = call.started_at + timedelta(seconds=begun - call.started)
     status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
     try:
@@ -68,7 +68,7 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float, seconds_m
 
 
 def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> Request:
-    """Return the call of an attempt: the timer's own method, headers and body, and what we say of it."""
+    """Return the request of an attempt: the timer's method, headers and body, and this service's own headers."""
     options = call.options
     method = options.method
     due_at = call.due_at.astimezone(UTC).isoformat()

@@ -1,7 +1,7 @@
-"""What one worker process knows of the hosts that it calls, and which delivery it calls next.
+"""Chooses which delivery a worker process calls next, by what it knows of the hosts that it calls.
 
-A **slot** is for a call that may be using the processor: its first moments. A call that lasts longer than PATIENCE only
-waits; it gives its slot up and stands in the **waiting room**, which costs a thread and a connection but no time.
+A **slot** is for a call that may be using the processor, at its beginning. A call that lasts longer than PATIENCE only
+waits. It gives its slot up and moves to the **waiting room**, which costs a thread and a connection but no time.
 
 Hosts that answer quickly may use every slot; hosts that do not, or of which nothing is known yet, share a part of them.
 So a thousand hosts that hang leave room for those known to be quick. Half of the waiting room is kept for first calls
@@ -12,7 +12,7 @@ Within each of the two classes, owners have turns, and the flows of an owner hav
 to one host); a flow that had nothing waiting goes first once, so that a host with a call now and then does not stand
 behind those with thousands (as fq_codel does it for packets, RFC 8290).
 
-Nothing here knows the database or a thread: `Line` is used under its owner's lock.
+This module uses no database and no threads: `Line` is used under its owner's lock.
 """
 
 import random
@@ -23,25 +23,25 @@ from dataclasses import dataclass, field
 from webtask_scheduler.dispatch.queue import Held
 from webtask_scheduler.dispatch.share import owner_of
 
-# A call under way for longer gives its slot up.
+# A call that lasts longer gives its slot up.
 PATIENCE_SECONDS = 0.05
-# A host is quick while its calls take less than this, on average. More than PATIENCE: where the processors are busy,
-# calls to quick hosts take long too.
+# A host is quick while its calls take less than this, on average. It is more than PATIENCE, because calls to quick
+# hosts take longer when the processors are busy.
 QUICK_SECONDS = 0.15
 # Weight of the latest call in the average.
 WEIGHT = 0.2
-# The same, for how soon the fastest of recent calls is forgotten.
+# How soon the fastest of recent calls is forgotten, likewise.
 FASTEST_WEIGHT = 0.01
-# Of the slots, hosts that are not known to be quick share this part, and one host may take that one.
+# Shares of the slots: for all hosts that are not known to be quick together, and for one host alone.
 TRIAL_SHARE = 0.5
 HOST_SHARE = 0.75
-# While others are called too, a quick host has so many slots that a worker gets SLOTS_A_SECOND answers a second from
-# it, within bounds: more threads than the processors can serve make everybody wait for them, and the host no faster.
+# While others are called too, a quick host has as many slots as give a worker SLOTS_A_SECOND answers a second from it,
+# within bounds. More threads than the processors can serve delay every call and make the host no faster.
 BESIDE_SHARE = 0.25
 SLOTS_A_SECOND = 1000.0
 BESIDE_SECONDS = 1.0
-# Calls of one host in the waiting room: so many that a worker gets WAITING_A_SECOND answers a second from it, within
-# bounds. One that hangs for 30 seconds has the fewest.
+# One host has as many calls in the waiting room as give a worker WAITING_A_SECOND answers a second from it, within
+# bounds. A host that hangs for 30 seconds has the fewest.
 WAITING_LEAST = 4
 WAITING_MOST = 64
 WAITING_A_SECOND = 64.0
@@ -51,21 +51,21 @@ NEW_SHARE = 0.5
 NEW_SECONDS = 5.0
 # How long a delivery waits, in the table, that finds the waiting room full.
 PUT_OFF_SECONDS = (5.0, 15.0)
-# Hosts remembered though nothing is under way to them.
+# Hosts that are remembered while no call to them is under way.
 HOSTS_KEPT = 10_000
 
 
 @dataclass(slots=True)
 class Host:
-    """One receiver: what is under way to it, and how long its calls take."""
+    """One receiver: its calls under way, and how long its calls take."""
 
     name: str
     # Calls that hold a slot, and calls in the waiting room.
     slots: int = 0
     waiting: int = 0
-    # Of recent calls; None before the first has ended, or has lasted for longer than a quick one.
+    # Average over recent calls; None until the first has ended or has lasted longer than a quick one.
     seconds: float | None = None
-    # What the fastest of recent calls took: its own time, without what they waited for each other here.
+    # Time of the fastest recent call: the host's own, without the time that calls wait for each other here.
     fastest: float = float("inf")
     # Flows that could go on if this host took more.
     blocked: "list[Flow]" = field(default_factory=list)
@@ -81,24 +81,24 @@ class Host:
         return max(WAITING_LEAST, min(WAITING_MOST, round(WAITING_A_SECOND * max(self.seconds, 1.0) ** -1)))
 
     def took(self, seconds: float) -> None:
-        """Note how long a call took, or has taken so far where that is more than is known."""
+        """Note how long a call took, or has lasted so far if that is longer than the average."""
         self.seconds = seconds if self.seconds is None else self.seconds + WEIGHT * (seconds - self.seconds)
         self.fastest = min(seconds, self.fastest + FASTEST_WEIGHT * (seconds - self.fastest))
 
 
 @dataclass(slots=True)
 class Flow:
-    """What one owner has waiting for one host."""
+    """The deliveries of one owner that wait for one host."""
 
     owner: int
     host: Host
     items: deque[Held] = field(default_factory=deque)
-    # Whether it stands in line, or is blocked by its host; otherwise nobody knows of it but its dictionary.
+    # Whether it is in line or blocked by its host; otherwise only its dictionary holds it.
     queued: bool = False
 
 
 class Turns:
-    """The flows of one class in line: owners in turn, and within an owner new flows first, then the others in turn."""
+    """The flows of one class in line: owners take turns; an owner's new flows go first, then the others in turn."""
 
     def __init__(self) -> None:
         self._owners: dict[int, tuple[deque[Flow], deque[Flow]]] = {}
@@ -111,7 +111,7 @@ class Turns:
         lines[0 if new else 1].append(flow)
 
     def pop(self) -> Flow | None:
-        """Take the flow whose turn it is out of line; the next turn is another owner's."""
+        """Remove and return the flow whose turn it is; the next turn is another owner's."""
         if not self._owners:
             return None
         owner = next(iter(self._owners))
@@ -148,19 +148,19 @@ class Room:
 
 @dataclass(slots=True)
 class Running:
-    """A delivery that has been picked: since when it is being called, infinite until then."""
+    """A picked delivery, and when its call began: infinite until then."""
 
     flow: Flow
     since: float
     # Where it has a place to wait; None for a quick host's call that holds a slot.
     room: Room | None = None
     waits: bool = False
-    # How long it had lasted when that was last noted of its host.
+    # How long it had lasted when its host last took note of it.
     noted: float = QUICK_SECONDS
 
 
 class Line:
-    """What waits in this process and what is under way: `add`, `pick`, `begun`, `release`."""
+    """The deliveries that wait in this process and those under way: `add`, `pick`, `begun`, `release`."""
 
     def __init__(self, *, slots: int, room: int) -> None:
         self._slots = slots
@@ -169,7 +169,7 @@ class Line:
         self._trial_slots = max(1, round(slots * TRIAL_SHARE))
         self._host_slots = max(1, round(slots * HOST_SHARE))
         self._beside_slots = max(1, round(slots * BESIDE_SHARE))
-        # The host that was picked last, and until when others count as called too.
+        # The host that was picked last, and until when other hosts count as called too.
         self._latest: Host | None = None
         self._beside_until = 0.0
         self._hosts: dict[str, Host] = {}
@@ -185,11 +185,11 @@ class Line:
 
     @property
     def waits_for_slots(self) -> bool:
-        """Whether something waits that the mere passing of time may let begin."""
+        """Return whether something waits that may begin after some time without another event."""
         return bool(self.queued and self._in_slots)
 
     def add(self, held: Held) -> None:
-        """Take a delivery that waits for a slot."""
+        """Add a delivery that waits for a slot."""
         key = (owner_of(held.flow), held.host)
         flow = self._flows.get(key)
         if flow is None:
@@ -207,11 +207,11 @@ class Line:
         (self._quick if flow.host.quick else self._trial).add(flow, new=new)
 
     def pick(self, now: float, *, most: int) -> tuple[list[Held], list[tuple[Held, float]]]:
-        """Take at most `most` deliveries that have a slot from here on, and those to put off, with their waits."""
+        """Give slots to at most `most` deliveries; return them, and those to put off with their waits."""
         self._leave_slots(now)
         start: list[Held] = []
         later: list[tuple[Held, float]] = []
-        # Those that turn out quick among the others are seen to last.
+        # Flows on trial whose host has become quick join the quick ones, which are picked once more at the end.
         for turns, quick in ((self._quick, True), (self._trial, False), (self._quick, True)):
             while turns and len(start) < most and len(self._in_slots) < self._slots:
                 if not quick and self._in_trial >= self._trial_slots:
@@ -222,7 +222,7 @@ class Line:
                 host = flow.host
                 room = None if quick else self._place(flow)
                 if host.quick != quick:
-                    # It has become known since it stood here.
+                    # The host has become known since the flow joined this line.
                     self._stand(flow)
                 elif self._has_enough(host, now, quick=quick, room=room):
                     host.blocked.append(flow)
@@ -295,13 +295,13 @@ class Line:
         self._flows.pop((flow.owner, flow.host.name), None)
 
     def begun(self, delivery_id: object, now: float) -> None:
-        """Note that a picked delivery is being called now: its patience runs from here, not from a slow database."""
+        """Note that a picked delivery is being called now. PATIENCE counts from here, so a slow database does not."""
         running = self.running.get(delivery_id)
         if running is not None:
             running.since = now
 
     def _leave_slots(self, now: float) -> None:
-        """Send calls that only wait to the waiting room."""
+        """Move calls that only wait to the waiting room."""
         until = now - PATIENCE_SECONDS
         for delivery_id in [key for key, (running, _) in self._in_slots.items() if running.since <= until]:
             running, quick = self._in_slots.pop(delivery_id)
@@ -317,21 +317,21 @@ class Line:
             self._unblock(flow.host)
 
     def watch(self, now: float) -> None:
-        """Note what calls under way show of their hosts: one that hangs is known before its call ends."""
+        """Note how long calls under way last, so that a host that hangs is known before its call ends."""
         for running in self.running.values():
             host, lasts = running.flow.host, now - running.since
-            # Once for each doubling: one call that hangs among many quick ones does not outweigh them.
+            # Noted once for each doubling, so that one call that hangs does not outweigh many quick ones.
             if running.waits and lasts >= 2 * running.noted and lasts > (host.seconds or 0.0):
                 running.noted = lasts
                 host.took(lasts)
 
     def forgive(self, seconds: float) -> None:
-        """Leave a time out of what is known of calls: this process itself was stopped for so long."""
+        """Subtract a time during which this process itself was stopped from the calls under way."""
         for running in self.running.values():
             running.since += seconds
 
     def release(self, delivery_id: object, *, answered_at: float | None = None) -> None:
-        """Let go of a picked delivery, whether it was called to its end or not; unknown ones are passed over."""
+        """Forget a picked delivery, whether its call ended or not; ignore an unknown one."""
         running = self.running.pop(delivery_id, None)
         if running is None:
             return
@@ -374,7 +374,7 @@ class Line:
         self._hosts_most = max(HOSTS_KEPT, 2 * len(self._hosts))
 
     def drain(self) -> Iterator[Held]:
-        """Take everything that waits."""
+        """Remove and yield everything that waits."""
         for flow in self._flows.values():
             yield from flow.items
             flow.items.clear()

@@ -1,8 +1,8 @@
-"""The callers of one worker process: they start what was handed over, call it, and record what came of it.
+"""The threads of one worker process that start deliveries, call them, and record the outcomes.
 
-A starter thread starts what `hosts.Line` picks, many in one statement; caller threads only call; a ledger thread
+A starter thread starts what `hosts.Line` picks, many in one statement. Caller threads only call. A ledger thread
 records outcomes and renews leases, many in one statement. Callers never touch the database, so no transaction spans a
-call and two connections serve the process. Whoever hands work over does not wait for it.
+call and two connections serve the process. Handing work over does not wait for it.
 
 A delivery that the database or our own code refuses is parked, and the others go on. A thread that cannot go on ends
 the process, and its supervisor starts it again: a worker without one of its threads would look alive and call nothing.
@@ -49,16 +49,16 @@ T = TypeVar("T")
 
 RENEW_SECONDS = 5.0
 NOTE_SECONDS = 1.0
-# A delivery published this much too soon is waited for; a longer wait is left to the queue.
+# The starter waits for a delivery that is at most this early; an earlier one goes back to the queue.
 EARLY_SECONDS = 0.05
-# After an error of the database.
+# Pause after an error of the database.
 PAUSE_SECONDS = 0.25
 # Outcomes that one statement records.
 RECORD_LIMIT = 200
-# At shutdown: how long calls under way may take to end by themselves.
+# How long calls under way may take to end at shutdown.
 DRAIN_SECONDS = 8.0
-# How often calls under way are looked at for hosts that hang, and, while something waits for a slot, for calls that
-# no longer need theirs.
+# How often calls under way are checked for hosts that hang, and, while something waits for a slot, for calls that no
+# longer need theirs.
 WATCH_SECONDS = 0.25
 SLOTS_SECONDS = 0.02
 # Waiting calls under way, for each slot: threads that only wait.
@@ -66,16 +66,16 @@ ROOM_PER_SLOT = 64
 ROOM_MOST = 4096
 # What such a thread needs; the default of 8 MiB is address space that some machines count.
 STACK_BYTES = 512 * 1024
-# After this machine had no thread, descriptor or memory for a call.
+# Pause after this machine had no thread, descriptor or memory for a call.
 SHORTAGE_SECONDS = 2.0
 # Failures in a row after which a thread gives up: it would fail for ever.
 FAILURES_MOST = 20
-# What the process ends with where one of its threads cannot go on (EX_SOFTWARE of sysexits.h).
+# Exit code when a thread cannot go on (EX_SOFTWARE of sysexits.h).
 EXIT_CODE = 70
 
 
 def waiting_room(callers: int) -> int:
-    """Return how many calls of a worker may wait for their answers, beside those that hold a slot."""
+    """Return how many calls of a worker may wait for their answers, in addition to those that hold a slot."""
     return min(ROOM_MOST, callers * ROOM_PER_SLOT)
 
 
@@ -84,10 +84,10 @@ class LeaseLostError(LocalError):
 
 
 class CallPool:
-    """`hand_over` gives it work; `close` ends it in an orderly way.
+    """Calls deliveries: `hand_over` gives it work; `close` ends it in an orderly way.
 
-    Every delivery that it holds, waiting or running, has its lease renewed. At most `callers` calls hold a slot, and
-    `waiting_room` as many wait for answers.
+    It renews the lease of every delivery that it holds, waiting or running. At most `callers` calls hold a slot, and
+    at most `waiting_room(callers)` wait for answers.
     """
 
     def __init__(
@@ -99,10 +99,10 @@ class CallPool:
         note: Callable[[float, int, int], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Make a pool whose threads run.
+        """Make a pool and start its threads.
 
-        `note` is called about once a second with how long ago the starter last moved, how much is held and how much is
-        under way; it may raise an error of the database.
+        `note` is called about once a second with the seconds since the starter last moved, the number of deliveries
+        held, and the number of calls under way; it may raise an error of the database.
         """
         self._client = client
         self._timeout_seconds = timeout_seconds
@@ -119,7 +119,7 @@ class CallPool:
         self._later: list[Held] = []
         self._threads: set[threading.Thread] = set()
         self._spare = callers
-        # No thread could be had until then.
+        # Until then no new thread is tried.
         self._short_until = 0.0
         self._moved_at = clock()
         self._failing = False
@@ -131,7 +131,7 @@ class CallPool:
     def hand_over(self, items: Iterable[tuple[uuid.UUID, uuid.UUID, str, int]], *, at: float | None = None) -> None:
         """Take (delivery id, lease token, host, flow) of claimed deliveries, and return at once.
 
-        With `at`, a moment of the monotonic clock, they are not started before it.
+        With `at`, a time of the monotonic clock, they are not started before it.
         """
         now = self._clock()
         expires = now + CLAIMED_LEASE_SECONDS
@@ -143,7 +143,7 @@ class CallPool:
             for held in work:
                 known = self._held.get(held.delivery_id)
                 if known is not None and known.token == held.token:
-                    # The broker said it twice.
+                    # The broker delivered the message twice.
                     continue
                 self._held[held.delivery_id] = held
                 if at is None:
@@ -153,11 +153,11 @@ class CallPool:
             self._changed.notify()
 
     def stop_taking(self) -> None:
-        """Begin the end: what is not started yet is given back. Safe to call from a signal handler."""
+        """Begin to shut down: give back what is not started yet. Safe to call from a signal handler."""
         self._closing.set()
 
     def close(self) -> None:
-        """Give back what is not started, let calls end for a while, record the rest as interrupted."""
+        """Give back what is not started, give calls DRAIN_SECONDS to end, and record the rest as interrupted."""
         drained_at = self._clock() + DRAIN_SECONDS
         self._end_at = drained_at + 1.0
         self._closing.set()
@@ -192,12 +192,12 @@ class CallPool:
 
     @staticmethod
     def _give_up() -> None:
-        """End the process at once: what it holds comes back by its leases."""
+        """End the process at once; its deliveries come back when their leases run out."""
         logging.shutdown()
         os._exit(EXIT_CODE)
 
     def _turns(self, turn: Callable[[], bool]) -> None:
-        """Take turns until one says it was the last. What a turn raises is logged; too many in a row are raised."""
+        """Take turns until one returns False. Log what a turn raises; raise after too many failures in a row."""
         failures = 0
         while True:
             try:
@@ -222,7 +222,7 @@ class CallPool:
         self._turns(self._start_some)
 
     def _start_some(self) -> bool:
-        """Start what may be started, waiting a while where nothing may; return whether to go on."""
+        """Start what may be started, or wait a while if nothing may; return whether to go on."""
         with self._changed:
             self._moved_at = self._clock()
             start, later = self._pick()
@@ -251,7 +251,7 @@ class CallPool:
         return 0.5
 
     def _pick(self) -> tuple[list[Held], list[tuple[Held, float]]]:
-        """Pick what has a slot, and a thread. Called with the lock held."""
+        """Pick deliveries for which there is a slot and a thread. Called with the lock held."""
         now = self._clock()
         while self._later and self._later[0].at <= now:
             self._line.add(heapq.heappop(self._later))
@@ -261,11 +261,11 @@ class CallPool:
         return self._line.pick(now, most=max(0, most))
 
     def _start(self, batch: list[Held]) -> None:
-        """Start a batch that holds a slot each. Slots of what does not start are given back."""
+        """Start a batch in which each delivery holds a slot; free the slots of those that do not start."""
         waiting = {held.delivery_id: held for held in batch}
         try:
             while waiting and not self._grow():
-                # No thread for the last of them: it goes back before anything is counted.
+                # There is no thread for the last of them: it goes back before an attempt is counted.
                 held = waiting.popitem()[1]
                 self._give_back([held], [SHORTAGE_SECONDS])
             while waiting:
@@ -274,8 +274,8 @@ class CallPool:
                     break
                 early = self._sort(result, waiting)
                 if waiting:
-                    # Published a moment too soon by this database's clock, and never early is the promise. More than
-                    # a moment means that a clock was set: the queue keeps it better than this thread.
+                    # Published a little too soon by the database's clock; calls are never early. If it is more than a
+                    # little, a clock was set, and the delivery waits better in the queue than in this thread.
                     if min(early.values()) > EARLY_SECONDS or self._closing.is_set():
                         break
                     time.sleep(min(early.values()) + 0.0002)
@@ -284,14 +284,14 @@ class CallPool:
                 self._give_back(list(waiting.values()), [0.0] * len(waiting))
 
     def _started(self, batch: Sequence[Held]) -> Batch | None:
-        """Start a batch while its leases live; None where the database was away for so long."""
+        """Start a batch while its leases live; return None if the database was away for that long."""
         result = Batch([], {}, [], [])
         tried = False
 
         def start(some: Sequence[Held]) -> None:
             nonlocal tried
             if tried:
-                # The try before may have been committed though its answer was lost: what nobody called is taken back.
+                # The try before may have committed though its answer was lost: its starts, never called, are undone.
                 known = {call.delivery_id for call in result.started}
                 pairs = [(held.delivery_id, held.token) for held in some if held.delivery_id not in known]
                 undo_starts(pairs, wait_seconds=[0.0] * len(pairs))
@@ -309,7 +309,7 @@ class CallPool:
         return result if done or result.started else None
 
     def _sort(self, result: Batch, waiting: dict[uuid.UUID, Held]) -> dict[uuid.UUID, float]:
-        """Have callers call what was started and let go of the rest; what is early stays in `waiting`."""
+        """Give what was started to the callers and let go of the rest; what is early stays in `waiting`."""
         with self._changed:
             for call in result.started:
                 waiting.pop(call.delivery_id).expires = call.started + RUNNING_LEASE_SECONDS
@@ -324,13 +324,13 @@ class CallPool:
             self._persist(
                 partial(park, delivery_id, reason, token=waiting[delivery_id].token), until=waiting[delivery_id].expires
             )
-        # What is neither started nor early has ended or is stale: cancelled, paused, stopped, or taken by another.
+        # A delivery that is neither started nor early has ended or is stale: cancelled, paused, stopped, or reclaimed.
         for delivery_id in [delivery_id for delivery_id in waiting if delivery_id not in result.early]:
             self._let_go(waiting.pop(delivery_id))
         return result.early
 
     def _grow(self) -> bool:
-        """Make sure that each picked delivery has a thread; return whether it has."""
+        """Start threads until each picked delivery has one; return whether that worked."""
         with self._changed:
             while len(self._threads) < len(self._line.running):
                 try:
@@ -357,7 +357,7 @@ class CallPool:
         """Forget a delivery, and free its slot if it has one."""
         with self._changed:
             self._line.release(held.delivery_id)
-            # Given back, it may have been claimed and handed over again already.
+            # A delivery that was given back may have been claimed and handed over again already.
             if self._held.get(held.delivery_id) is held:
                 del self._held[held.delivery_id]
             self._changed.notify()
@@ -369,7 +369,7 @@ class CallPool:
             while (call := self._calls.get()) is not None:
                 self._call(call)
                 with self._changed:
-                    # After a crowd: those that are left have been enough before it.
+                    # After a burst this thread is spare: the others were enough before it.
                     if len(self._threads) > len(self._line.running) + self._spare and self._calls.empty():
                         self._threads.discard(threading.current_thread())
                         break
@@ -383,7 +383,7 @@ class CallPool:
             seconds_most = self._line.seconds_most(call.delivery_id)
         answered_at = None
         if held is None or held.token != call.token or held.expires <= self._clock():
-            # The lease ran out while it waited: nothing was called, so nothing is counted if it is still ours.
+            # The lease ran out while it waited. Nothing was called, so the start is undone if the lease is still held.
             self._ended.put((call, LeaseLostError("The lease ran out before the call.")))
         else:
             try:
@@ -396,7 +396,7 @@ class CallPool:
                 self._ended.put(outcome)
                 answered_at = self._clock()
         with self._changed:
-            # The slot is free, the lease is held until the outcome is recorded.
+            # Only the slot is freed: the lease is held until the outcome is recorded.
             self._line.release(call.delivery_id, answered_at=answered_at)
             self._changed.notify()
 
@@ -436,7 +436,7 @@ class CallPool:
         return not last
 
     def _watch(self) -> None:
-        """Look at the calls under way, and note once a second that this process moves."""
+        """Check the calls under way, and note once a second that this process moves."""
         now = self._clock()
         missed = now - self._watched_at
         if missed < WATCH_SECONDS:
@@ -444,7 +444,7 @@ class CallPool:
         self._watched_at = now
         with self._changed:
             if missed > 4 * WATCH_SECONDS:
-                # This process itself was stopped, or waited for the database: that says nothing about its calls.
+                # This process itself was stopped or waited for the database; that time says nothing about its calls.
                 self._line.forgive(missed)
             self._line.watch(now)
             idle, held, running = now - self._moved_at, len(self._held), len(self._line.running)
@@ -453,12 +453,12 @@ class CallPool:
             try:
                 self._note(idle, held, running)
             except (DatabaseError, InterfaceError):
-                # The next second tries again; whoever has work for the database says that it is away.
+                # The next second tries again; the threads with work for the database log that it is away.
                 connection.close()
 
     def _record(self, outcomes: list[Outcome]) -> None:
-        # A success must not become a second call because the database was away: tried until it is back. Nothing piles
-        # up meanwhile, since starting needs the database too.
+        # Retried until the database is back, so that its absence does not turn a success into a second call. Nothing
+        # piles up meanwhile, since starting needs the database too.
         written = self._each_alone(record_outcomes, outcomes, refuse=record_refused)
         if written != len(outcomes):
             logger.warning("outcomes_not_recorded count=%d", len(outcomes) - written)
@@ -467,7 +467,7 @@ class CallPool:
     def _each_alone(
         self, write: Callable[[Sequence[T]], int], items: Sequence[T], *, refuse: Callable[[T, Exception], None]
     ) -> int:
-        """Write items until the database is back, refusing what it refuses; return how many were written."""
+        """Write items, retrying until the database is back; `refuse` those it refuses; return how many were written."""
         written = 0
 
         def count(some: Sequence[T]) -> None:
@@ -483,7 +483,7 @@ class CallPool:
         return written
 
     def _undo(self, undone: list[tuple[Started, Exception]]) -> None:
-        """Give back what was started and could not be called here: no attempt is counted."""
+        """Give back deliveries that were started and could not be called here; no attempt is counted."""
         short = [(call, error) for call, error in undone if isinstance(error, LocalError)]
         if short:
             logger.warning("calls_not_made count=%d error=%r", len(short), str(short[0][1]))
@@ -509,7 +509,7 @@ class CallPool:
             return
         now = self._clock()
         kept: set[uuid.UUID] = set()
-        # Once only: the next turn is five seconds away, and a lease outlives three of them.
+        # Tried once only: the next turn is five seconds away, and a lease outlives three of them.
         if not self._persist(lambda: kept.update(renew_leases(pairs)), until=now):
             return
         with self._changed:
@@ -520,7 +520,7 @@ class CallPool:
                     held.expires = now + lease if delivery_id in kept else 0.0
 
     def _persist(self, statement: Callable[[], object], *, until: float) -> bool:
-        """Run a statement, again after each error of the database until a moment; return whether it worked."""
+        """Run a statement, again after each error of the database until a deadline; return whether it worked."""
         while True:
             try:
                 statement()
@@ -528,7 +528,7 @@ class CallPool:
                 if not is_away(error):
                     raise
                 connection.close()
-                # Said once by all threads together, until a statement works again.
+                # Logged once for all threads together, until a statement works again.
                 if not self._failing:
                     self._failing = True
                     logger.warning("database_failing error=%r", " ".join(str(error).split()))

@@ -1,4 +1,4 @@
-"""What can be called and sent: checks of a URL and of headers, the same for the API and for a redirect."""
+"""Checks that a URL can be called and that headers can be sent, for the API and for redirects."""
 
 import functools
 import re
@@ -8,12 +8,12 @@ from urllib.parse import urlsplit
 import requests
 from requests import exceptions
 
-# Of headers that a timer is given. Receivers commonly refuse more than 8 KiB in one line or 16 KiB in all.
+# Bounds of a timer's headers. Receivers commonly refuse more than 8 KiB in one line or 16 KiB in all.
 HEADERS_MOST = 50
 HEADER_NAME_MAX_LENGTH = 100
 HEADER_VALUE_MAX_LENGTH = 4096
 HEADERS_MAX_BYTES = 16 * 1024
-# They frame the message, belong to one connection, or promise what is not done here.
+# These frame the message, belong to one connection, or promise what is not done here.
 OWN_HEADERS = frozenset(
     {
         "host",
@@ -39,7 +39,7 @@ _VALUE = re.compile(r"(?:[!-~\xa1-\xff](?:[\t -~\xa0-\xff]*[!-~\xa1-\xff])?)?")
 
 
 def check_url(url: str, *, max_length: int) -> None:
-    """Make sure that a URL can be called as it stands. Raises ValueError with a sentence for a person."""
+    """Check that a URL can be called as it stands. Raises ValueError with a sentence for a person."""
     if not url:
         raise ValueError("A URL is required.")
     if len(url) > max_length:
@@ -60,16 +60,16 @@ PORT_DIGITS = 5
 BAD_HOST = "The URL's host or port is not valid."
 
 
-# Timers come many to a host, and this is the dear part. A refusal is not kept, and need not be.
+# Cached because many timers share a host and this is the expensive part. A refusal is not cached.
 @functools.lru_cache(4096)
 def _check_host(scheme: str, netloc: str) -> None:
-    """Make sure that there is a host, that its name can resolve, and that its port can be connected to."""
+    """Check that there is a host, that its name can resolve, and that its port can be connected to."""
     try:
         parts = urlsplit(f"{scheme}://{netloc}/")
         port = parts.port
         if not parts.hostname:
             raise ValueError("The URL has no host.")  # noqa: TRY301
-        # What the call itself does first: a name that cannot be encoded is refused here rather than at its moment.
+        # The call does this first: a name that cannot be encoded is refused here rather than when the timer is due.
         prepared = requests.models.PreparedRequest()
         prepared.prepare_url(f"{scheme}://{netloc}/", None)
         host = (urlsplit(prepared.url or "").hostname or "").removesuffix(".")
@@ -78,19 +78,19 @@ def _check_host(scheme: str, netloc: str) -> None:
     # A port is a number of at most five digits; zeros before it would make a host of any length.
     if port == 0 or len(parts.netloc.rpartition("@")[2].rpartition("]")[2].partition(":")[2]) > PORT_DIGITS:
         raise ValueError(BAD_HOST)
-    # DNS knows no longer names and labels; a resolver would only say so at the call's moment.
+    # DNS has no longer names and labels; a resolver would refuse them only at the time of the call.
     if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004
         raise ValueError("The URL's host is too long, or has an empty part.")
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:
-    """Make sure that headers can be sent as they stand, and return them. Raises ValueError with a sentence."""
+    """Return headers after checking that they can be sent as they stand. Raises ValueError with a sentence."""
     if len(headers) > HEADERS_MOST:
         raise ValueError(f"There are more than {HEADERS_MOST} headers.")
     seen: set[str] = set()
     size = 0
     for name, value in headers.items():
-        # Shown as a literal: what is wrong with it may not be visible otherwise.
+        # Shown as a literal, because the fault may be an invisible character.
         shown = f"The header {name[:HEADER_NAME_MAX_LENGTH]!r}"
         lowered = name.lower()
         if len(name) > HEADER_NAME_MAX_LENGTH:

@@ -1,6 +1,6 @@
-"""The only door to the outside: one bounded HTTP call, and two kinds of errors: the receiver's and this machine's.
+"""Makes bounded HTTP calls, the only way out of the service. Errors are either the receiver's or this machine's.
 
-`Client.call` follows no redirect unless it is told to, keeps no cookie, reads no proxy variable or netrc file, reads a
+`Client.call` follows a redirect only if asked to, keeps no cookie, reads no proxy variable or netrc file, reads a
 bounded part of the answer, and ends at its deadline whatever the other side does.
 """
 
@@ -29,21 +29,21 @@ from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
 __all__ = ["Answer", "CallError", "Client", "LocalError", "Request", "raise_descriptor_limit"]
 
-# Of a Retry-After: a date has 29 characters.
+# Kept of a Retry-After: a date has 29 characters.
 RETRY_AFTER_LENGTH = 100
-# Of the URL that a redirect leads to. Longer ones than a timer's are usual: they carry signatures.
+# Longest URL of a redirect. It is often longer than a timer's, because it carries signatures.
 LOCATION_MAX_LENGTH = 8192
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Not told to another host.
+# Not sent to another host.
 _CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
-# They describe a body, and go with it.
+# These describe a body, and are dropped with it.
 _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status code, the beginning of the body, and when to come again."""
+    """Status code, the beginning of the body, and Retry-After."""
 
     status_code: int
     body: bytes
@@ -74,32 +74,32 @@ class Client:
         self._connections = Connections(
             most=connections or default_connections, kept_for_each=callers, names=self._names
         )
-        # Without a Session of `requests`, which for every call merges settings, reads the environment, looks for
-        # cookies and prepares to follow redirects, even by reading their whole bodies.
+        # No Session of `requests`: for every call it merges settings, reads the environment, looks for cookies and
+        # prepares to follow redirects, even by reading their whole bodies.
         self._adapter = Adapter(self._connections)
         self._preparer = Preparer(user_agent)
         self._watchdog = Watchdog(self._connections.close_idle)
 
     @property
     def open_connections(self) -> int:
-        """How many connections are open: in use, or kept for the next call."""
+        """Return how many connections are open: in use, or kept for the next call."""
         return self._connections.open
 
     @property
     def lookups_under_way(self) -> int:
-        """How many names are being looked up."""
+        """Return how many names are being looked up."""
         return self._names.under_way
 
     def call(self, request: Request) -> Answer:
-        """Make a call and return its answer, of whatever status.
+        """Make a call and return its answer, whatever the status.
 
-        Raises CallError, and LocalError where this machine could not make the call, which is then no attempt.
+        Raises CallError, or LocalError if this machine could not make the call, which is then no attempt.
         """
         deadline = Deadline(time.monotonic() + request.timeout_seconds)
         self._watchdog.add(deadline)
         try:
             answer = self._exchange(request, deadline)
-            # A head or body that was cut off may read like a whole one.
+            # A head or body that the deadline cut off may look like a whole one.
             deadline.remaining()
         except Exception as error:
             explained = _explained(error, deadline, request)
@@ -142,14 +142,14 @@ class Client:
 
 
 def _redirected(request: Request, status_code: int, location: str) -> Request:
-    """Return the call that a redirect leads to. Raises ValueError where it cannot be made."""
+    """Return the call that a redirect leads to. Raises ValueError if it cannot be made."""
     # Headers are read as Latin-1; a Location that is not ASCII was meant as UTF-8.
     with suppress(UnicodeError):
         location = location.encode("latin-1").decode()
     url = urljoin(request.url, location)
     check_url(url, max_length=LOCATION_MAX_LENGTH)
     method, body, dropped = request.method, request.body, frozenset[str]()
-    # As browsers do it: a form that was posted leads to a page that is read.
+    # As browsers do it: the answer to a posted form is fetched by GET.
     if (status_code == HTTPStatus.SEE_OTHER and method != "HEAD") or (
         status_code in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND) and method == "POST"
     ):

@@ -1,9 +1,9 @@
-"""Connections: made within a deadline, kept for the next call, bounded in number, closed when idle.
+"""Makes connections within a deadline, keeps them for the next call, bounds their number, and closes idle ones.
 
 The transport has the shape of `requests`: an adapter that sends a PreparedRequest and returns a Response. The
 connections behind it are not urllib3's, for two reasons. An answer must be read strictly, and a connection closed
-unless it was read to its exact end, which http.client does not do. And the layers between take most of the processor
-time of a call.
+unless the answer was read to its exact end; http.client does not do that. And urllib3's layers take most of the
+processor time of a call.
 """
 
 import errno
@@ -28,14 +28,14 @@ from webtask_scheduler.scheduler.outgoing.names import Address, Names
 from webtask_scheduler.scheduler.outgoing.prepared import Origin, Prepared
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF, read_answer
 
-# Connecting is refused sooner than the whole call: a host that does not answer at all is not worth thirty seconds.
+# Connecting times out sooner than the whole call: a host that does not answer at all is not worth thirty seconds.
 CONNECT_TIMEOUT_SECONDS = 10.0
-# Read at the most; what comes after is not waited for.
+# The most that is read of a body; the call does not wait for the rest.
 BODY_LIMIT_BYTES = 64 * 1024
 # A kept connection idle for longer is closed: common servers close theirs after two to five seconds, and a call
 # written to a connection that is just being closed is a failed attempt.
 IDLE_LIMIT_SECONDS = 1.5
-# Descriptors that are left to databases, the broker, logs and libraries that open files.
+# Descriptors left for databases, the broker, logs and libraries that open files.
 DESCRIPTORS_FOR_OTHERS = 64
 # A look-up holds one or two descriptors, a connection one.
 LOOKUPS_MOST = 512
@@ -92,8 +92,8 @@ class Connection:
             if error.errno == errno.EADDRNOTAVAIL and _has_route(family, (ip, self.origin.port, *rest)):
                 raise LocalError("No local port is free for a connection.") from error
             raise
-        # From here on, reads and writes wait in the system, for as long as the deadline's watchdog lets them: a timeout
-        # of the socket would cost a system call more for each, and bound single reads only.
+        # From here on, reads and writes block until the deadline's watchdog ends them. A timeout of the socket would
+        # cost one more system call for each, and bound single reads only.
         sock.settimeout(None)
         self._poll.register(sock, select.POLLIN)
 
@@ -102,8 +102,8 @@ class Connection:
         host = self.origin.host.partition("%")[0].rstrip(".")
         plain = self.sock
         try:
-            # The handshake comes after the socket has been replaced, so that the watchdog can end it without a
-            # descriptor of its own.
+            # The handshake comes after the socket is replaced, so that the watchdog can end it without another
+            # descriptor.
             self.sock = sock = tls.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)  # type: ignore[arg-type]
             deadline.remaining()
             sock.do_handshake()
@@ -115,7 +115,7 @@ class Connection:
             raise CallError("connection", BROKEN_OFF) from error
 
     def is_silent(self) -> bool:
-        """Return whether nothing came since the last answer: neither bytes nor the end of the connection."""
+        """Return whether nothing has come since the last answer: neither bytes nor the end of the connection."""
         return not self._poll.poll(0)
 
     def close(self) -> None:
@@ -142,13 +142,13 @@ class Connections:
         self._most = most
         self._kept_for_each = kept_for_each
         self._names = names
-        # One for all: reading the certificates of all authorities takes longer than a handshake.
+        # One context for all, because reading the certificates of all authorities takes longer than a handshake.
         self.tls = urllib3_ssl.create_urllib3_context()
         self.tls.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
         self.tls.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
         self.open = 0
-        # Idle ones: by origin, the latest last, and all of them, the oldest first.
+        # Idle connections: by origin, the latest last; and all of them, the oldest first.
         self._stacks: dict[Origin, list[Connection]] = {}
         self._idle: dict[Connection, None] = {}
 
@@ -183,7 +183,7 @@ class Connections:
             self.open -= 1
 
     def close_idle(self) -> bool:
-        """Close those that were idle for too long; return whether others are idle still."""
+        """Close connections that were idle for too long; return whether others are still idle."""
         limit = time.monotonic() - IDLE_LIMIT_SECONDS
         while True:
             with self._lock:
@@ -203,7 +203,7 @@ class Connections:
             return connection
 
     def _forget(self, connection: Connection) -> None:
-        """Take an idle connection out. Called with the lock held."""
+        """Remove an idle connection. Called with the lock held."""
         del self._idle[connection]
         stack = self._stacks[connection.origin]
         if stack[-1] is connection:
@@ -231,7 +231,7 @@ class Connections:
                 self._open(connection, address, deadline)
                 if origin.scheme == "https":
                     connection.secure(self.tls, deadline)
-                # A connection that was stopped may look like one that was made.
+                # A connection that was stopped may look like an open one.
                 deadline.remaining()
             except OSError as error:
                 deadline.detach()
@@ -263,7 +263,7 @@ class Connections:
             return
 
     def _count_one_more(self) -> None:
-        """Raises LocalError where there are too many connections already."""
+        """Count one more connection. Raises LocalError if there are too many already."""
         while True:
             with self._lock:
                 if self.open < self._most:
@@ -274,7 +274,7 @@ class Connections:
 
 
 class Received(models.Response):
-    """A Response without the jar and the dates that nobody reads; making those takes as long as the rest."""
+    """A Response without the unused cookie jar and dates, which take as long to make as the rest."""
 
     cookies = RequestsCookieJar()
     raw = None
@@ -286,7 +286,7 @@ class Received(models.Response):
         self.request = request
         self.url = request.url or ""
         self.status_code = status_code
-        # By their names in lower case.
+        # Keyed by names in lower case.
         self.headers = headers  # type: ignore[assignment]
         self._content = body
 
@@ -299,9 +299,9 @@ class Adapter(adapters.HTTPAdapter):
         self._connections = connections
 
     def send(self, request: models.PreparedRequest, *_: Any, **__: Any) -> Received:
-        """Take only the request: its deadline bounds all, and certificates are always checked.
+        """Send the request and return its answer; its deadline bounds all, and certificates are always checked.
 
-        Raises CallError, LocalError, TimeoutError at the deadline, OSError.
+        Other arguments are ignored. Raises CallError, LocalError, TimeoutError at the deadline, OSError.
         """
         if not isinstance(request, Prepared):
             raise TypeError("Only what `prepared.Preparer` made can be sent.")
@@ -322,7 +322,7 @@ class Adapter(adapters.HTTPAdapter):
             answer = read_answer(sock.recv, method=request.method or "", body_limit=BODY_LIMIT_BYTES)
             reusable = sent and answer.reusable and not (isinstance(sock, ssl.SSLSocket) and sock.pending())
         finally:
-            # Detached first: once given back, it may serve another call, which must not be ended with this one.
+            # Detached first: once given back, it may serve another call, which this call's deadline must not end.
             if deadline.detach() and reusable:
                 self._connections.give_back(connection)
             else:

@@ -1,7 +1,7 @@
-"""The end of a call: a deadline that holds whatever the other side does.
+"""Ends calls at their deadlines, whatever the other side does.
 
-Timeouts of single reads do not bound a body that drips, a handshake that dawdles or a resolver that hangs. A watchdog
-therefore stops whatever a call waits for when its deadline has passed.
+Timeouts of single reads do not bound a body that drips, a slow handshake or a resolver that hangs. A watchdog therefore
+stops whatever a call waits for when its deadline has passed.
 """
 
 import logging
@@ -28,13 +28,13 @@ class Deadline:
 
     def __init__(self, at: float) -> None:
         self.at = at
-        # Empty, or the kind of error that the call was ended with.
+        # The kind of error that ended the call, or empty.
         self.ended_by = ""
         self._waits_for: Stoppable | None = None
         self._lock = threading.Lock()
 
     def attach(self, waits_for: Stoppable) -> None:
-        """Remember what the call waits for from now on. Raises TimeoutError where the call has been ended."""
+        """Remember what the call waits for from now on. Raises TimeoutError if the call has been ended."""
         with self._lock:
             self._waits_for = waits_for
             if self.ended_by:
@@ -47,14 +47,14 @@ class Deadline:
             return not self.ended_by
 
     def end(self, kind: str) -> None:
-        # Under the lock: a connection that was detached may serve another call a moment later.
+        # Under the lock, because a connection that was detached may serve another call right after.
         with self._lock:
             self.ended_by = self.ended_by or kind
             if self._waits_for is not None:
                 self._waits_for.stop()
 
     def remaining(self) -> float:
-        """Return the seconds left. Raises TimeoutError where none are, or where the call has been ended."""
+        """Return the seconds left. Raises TimeoutError if no time is left or the call has been ended."""
         left = self.at - time.monotonic()
         if left <= 0 or self.ended_by:
             self.ended_by = self.ended_by or "timeout"
@@ -63,7 +63,7 @@ class Deadline:
 
 
 class Watchdog:
-    """One thread that ends late calls and runs `tidy` now and then, which returns whether it has more to do later."""
+    """One thread that ends late calls and sometimes runs `tidy`, which returns whether it has more to do later."""
 
     def __init__(self, tidy: Callable[[], bool]) -> None:
         self._tidy = tidy
@@ -73,8 +73,8 @@ class Watchdog:
         threading.Thread(target=self._run, name="call-watchdog", daemon=True).start()
 
     def add(self, deadline: Deadline) -> None:
-        # Adding to a set and copying it are single steps of the interpreter; the lock is needed only to wake the
-        # thread, which looks at the set once more after it has said that it rests.
+        # Adding to a set and copying it are single steps of the interpreter. The lock is needed only to wake the
+        # thread, which checks the set once more after it has announced that it rests.
         self._deadlines.add(deadline)
         if self._rests:
             with self._changed:

@@ -1,14 +1,14 @@
-"""How a call fails: by the receiver, or by this machine."""
+"""The errors of a call: the receiver's, or this machine's."""
 
 import errno
 
-# What this machine may run out of. A lack of local ports (EADDRNOTAVAIL) is told apart where a connection is made,
+# What this machine may run out of. A lack of local ports (EADDRNOTAVAIL) is recognised where a connection is made,
 # because an address that this machine has no route to gives the same number.
 _LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 class CallError(Exception):
-    """A call that brought no complete answer. `kind` is one of models.ErrorKind, the text is for a person."""
+    """A call got no complete answer. `kind` is one of models.ErrorKind, the text is for a person."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ def is_local(error: BaseException) -> bool:
         seen.add(id(cause))
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno in _LACKS):
             return True
-        # What `threading` raises; it has no class of its own.
+        # `threading` raises this error; it has no class of its own.
         if isinstance(cause, RuntimeError) and "can't start new thread" in str(cause):
             return True
         cause = cause.__cause__ or cause.__context__

@@ -6,7 +6,7 @@
 - Threads are many and cheap; a name has at most one.
 - Names that resolved before may use every thread. New names leave an eighth free, and names that hung the last time
   leave half.
-- Where no thread is free for a name within a second, this machine is to blame and not the receiver: LocalError.
+- If no thread is free for a name within a second, this machine is to blame and not the receiver: LocalError.
 """
 
 import ipaddress
@@ -22,18 +22,18 @@ from typing import Any, TypeVar
 from webtask_scheduler.scheduler.outgoing.deadline import Deadline
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
 
-# A look-up is not waited for any longer. The resolver itself asks each of its servers twice, for five seconds each.
+# How long a call waits for a look-up. The resolver itself asks each of its servers twice, for five seconds each.
 LOOKUP_SECONDS = 10.0
-# Without a free thread, a call waits so long for one.
+# How long a call waits for a free thread.
 QUEUE_SECONDS = 1.0
-# A burst to one host looks its name up once, and yet every fail-over by DNS is noticed: no published TTL in common use
-# is shorter.
+# How long a result is used. A burst to one host looks its name up once, and yet every fail-over by DNS is noticed: no
+# published TTL in common use is shorter.
 FRESH_SECONDS = 3.0
 # A look-up that took longer counts as one that hung. Healthy ones take milliseconds.
 SLOW_SECONDS = 2.0
-# A look-up that has not ended by then never may; the next call starts another beside it.
+# A look-up that has not ended by then may never end; the next call starts another one.
 ABANDON_SECONDS = 120.0
-# What is remembered of names: the oldest go first.
+# Names that are remembered: the oldest are dropped first.
 NAMES_MOST = 10_000
 # getaddrinfo needs little; most of it is never touched.
 STACK_BYTES = 512 * 1024
@@ -45,7 +45,7 @@ Addresses = list[Address]
 Value = TypeVar("Value")
 
 _KNOWN, _NEW, _SLOW = range(3)
-# The size of stacks is a setting of the process, to be put back at once.
+# The stack size is a setting of the whole process, so it is put back at once.
 _stack_size_lock = threading.Lock()
 
 
@@ -93,13 +93,14 @@ class Names:
         self._standings: dict[str, int] = {}
         self._lookups: dict[str, _Lookup] = {}
         self._queues: tuple[deque[_Lookup], ...] = (deque(), deque(), deque())
-        # How many look-ups may be under way in all, of names that are new or slow, and of slow ones; and how many are.
+        # Bounds of look-ups under way: in all, of names that are new or slow, and of slow ones; and their present
+        # numbers.
         self._bounds = (threads, max(1, threads * 7 // 8), max(1, threads // 2))
         self._under_way = [0, 0, 0]
 
     @property
     def under_way(self) -> int:
-        """How many look-ups are under way."""
+        """Return how many look-ups are under way."""
         return self._under_way[_KNOWN]
 
     def resolve(self, host: str, deadline: Deadline) -> Addresses:
@@ -132,7 +133,7 @@ class Names:
         return lookup.found
 
     def forget(self, host: str) -> None:
-        """Look a name up again the next time: its addresses could not be connected to."""
+        """Drop a name's addresses, which could not be connected to, so that it is looked up again."""
         self._fresh.pop(host, None)
 
     def _wait(self, lookup: _Lookup, waiter: _Waiter, deadline: Deadline) -> None:
@@ -159,7 +160,7 @@ class Names:
     def _take_next(self) -> _Lookup | None:
         """Return a look-up that may start now, marked as started. Called with the lock held."""
         for standing, queue in enumerate(self._queues):
-            # A slow name counts as one that is not known, and both count in all.
+            # A slow name counts as a new one too, and both count in all.
             if any(self._under_way[level] >= self._bounds[level] for level in range(standing + 1)):
                 return None
             if queue:
@@ -171,7 +172,7 @@ class Names:
         return None
 
     def _finish(self, lookup: _Lookup, *, found: Addresses | None = None, error: BaseException | None = None) -> None:
-        """Give the outcome to all who wait for it. Called with the lock held."""
+        """Give the outcome to all calls that wait for it. Called with the lock held."""
         for level in range(lookup.standing + 1):
             self._under_way[level] -= 1
         now = time.monotonic()
@@ -238,12 +239,12 @@ def _explained(error: BaseException) -> CallError | LocalError:
 
 
 def _descriptors_are_scarce() -> bool:
-    """Return whether a look-up may have failed for want of a descriptor: the resolver then knows no such name."""
+    """Return whether a look-up may have failed for lack of a descriptor; the resolver then reports an unknown name."""
     try:
         lowest_free = os.dup(0)
     except OSError as lack:
         return is_local(lack)
     os.close(lowest_free)
-    # Others may have closed some since.
+    # Other threads may have closed some since, so a margin counts as scarce.
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return limit != resource.RLIM_INFINITY and lowest_free >= limit - limit // 8

@@ -1,4 +1,4 @@
-"""Turns a request into what is sent: where to, and the bytes."""
+"""Turns a request into the address it is sent to and the bytes that are sent."""
 
 import base64
 import functools
@@ -17,7 +17,7 @@ from webtask_scheduler.scheduler.outgoing.errors import CallError
 
 PORTS = {"http": 80, "https": 443}
 
-# What `requests` would send as it stands: no user, no percent sign, nothing to encode. "/." is looked for apart.
+# URLs that `requests` sends as they stand: no user, no percent sign, nothing to encode. "/." is checked separately.
 _PLAIN_URL = re.compile(
     r"(https?)://([A-Za-z0-9._-]+(?::[0-9]{1,5})?)"
     r"((?:/[A-Za-z0-9._~!$&'()*+,;=:@/-]*)?)((?:\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]+)?)"
@@ -27,27 +27,27 @@ _WITH_LENGTH_ZERO = frozenset({"POST", "PUT", "PATCH"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One call, all of it: what is sent and what bounds it."""
+    """One call: everything that is sent, and its bounds."""
 
     url: str
     method: str = "POST"
-    # Where names repeat in another case, the last one counts.
+    # If a name repeats in another case, the last one counts.
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
     # For all hops together.
     timeout_seconds: float
-    # Hops that are followed. Where there are none, a redirect is an answer like any other.
+    # Redirects that are followed. With 0, a redirect is an answer like any other.
     redirects: int = 0
 
 
 class Origin(NamedTuple):
-    """Whom to connect to."""
+    """The server to connect to."""
 
     scheme: str
     # As it is looked up: encoded, without brackets.
     host: str
     port: int
-    # As it stands in a URL and in the header Host: without a port that is the scheme's own.
+    # As in a URL and in the header Host: without the scheme's default port.
     authority: str
 
 
@@ -60,16 +60,16 @@ class Prepared(PreparedRequest):
     deadline: Deadline
 
     def wire(self) -> bytes:
-        """Return the whole request as bytes. Raises CallError where it would not be one request."""
+        """Return the whole request as bytes. Raises CallError if it would not be exactly one request."""
         # Adding strings up is quicker here than collecting and joining them.
         head = f"{self.method} {self.target} HTTP/1.1\r\nHost: {self.origin.authority}\r\n"
         for name, value in self.headers.items():
             head += f"{name}: {value}\r\n"
         lines = len(self.headers) + 2
-        # What was checked when it was stored cannot break out of its line; nothing else may either.
+        # Stored values were checked and cannot break out of their lines; this checks all others too.
         if head.count("\r") != lines or head.count("\n") != lines or "\0" in head:
             raise CallError("protocol", "The call has a header or URL that cannot be sent.")
-        # Given as bytes, never as text or a file.
+        # The body is always bytes, never text or a file.
         body: bytes | None = self.body  # type: ignore[assignment]
         return (head + "\r\n").encode("latin-1") + (body or b"")
 
@@ -78,7 +78,7 @@ class Preparer:
     """Prepares requests with the headers that every call has."""
 
     def __init__(self, user_agent: str) -> None:
-        # By their names in lower case: those that a call may replace, and those that it may not.
+        # Headers by names in lower case: those that a call may replace, and those that it may not.
         self._defaults = {"user-agent": ("User-Agent", user_agent), "accept": ("Accept", "*/*")}
         self._fixed = {
             "accept-encoding": ("Accept-Encoding", "identity"),
@@ -99,7 +99,7 @@ class Preparer:
         for name, value in request.headers.items():
             named[name.lower()] = (name, value)
         named.update(self._fixed)
-        # Whatever a call says: the host is that of the URL, and where the body ends is not for it to tell.
+        # A call's own values are ignored: the URL gives the host, and the body its length.
         for name in ("host", "content-length", "transfer-encoding"):
             named.pop(name, None)
         if request.body is not None:
@@ -117,7 +117,7 @@ class Preparer:
 
 
 def aim(url: str) -> tuple[Origin, str]:
-    """Return whom to connect to and the path and query to ask for. Raises CallError of kind `url`."""
+    """Return the server to connect to, and the path and query to ask for. Raises CallError of kind `url`."""
     plain = _PLAIN_URL.fullmatch(url)
     try:
         if plain is not None and "/." not in url:
@@ -131,10 +131,10 @@ def aim(url: str) -> tuple[Origin, str]:
         raise CallError("url", "This URL cannot be called.") from error
 
 
-# Calls come many to a host.
+# Cached because many calls go to one host.
 @functools.lru_cache(4096)
 def _origin(scheme: str, netloc: str) -> Origin:
-    """Raises ValueError, requests' RequestException."""
+    """Return the server that a URL's scheme and authority name. Raises ValueError, requests' RequestException."""
     prepared = PreparedRequest()
     prepared.prepare_url(f"{scheme}://{netloc}/", None)
     parts = urlsplit(prepared.url or "")

@@ -1,7 +1,8 @@
 """Reads one HTTP/1.1 answer, strictly and within bounds (RFC 9112). Pure: it knows bytes and no socket.
 
-Strict, because an answer that two sides understand differently ends at a different byte for each of them: what is left
-would be taken for the answer to the next call on that connection. Bounded, because the other side may send anything.
+It is strict, because an answer that two sides understand differently ends at a different byte for each of them, and the
+rest would be taken for the answer to the next call on that connection. It is bounded, because the other side may send
+anything.
 """
 
 import re
@@ -11,18 +12,18 @@ from typing import NamedTuple, NoReturn
 from webtask_scheduler.scheduler.outgoing.errors import CallError
 
 READ_BYTES = 16 * 1024
-# Of the final head and all interim ones together; common servers send no more than 8 to 32 KiB.
+# Bound of the final head and all interim ones together; common servers send no more than 8 to 32 KiB.
 HEAD_MAX_BYTES = 64 * 1024
 FIELDS_MOST = 200
 # A server sends one 100 or 103 or a few, and 102 once in many seconds.
 INTERIM_MOST = 16
 # A size of up to 16 hex digits and its extensions.
 CHUNK_LINE_MAX_BYTES = 256
-# What comes in more is not read to its end: chunks of a byte each would cost far more time than they bring body.
+# A body in more chunks is not read to its end: chunks of a byte each would cost far too much time.
 CHUNKS_MOST = 4096
 TRAILERS_MOST = 32
 TRAILERS_MAX_BYTES = 8 * 1024
-# Of the whole answer, framing included.
+# Bound of the whole answer, framing included.
 RECEIVED_MAX_BYTES = 1024 * 1024
 
 _BEGIN = b"HTTP/1."
@@ -44,7 +45,7 @@ class ReadAnswer(NamedTuple):
     """One answer."""
 
     status_code: int
-    # By their names in lower case; values of a name that repeats are joined by ", ".
+    # Keyed by names in lower case; values of a name that repeats are joined by ", ".
     headers: dict[str, str]
     body: bytes
     # Whether the answer was read to its exact end and the connection may serve another call.
@@ -54,7 +55,7 @@ class ReadAnswer(NamedTuple):
 def read_answer(receive: Callable[[int], bytes], *, method: str, body_limit: int) -> ReadAnswer:
     """Read the answer to a request; of a longer body, only the first `body_limit` bytes.
 
-    `receive` returns at most so many bytes, and none at the end. Raises CallError and whatever `receive` raises.
+    `receive` returns at most that many bytes, and no bytes at the end. Raises CallError and whatever `receive` raises.
     """
     reader = _Reader(receive)
     interim = 0
@@ -69,7 +70,7 @@ def read_answer(receive: Callable[[int], bytes], *, method: str, body_limit: int
             _refuse(f"more than {INTERIM_MOST} interim answers")
     length = _body_length(minor, headers)
     if method == "HEAD" or status_code in (_NO_CONTENT, _NOT_MODIFIED):
-        # A 204 that announces a body may well send it.
+        # A 204 that announces a body may send it, so the connection is not used again.
         body, complete = b"", status_code != _NO_CONTENT or not length
     elif length == _CHUNKED:
         body, complete = reader.chunks(body_limit)
@@ -101,7 +102,7 @@ def _body_length(minor: str, headers: dict[str, str]) -> int | None:
     if length is None:
         return None
     if not _LENGTH.fullmatch(length):
-        # Proxies repeat the header at times; the same length twice is no contradiction.
+        # Proxies sometimes repeat the header; the same length twice is no contradiction.
         first, *others = length.split(", ")
         if not _LENGTH.fullmatch(first) or any(other != first for other in others):
             _refuse("its Content-Length is not one number")
@@ -119,7 +120,7 @@ def _refuse(reason: str) -> NoReturn:
 
 
 class _Reader:
-    """Bytes received, and how far they are read."""
+    """The bytes received, and how far they are read."""
 
     __slots__ = ("_at", "_buffer", "_head_bytes", "_receive", "_received")
 

@@ -1,4 +1,4 @@
-"""Signatures of calls, as Standard Webhooks has them: a receiver that knows the secret knows who calls. Pure."""
+"""Signs calls as Standard Webhooks defines, so that a receiver with the secret can verify the sender. Pure."""
 
 import functools
 import hmac
@@ -8,18 +8,18 @@ from secrets import token_bytes
 
 PREFIX = "whsec_"
 SECRET_BYTES = 32
-# What Standard Webhooks allows.
+# The bounds of Standard Webhooks.
 SECRET_LEAST_BYTES = 24
 SECRET_MOST_BYTES = 64
 
 
 def new_secret() -> str:
-    """Return a secret that nobody knows."""
+    """Return a new random secret."""
     return PREFIX + b64encode(token_bytes(SECRET_BYTES)).decode()
 
 
 def check_secret(text: str) -> None:
-    """Make sure that calls can be signed with a secret. Raises ValueError with a sentence that does not repeat it."""
+    """Check that calls can be signed with a secret. Raises ValueError with a sentence that does not repeat it."""
     if not text.startswith(PREFIX):
         raise ValueError(f"A signing secret begins with {PREFIX}.")
     try:
@@ -31,13 +31,13 @@ def check_secret(text: str) -> None:
 
 
 def signature(secrets: Sequence[str], *, message_id: str, timestamp: int, body: bytes) -> str:
-    """Return the header `webhook-signature`: one for each secret, so that receivers change over in their own time."""
+    """Return the header `webhook-signature`: a signature for each secret, so that receivers can rotate secrets."""
     signed = b"%b.%d.%b" % (message_id.encode(), timestamp, body)
     digests = [hmac.digest(_key(secret), signed, "sha256") for secret in secrets]
     return " ".join("v1," + b64encode(digest).decode() for digest in digests)
 
 
-# A secret signs many calls in a row.
+# Cached because a secret signs many calls in a row.
 @functools.lru_cache(1024)
 def _key(secret: str) -> bytes:
     return b64decode(secret.removeprefix(PREFIX), validate=True)

@@ -1,6 +1,6 @@
-"""Starting claimed deliveries and recording the outcomes of their calls, many in one statement.
+"""Starts claimed deliveries and records the outcomes of their calls, many in one statement.
 
-Both are guarded by the lease token: who lost the lease writes nothing.
+The lease token guards both: a process that lost the lease writes nothing.
 """
 
 import time
@@ -34,7 +34,7 @@ from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A delivery whose attempt was started here: all that the call needs."""
+    """A delivery whose attempt was started here, with all that the call needs."""
 
     delivery_id: uuid.UUID
     token: uuid.UUID
@@ -43,20 +43,20 @@ class Started:
     host: str
     due_at: datetime
     meant_for: datetime
-    # Counts all attempts of the delivery; 0 for one that is missed.
+    # Counts all attempts of the delivery; 0 for a missed one.
     attempt: int
-    # The database's clock and this process's monotonic clock at the same moment.
+    # The database's clock and this process's monotonic clock at the same instant.
     started_at: datetime
     started: float
     # Counts the timer's promised moments.
     occurrence: int = 1
-    # Counts the attempts that the retry policy knows: those since the latest replay, and since when.
+    # The attempts that the retry policy counts: those since the latest replay; `since` is where their age begins.
     tries: int = 1
     since: datetime | None = None
     options: Options = NO_OPTIONS
     # See endings.SCHEDULE_JSON; None for a timer that is called once.
     terms: Mapping[str, Any] | None = None
-    # What the call is signed with.
+    # The call is signed with each of these.
     secrets: Sequence[str] = ()
 
     def told(self) -> EndingDelivery:
@@ -72,14 +72,14 @@ class Started:
 
 
 class Batch(NamedTuple):
-    """What became of deliveries that were to be started; whatever was given beside these is stale."""
+    """The result of starting deliveries. Items that were given and appear in no list are stale."""
 
     started: list[Started]
     # Claimed by this token but not yet due, with the seconds left.
     early: dict[uuid.UUID, float]
-    # Later than their timers allow: to be given to `record_missed`.
+    # Later than their timers allow; the caller passes them to `record_missed`.
     missed: list[Started]
-    # Cannot be called at all, and why: to be parked.
+    # Cannot be called at all, and why; the caller parks them.
     refused: list[tuple[uuid.UUID, Exception | str]]
 
 
@@ -99,8 +99,8 @@ class Outcome:
 
 EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
 
-# Due by the database's clock, claimed by whoever sent the message, not cancelled since. A row that is claimed but not
-# yet due is answered with the seconds left; one whose calls are stopped is held; one that is too late is told as such.
+# Starts rows that are due by the database's clock and still claimed under the message's token. A row that is not due
+# yet is returned with the seconds left, a row that is too late is returned as late, and a stopped one is held.
 _START = f"""
 WITH {ASYNC_COMMIT},
 item AS MATERIALIZED (SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[]) AS i (id, token)),
@@ -144,8 +144,8 @@ SELECT held.left, held.late, held.exhausted, begun.attempts,
 def _record(*, item_types: str, item_columns: str, returned: str, close: str) -> str:
     """Return the statement that records outcomes.
 
-    A call that was told to end by a cancel ends as cancelled whatever it brought; its attempt says what that was. An
-    item without an attempt's start was missed: its claim ends, and no attempt is written.
+    A delivery that was cancelled during its call ends as cancelled whatever the outcome; its attempt keeps the outcome.
+    An item without an attempt's start was missed: its claim ends, and no attempt is written.
     """
     return f"""
 WITH {ASYNC_COMMIT},
@@ -185,8 +185,8 @@ SELECT count(*) FROM done
 """  # noqa: S608 - only constants are put in
 
 
-# Planning what nobody needs costs as much as a record: most batches have no timer that recurs or calls back. Two
-# statements, sent together and one transaction: the second sees what was committed until the timers were locked.
+# Most batches have no timer that recurs or calls back, and planning the long form costs as much as a record. It is two
+# statements in one transaction, sent together: the second sees what was committed until the timers were locked.
 _RECORD_PLAIN = _record(item_types="", item_columns="", returned="", close=APPLY_PLAIN_ENDINGS)
 _RECORD = f"{LOCK_TIMERS};" + _record(
     item_types=f", {ITEM_TYPES}",
@@ -197,7 +197,7 @@ _RECORD = f"{LOCK_TIMERS};" + _record(
 
 
 def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
-    """Start what may be started of (delivery id, lease token) pairs, as one statement. Raises DatabaseError."""
+    """Start those of (delivery id, lease token) pairs that may be started, in one statement. Raises DatabaseError."""
     wanted: dict[str, Any] = {
         "ids": [delivery_id for delivery_id, _ in items],
         "tokens": [token for _, token in items],
@@ -217,7 +217,7 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
             try:
                 call = _started(row, attempt=attempt or 0, begun=begun)
             except Exception as error:
-                # What is stored cannot be read: that is for this one to bear, not for those started with it.
+                # A stored value cannot be read: only this delivery fails, not those started with it.
                 batch.refused.append((row[0], error))
             else:
                 (batch.missed if late else batch.started).append(call)
@@ -233,18 +233,18 @@ def _started(row: Sequence[Any], *, attempt: int, begun: float) -> Started:
 
 
 def record_outcomes(outcomes: Sequence[Outcome]) -> int:
-    """Record how attempts ended, with what the policy makes of it and what follows, as one statement.
+    """Record outcomes, the policy's decision and what follows in one statement; return how many were written.
 
-    Returns how many were written: an attempt whose lease was lost is somebody else's to tell. Raises DatabaseError.
+    An attempt whose lease was lost is not written: another process records it. Raises DatabaseError.
     """
     return _write([outcome.call for outcome in outcomes], outcomes, [_ending(outcome) for outcome in outcomes])
 
 
 def record_refused(outcome: Outcome, error: Exception) -> None:
-    """Record an attempt of which `record_outcomes` was refused, and end its delivery with that as its reason.
+    """Record an attempt whose `record_outcomes` was refused, and fail its delivery with the error as its reason.
 
-    What would follow, another moment or a callback, does not: it is what could not be written. Raises DatabaseError
-    where the database is away.
+    No next delivery and no callback is made: they may be what was refused. Raises DatabaseError where the database is
+    away.
     """
     call = outcome.call
     plain = replace(outcome, excerpt="", message=outcome.message[:MESSAGE_MAX_LENGTH])
@@ -303,7 +303,7 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
     }
     plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options for call in calls)
     if not plain:
-        # Only these are given another delivery.
+        # Only timers that recur get another delivery.
         values |= arguments(endings) | {"timer_ids": [call.timer_id for call in calls if call.terms]}
     with connection.cursor() as cursor:
         cursor.execute(_RECORD_PLAIN if plain else _RECORD, values)

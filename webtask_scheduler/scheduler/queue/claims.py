@@ -1,4 +1,4 @@
-"""Taking due deliveries from the table, and returning what was taken and not called: the queue that beats dispatch.
+"""Claims due deliveries from the table and puts back those that were not called: the queue that beats dispatch.
 
 The database's clock decides what is due. Row locks keep the claims of any number of beats apart.
 """
@@ -24,18 +24,18 @@ logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# How far ahead of their moment deliveries are claimed. The claim takes time; this keeps it out of the lateness.
+# How far ahead of their due time deliveries are claimed. The claim takes time; this keeps it out of the lateness.
 AHEAD_SECONDS = 1.0
-# Overdue by more than this is backlog: it was due while nothing ran, or while more was due than workers could start.
+# Overdue by more than this is backlog: due while nothing ran, or while more was due than workers could start.
 FRESH_SECONDS = 5.0
-# Flows of one lane that one look goes through; where there are more, the next goes on. A thousand take some five
+# Flows of one lane that one look goes through; the next look goes on with the rest. A thousand take some five
 # milliseconds.
 FLOWS_MOST = 500
-# Held deliveries that one statement releases, and how often they are looked at though no stop was lifted.
+# Held deliveries that one statement releases, and how often they are checked though no stop was lifted.
 RELEASE_LIMIT = 2000
 RELEASE_SECONDS = 60.0
 
-# One index probe a lane; where the oldest is long overdue, another for what is not.
+# One index probe a lane; if the oldest is long overdue, another for those that are not.
 _LANES = """
 SELECT lane.number, fresh.exists, oldest.next_attempt_at <= statement_timestamp() - make_interval(secs => %(fresh)s)
   FROM generate_series(0, %(lanes)s - 1) AS lane (number)
@@ -55,7 +55,7 @@ SELECT lane.number, fresh.exists, oldest.next_attempt_at <= statement_timestamp(
 
 _CLAIMED = "SELECT flow, count(*) FROM scheduler_delivery WHERE state = 'claimed' GROUP BY flow"
 
-# From flow to flow along the index, one probe for each: the flows of a lane, whether due or not.
+# Finds the flows of a lane, due or not, along the index: one probe for each flow.
 _FLOWS = """
 WITH RECURSIVE step AS (
   SELECT begin.last, first.flow, 1 AS number
@@ -78,13 +78,13 @@ SELECT step.flow, step.number, EXISTS (
   FROM step
 """
 
-# Nothing is claimed while all calls are stopped: it would only be held.
+# Nothing is claimed while all calls are stopped: a claim would only be held.
 _RANGE = """NOT EXISTS (SELECT FROM scheduler_callstop WHERE host = '')
         AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(until)s)
         AND next_attempt_at > coalesce(statement_timestamp() - make_interval(secs => %(since)s), '-infinity')"""
 
-# What is due, locked in index order up to each portion's limit. The bounds are the statement's own time:
-# clock_timestamp() may change from row to row, so the planner would compare it with every entry of the index.
+# Lock due rows in index order, up to each portion's limit. The bounds use statement_timestamp(), because
+# clock_timestamp() may change from row to row: the planner would compare it with every entry of the index.
 _DUE_OF_LANES = f"""
   SELECT due.* FROM quick, unnest(%(lanes)s::smallint[], %(limits)s::int[]) AS portion (lane, most)
    CROSS JOIN LATERAL (
@@ -107,9 +107,9 @@ _DUE_OF_TIMER = f"""
 """  # noqa: S608 - only constants are put in
 
 
-# Each row must still be wanted by its PeriodicTask: enabled (or disabled by a stock scheduler that has run it, see
-# services.note_run_by_stock) and due when it says. Others are parked as paused, out of the way of the queue, for
-# services.obey to look at; and those whose calls somebody has stopped as held, until `release_held`.
+# A row is claimed only if its PeriodicTask agrees: it shows the same due time, and is enabled or was disabled by a
+# stock scheduler that has run it (see services.note_run_by_stock). Other rows are paused, out of the way of the queue,
+# until services.obey looks at them. Rows whose calls are stopped are held until `release_held`.
 def _claiming(due: str) -> str:
     return f"""
 WITH {ASYNC_COMMIT},
@@ -149,10 +149,10 @@ UPDATE scheduler_delivery delivery SET state = 'scheduled' FROM free WHERE deliv
 
 
 def look(*, ahead_seconds: float = AHEAD_SECONDS) -> Look:
-    """Look at the queue before claiming from it. Raises DatabaseError.
+    """Return which lanes have due deliveries and what each flow has claimed. Raises DatabaseError.
 
-    One cheap statement where nothing is due: planning a claim costs more, and most of the time there is nothing.
-    Nothing is due while all calls are stopped.
+    Mostly nothing is due; then this is one statement, cheaper than planning a claim. Nothing is due while all calls are
+    stopped.
     """
     with connection.cursor() as cursor:
         cursor.execute(_LANES, {"lanes": LANES, "ahead": ahead_seconds, "fresh": FRESH_SECONDS})
@@ -172,17 +172,17 @@ def due_flows(
     with connection.cursor() as cursor:
         cursor.execute(_FLOWS, {"after": first, "last": last, "most": FLOWS_MOST, "ahead": ahead_seconds})
         rows: list[tuple[int, int, bool]] = cursor.fetchall()
-    # From the beginning again where the lane came to its end.
+    # A lane that came to its end is left out, and begins again.
     return [flow for flow, _, due in rows if due], {
         lane_of(flow): flow for flow, number, _ in rows if number == FLOWS_MOST
     }
 
 
 def claim_due(portions: Sequence[Portion], *, until_seconds: float = 0.0, since_seconds: float | None = None) -> Claim:
-    """Take due deliveries, oldest first in each portion; either all portions name a flow, or none does.
+    """Claim due deliveries, oldest first in each portion. Either all portions name a flow, or no portion does.
 
-    They are due up to `until_seconds` from now, and, if given, overdue by less than `since_seconds`; the first may be
-    negative. Raises DatabaseError.
+    They are due up to `until_seconds` from now, which may be negative, and, if `since_seconds` is given, overdue by
+    less than that. Raises DatabaseError.
     """
     limits = [portion.limit for portion in portions]
     if all(portion.flow is None for portion in portions):
@@ -193,7 +193,7 @@ def claim_due(portions: Sequence[Portion], *, until_seconds: float = 0.0, since_
 
 
 def claim_timer(timer_id: uuid.UUID, *, until_seconds: float = 0.0) -> Claim:
-    """Take the due deliveries of a timer: its promised one, and what runs beside it. See `claim_due`."""
+    """Claim the due deliveries of a timer: the promised one and the extra ones. See `claim_due`."""
     return _claim(_CLAIM_TIMER, {"timer": timer_id}, until_seconds, None)
 
 
@@ -203,7 +203,7 @@ def _claim(statement: str, values: Mapping[str, Any], until_seconds: float, sinc
     with connection.cursor() as cursor:
         cursor.execute(statement, {**values, **bounds, "token": token, "lease": CLAIMED_LEASE_SECONDS})
         rows: list[tuple[Any, ...]] = cursor.fetchall()
-    # Measured after the answer came, so a moment in memory is never before the database's; one in the past is overdue.
+    # Read after the answer came, so a due time in memory is never before the database's; one in the past is overdue.
     now = time.monotonic()
     held = [
         Held(now + left, now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at, host, flow)
@@ -215,14 +215,14 @@ def _claim(statement: str, values: Mapping[str, Any], until_seconds: float, sinc
 
 
 def call_stops() -> set[str]:
-    """Return the hosts to which calls are stopped; the empty one is all of them. Raises DatabaseError."""
+    """Return the hosts to which calls are stopped; an empty host means all. Raises DatabaseError."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT host FROM scheduler_callstop")
         return {row[0] for row in cursor.fetchall()}
 
 
 def release_held(*, limit: int = RELEASE_LIMIT) -> int:
-    """Return deliveries to the queue that were held by a stop that is over; return how many. Raises DatabaseError."""
+    """Put deliveries whose stop was lifted back in the queue and return how many. Raises DatabaseError."""
     with connection.cursor() as cursor:
         cursor.execute(_RELEASE, {"limit": limit})
         return int(cursor.rowcount)
@@ -236,7 +236,7 @@ def _reaching(function: Callable[P, T]) -> Callable[P, T]:
         try:
             return function(*args, **kwargs)
         except (DatabaseError, InterfaceError) as error:
-            # It may be half dead.
+            # The connection may be half dead.
             connection.close()
             raise QueueError(str(error).strip()) from error
 
@@ -277,7 +277,7 @@ class DeliveryQueue:
 
     @_reaching
     def release(self) -> bool:
-        """Release what is held when a stop was lifted."""
+        """Release held deliveries after a stop was lifted; return whether there may be more."""
         stops = call_stops()
         now = time.monotonic()
         full = False

@@ -1,7 +1,7 @@
-"""What follows when a delivery ends: its PeriodicTask shows it, the next moment is promised, somebody is called back.
+"""Applies what follows when a delivery ends: the PeriodicTask shows it, the next delivery and the callback are made.
 
-`delivery` and `dispatch` decide the ending and write it in one statement with what follows from it, so that a timer
-that recurs never stands without its next delivery and an outcome never goes without its callback.
+One statement writes the ending and all that follows. So a recurring timer always has its next delivery, and an outcome
+always has its callback.
 """
 
 import json
@@ -17,15 +17,15 @@ from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
 
-# Of the row "timer": what `terms_of` reads. Null for one that is called once, which costs nothing.
+# The schedule of the row "timer", as `recurrence_of` reads it. Null for a timer that is called once.
 SCHEDULE_JSON = f"""CASE WHEN {RECURRING} THEN jsonb_build_object(
              'cron', timer.cron, 'timezone', timer.timezone, 'every_seconds', timer.every_seconds,
              'starts_at', timer.starts_at, 'ends_at', timer.ends_at, 'max_occurrences', timer.max_occurrences,
              'skip', timer.max_lateness_seconds IS NOT NULL)::text END"""
 
-# Both forms are used after a CTE `done` of deliveries that were just written. A PeriodicTask shows that its timer has
-# ended, having run, and is disabled. A cancel is not an end of the row's own: the timer may have been moved to another
-# moment, and whoever cancels it for good disables the row.
+# Both forms follow a CTE `done` of deliveries that were just written. The PeriodicTask of a timer that has ended shows
+# a last run and is disabled. A cancelled delivery leaves the row alone: the timer may have been moved to another time,
+# and the code that cancels a timer for good disables its row.
 APPLY_PLAIN_ENDINGS = """closed AS (
   UPDATE django_celery_beat_periodictask task
      SET enabled = false, last_run_at = clock_timestamp(), total_run_count = 1
@@ -33,10 +33,10 @@ APPLY_PLAIN_ENDINGS = """closed AS (
    WHERE task.id = timer.periodic_task_id AND NOT done.extra AND done.state IN ('succeeded', 'failed')
 )"""
 
-# The long form, for batches in which a timer recurs or calls back. `done` has, beside (id, timer_id, extra, state,
-# moment), what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that is
-# how a row says that a person disabled it. The timers that recur are locked by a statement before, see queue.states.
-# The row is locked here, and so read as it stands now: a bare `.update()` takes no lock of ours.
+# The long form, for batches in which a timer recurs or calls back. `done` has (id, timer_id, extra, state, occurrence)
+# and what `arguments` gives. A paused timer's next delivery is made paused, and its row keeps no last run: that marks a
+# row that a person disabled. An earlier statement locks the timers that recur, see queue.states. The PeriodicTask is
+# locked here, so that its present values are read: a bare `.update()` does not lock the timer.
 APPLY_ENDINGS = f"""shown AS MATERIALIZED (
   SELECT task.id, task.enabled, task.one_off, task.last_run_at, task.clocked_id
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id
@@ -88,7 +88,7 @@ callback AS (
     FROM ended JOIN callback_timer made USING (callback_id), (SELECT clock_timestamp() AS now) clock
 )"""  # noqa: S608 - only constants are put in
 
-# Of the arrays that `arguments` gives, in this order.
+# The types of the arrays that `arguments` gives, in the order of ITEM_COLUMNS.
 ITEM_TYPES = (
     "%(next_ids)s::uuid[], %(next_due_ats)s::timestamptz[], %(pauses)s::bool[], %(callback_ids)s::uuid[],"
     " %(callback_delivery_ids)s::uuid[], %(callback_urls)s::text[], %(callback_hosts)s::text[],"
@@ -101,9 +101,9 @@ ITEM_COLUMNS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndingDelivery:
-    """What is known of a delivery that ends: the timer's own wishes, and what a callback says.
+    """A delivery that ends: its timer's options and schedule, and the values that a callback reports.
 
-    `terms` is as SCHEDULE_JSON gives it, read; None for a timer that is called once, and for an extra delivery.
+    `terms` is SCHEDULE_JSON, parsed; None for a timer that is called once, and for an extra delivery.
     """
 
     delivery_id: uuid.UUID
@@ -117,7 +117,7 @@ class EndingDelivery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """The state that a delivery gets, and what follows; `wait_seconds` is for a retry."""
+    """The state that a delivery gets, and what follows. Only a retry uses `wait_seconds`."""
 
     state: State
     wait_seconds: float = 0.0
@@ -129,9 +129,9 @@ class Ending:
 def ending_of(
     decision: Decision | None, told: EndingDelivery, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
 ) -> Ending:
-    """Return the ending of an attempt begun at `begun_at`, or without a decision of a delivery that was missed.
+    """Return the ending after an attempt begun at `begun_at`; without a decision, that of a missed delivery.
 
-    `result` is what a callback says of the latest attempt.
+    `result` holds the fields of the latest attempt that a callback reports.
     """
     state = State(decision.verdict.value) if decision else State.MISSED
     if decision and decision.verdict is Verdict.RETRY:
@@ -156,7 +156,7 @@ def _next(told: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetim
 
 
 def read(text: str | None) -> dict[str, Any] | None:
-    """Return what a column of JSON holds, given as text."""
+    """Return the value of a JSON column that is given as text."""
     return json.loads(text) if text else None
 
 
@@ -195,7 +195,7 @@ def _callback(
         "labels": options.labels,
         "metadata": options.given.get("metadata"),
     }
-    # A callback leads no further than its timer's own calls may.
+    # A callback inherits its timer's depth, so that a loop of calls stays bounded.
     depth = {} if options.depth is None else {"depth": options.depth}
     return url, {"body": json.dumps(body), "content_type": "application/json", **depth}
 

@@ -1,7 +1,7 @@
-"""What a row costs that the database or our own code refuses: itself only.
+"""Keeps a row that the database or our own code refuses from harming others.
 
-A batch that is refused is halved until the culprit is alone; that one is parked with its reason, and the others go on.
-An absent database is no fault of a row, and is left to the caller.
+A batch that is refused is halved until the culprit is alone. That row is parked with its reason, and the others go on.
+An absent database is no fault of a row; the caller handles it.
 """
 
 import logging
@@ -16,7 +16,7 @@ from webtask_scheduler.scheduler.models import FAULT_MAX_LENGTH
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-# Ends a delivery that cannot be written otherwise. Its timer's row shows that it has ended, as after any failure.
+# Ends a delivery that no other statement can write. The PeriodicTask shows the end, as after any failure.
 _PARK = """
 WITH parked AS (
   UPDATE scheduler_delivery
@@ -32,15 +32,15 @@ UPDATE django_celery_beat_periodictask task SET enabled = false, last_run_at = c
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether an error says that the database is away or busy, rather than that it refuses what it was given."""
-    # Where this process waits for the server itself (config.database), a lost connection has the plainest class.
+    """Return whether an error means that the database is away or busy, and not that it refuses a row."""
+    # Where this process waits for the server by itself (config.database), a lost connection raises DatabaseError.
     return isinstance(error, (OperationalError, InterfaceError)) or type(error) is DatabaseError
 
 
 def each_alone(
     write: Callable[[Sequence[T]], object], items: Sequence[T], *, park: Callable[[T, Exception], None]
 ) -> None:
-    """Write items together; where that is refused, in halves, down to the one that is parked.
+    """Write items together; if that is refused, in halves, down to the one that is parked.
 
     Raises DatabaseError where the database is away.
     """
@@ -60,7 +60,7 @@ def each_alone(
 
 
 def set_fault(delivery_id: uuid.UUID, error: Exception | str) -> None:
-    """Note why a delivery that has ended could not go on. Raises DatabaseError."""
+    """Store why a delivery that has ended could not go on. Raises DatabaseError."""
     fault = _said(delivery_id, error)
     with connection.cursor() as cursor:
         cursor.execute("UPDATE scheduler_delivery SET fault = %s WHERE id = %s", [fault, delivery_id])
@@ -74,9 +74,9 @@ def _said(delivery_id: uuid.UUID, error: Exception | str) -> str:
 
 
 def park(delivery_id: uuid.UUID, error: Exception | str, *, token: uuid.UUID | None = None) -> None:
-    """End a delivery as failed with the reason why it cannot go on; with a token, only while that holds its lease.
+    """Fail a delivery that cannot go on, with the reason; with a token, only while that token holds its lease.
 
-    Raises DatabaseError where the database is away. Where even this is refused, the delivery is left to its lease.
+    Raises DatabaseError where the database is away. If even this is refused, the lease runs out.
     """
     fault = _said(delivery_id, error)
     try:

@@ -1,6 +1,6 @@
-"""How a delivery is held and given up: lease times, and the statements that dispatch and delivery share.
+"""Holds and gives up deliveries: lease times, and the statements that dispatch and delivery share.
 
-A lease is a claim with an end time. Its token guards every write: who lost the lease writes nothing.
+A lease is a claim with an end time. Its token guards every write: a process that lost the lease writes nothing.
 """
 
 import uuid
@@ -11,18 +11,19 @@ from django.db import connection
 
 from webtask_scheduler.dispatch.queue import Held
 
-# Covers the second ahead of its moment, the broker and the wait for a slot. A lost message costs this much.
+# Covers the second by which a claim precedes the due time, the broker and the wait for a slot. A lost message delays a
+# call by this much.
 CLAIMED_LEASE_SECONDS = 10.0
 # Short, so that recovery from a dead process takes seconds; renewed while the process lives.
 RUNNING_LEASE_SECONDS = 20.0
 
 
-# A commit that need not wait for the disk: a crash of the database at worst forgets a claim, a start or a record, which
-# costs one repeated call. Part of the statement itself, so that it costs no round trip.
+# The commit does not wait for the disk: a crash of the database may forget a claim, a start or a record, which costs
+# one repeated call. It is part of the statement, so that it costs no round trip.
 ASYNC_COMMIT = "quick AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))"
 
-# The moment for which the attempt under way was meant: the promised one for a first attempt, however often it was put
-# off, and the one that a retry or a replay was given.
+# The time for which the attempt under way was meant: `due_at` for a first attempt, however often it was put off, and
+# `next_attempt_at` for a retry or a replay.
 MEANT_FOR = """CASE WHEN delivery.attempts = 1 AND delivery.replayed_at IS NULL
                         THEN delivery.due_at ELSE delivery.next_attempt_at END"""
 
@@ -44,7 +45,8 @@ UPDATE scheduler_delivery delivery
   FROM held WHERE delivery.id = held.id
 """  # noqa: S608
 
-# Started, and not called: this process lacks descriptors, threads or memory. The attempt is taken back.
+# The delivery was started but not called, because this process lacks descriptors, threads or memory. The attempt is
+# taken back.
 _UNDO = f"""
 WITH {ASYNC_COMMIT},
 item AS MATERIALIZED (
@@ -98,8 +100,8 @@ def put_back(held: Sequence[Held], *, wait_seconds: Sequence[float] = ()) -> Non
 def undo_starts(items: Sequence[tuple[uuid.UUID, uuid.UUID]], *, wait_seconds: Sequence[float]) -> None:
     """Return started deliveries that were not called to the queue, at once or each after its wait.
 
-    No attempt is counted, and nothing is written down as lost.
-    Takes (delivery id, lease token) pairs; who lost the lease returns nothing. Raises DatabaseError.
+    No attempt is counted, and none is recorded as lost. Takes (delivery id, lease token) pairs and skips those whose
+    lease was lost. Raises DatabaseError.
     """
     arguments: dict[str, Any] = {
         "ids": [delivery_id for delivery_id, _ in items],

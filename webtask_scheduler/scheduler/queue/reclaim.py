@@ -1,4 +1,4 @@
-"""Taking back what a vanished process held: claims go back free of charge, calls are written down as lost."""
+"""Takes back what a vanished process held: claims go back to the queue uncounted, calls are recorded as lost."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ from webtask_scheduler.scheduler.rules.options import Options
 logger = logging.getLogger(__name__)
 
 RECLAIM_LIMIT = 500
-# Between two lines that say how many leases ran out.
+# The time between two log lines about leases that ran out.
 RECLAIMS_SAID_SECONDS = 60.0
 # As facts.SEEN_SECONDS.
 WORKER_SEEN_SECONDS = 5.0
@@ -45,8 +45,8 @@ SELECT delivery.id, delivery.state, delivery.attempts, delivery.attempts_before,
    FOR UPDATE OF delivery SKIP LOCKED FOR NO KEY UPDATE OF timer SKIP LOCKED
 """  # noqa: S608 - only constants are put in
 
-# An expired claim goes back free of charge: no call was made. An expired call is written down as lost. The database's
-# clock may have been set back: no moment is written that lies before the promise.
+# An expired claim goes back uncounted: no call was made. An expired call is recorded as lost. The database's clock may
+# have been set back, so no time before the due time is written.
 _TAKE_BACK = f"""
 WITH item AS MATERIALIZED (
   SELECT * FROM unnest(%(ids)s::uuid[], %(states)s::text[], %(waits)s::float8[], {ITEM_TYPES})
@@ -76,7 +76,7 @@ LOST = "The process that was to make this call vanished: whether it was made, an
 
 
 class Reclaimed(NamedTuple):
-    """How many deliveries were taken back that nobody had started, and how many whose call's outcome is unknown."""
+    """How many deliveries were taken back before their start, and how many with a call whose outcome is unknown."""
 
     claimed: int
     running: int
@@ -85,7 +85,7 @@ class Reclaimed(NamedTuple):
 def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> Reclaimed:
     """Take back deliveries whose lease has run out, and return how many.
 
-    One that cannot be taken back is parked as failed with its reason; the others are taken back all the same. Raises
+    A delivery that cannot be taken back is parked as failed with its reason; the others are taken back. Raises
     DatabaseError where the database is away.
     """
     with transaction.atomic(), connection.cursor() as cursor:
@@ -105,7 +105,7 @@ def _take_back(expired: Sequence[Any]) -> None:
         "waits": [ending.wait_seconds for ending in endings],
         "message": LOST,
     }
-    # A savepoint: what is refused must not undo what came before it.
+    # A savepoint: a refused batch must not undo those before it.
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_TAKE_BACK, values | arguments(endings))
 
@@ -136,7 +136,7 @@ def _ending(row: Any) -> Ending:
 
 
 class Reclaims:
-    """Says in the log what was taken back: at most a line a minute, and one for workers that are not there."""
+    """Logs what was taken back: at most a line a minute, and one line when no worker is live."""
 
     def __init__(self) -> None:
         self._claimed = 0
@@ -145,7 +145,7 @@ class Reclaims:
         self._deserted = False
 
     def note(self, taken: Reclaimed) -> None:
-        """Take what was taken back just now, about once a second. Raises DatabaseError."""
+        """Count what was just taken back; called about once a second. Raises DatabaseError."""
         self._claimed += taken.claimed
         self._running += taken.running
         if taken.claimed or self._deserted:
@@ -156,7 +156,7 @@ class Reclaims:
                 logger.warning("workers_answer_again")
             self._deserted = deserted
         if self._deserted:
-            # Taken back again and again, until a worker is there.
+            # The same claims are taken back again and again until a worker is live.
             self._claimed = 0
         now = time.monotonic()
         if (self._claimed or self._running) and now >= self._say_at:

@@ -1,23 +1,24 @@
-"""The states of deliveries as people change them, and the order in which locks are taken.
+"""Changes the states of deliveries for people, and defines the order in which locks are taken.
 
 **The order of locks**, for every transaction and every statement that waits for more than one row:
 
 1. timers, by id, `FOR NO KEY UPDATE`;
 2. their deliveries, by id, `FOR UPDATE`;
-3. their PeriodicTasks, then the schedules that those show.
+3. their PeriodicTasks, then the schedules of those.
 
-`lock` takes the first two, and LOCK_TIMERS the first for statements in SQL. Whoever holds a timer's row may number and
-make its deliveries, replay them, and decide by `PeriodicTask.enabled`: nobody else does so meanwhile. Services, the
-receivers of foreign edits, pruning, and the record of a timer that recurs need it. Whoever only moves one delivery on
-from the state that it is in does not: claim, start, renewal, putting back, and the record of a timer that is called
-once. These lock deliveries alone, by id, and never wait for a timer.
+`lock` takes the first two. LOCK_TIMERS takes the first for statements in SQL.
+
+The timer's lock is needed to number, make or replay its deliveries, and to decide by `PeriodicTask.enabled`. Services,
+the receivers of foreign edits, pruning, and the record of a recurring timer take it. Claim, start, renewal, putting
+back, and the record of a timer that is called once do not: they only move one delivery on from its state. They lock
+deliveries alone, by id, and never wait for a timer.
 
 The reclaim of leases finds deliveries by their leases, so it locks them together with their timers. It must not wait:
-it skips what is locked and comes back a second later.
+it skips locked rows and comes back a second later.
 
 PostgreSQL runs a statement against what was committed when it began. A statement that waits for a row reads that row
-again afterwards, and no other. So what decides (whether a task is enabled, the highest number so far) is read by a
-statement that begins after the lock was taken, or is locked itself by the statement that reads it.
+again afterwards, and no other. So a value that decides (whether a task is enabled, the highest number so far) is read
+by a statement that begins after the lock was taken, or is locked by the statement that reads it.
 """
 
 import uuid
@@ -35,7 +36,7 @@ HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
 # The dead letters.
 REPLAYABLE = (State.FAILED, State.MISSED)
 
-# To be run before, and in the transaction of, a statement that makes deliveries of these timers.
+# Run this before a statement that makes deliveries of these timers, in the same transaction.
 LOCK_TIMERS = """
 SELECT FROM scheduler_timer WHERE id = ANY(%(timer_ids)s::uuid[]) ORDER BY id FOR NO KEY UPDATE
 """
@@ -51,16 +52,16 @@ class Locked(NamedTuple):
 
 
 def lock(timer_ids: Sequence[uuid.UUID], *, deliveries: Q | None = OPEN) -> Locked:
-    """Lock timers, then those of their deliveries that fit a condition, by default the open ones; with None, none.
+    """Lock timers, then their deliveries that fit a condition: the open ones by default, with None no deliveries.
 
-    To be called inside a transaction. Timers that are not there any more are left out. Raises DatabaseError.
+    Call it inside a transaction. Timers that no longer exist are left out. Raises DatabaseError.
     """
     # Options hold bodies, which few callers read.
     rows = Timer.objects.select_for_update(no_key=True).filter(pk__in=timer_ids).order_by("pk").defer("options")
     timers = list(rows)
     if deliveries is None:
         return Locked(timers, [])
-    # Another statement: it sees what was made while this one waited for the timers.
+    # A second statement, so that it sees what was made while the first waited for the timers.
     return Locked(timers, lock_deliveries(deliveries, timer__in=[timer.pk for timer in timers]))
 
 
@@ -75,7 +76,7 @@ def latest_promised(timer_ids: Sequence[uuid.UUID]) -> list[Delivery]:
 
 
 def has_ended(latest: Delivery | None) -> bool:
-    """Whether nothing more is promised: a call in flight whose timer was cancelled does not come back either."""
+    """Return whether nothing more is promised. A cancelled timer has ended even while its last call is in flight."""
     return latest is not None and (latest.is_final or latest.cancel_requested_at is not None)
 
 
@@ -87,21 +88,21 @@ def database_now() -> datetime:
         return now
 
 
-# The changes. Each takes locked deliveries; the state in its WHERE guards against a caller that forgot to lock.
+# Each change takes locked deliveries; the state in its WHERE guards against a caller that forgot to lock.
 
 
 def pause(deliveries: Sequence[Delivery]) -> None:
-    """Hold back what is not being called; a claim's message will start nothing. Raises DatabaseError."""
+    """Pause deliveries that are not being called; a claim's message then starts nothing. Raises DatabaseError."""
     _write(deliveries, State.PAUSED, of=HOLDABLE, lease_token=None, lease_expires_at=None)
 
 
 def resume(deliveries: Sequence[Delivery]) -> None:
-    """Let what is paused wait for its moment again. Raises DatabaseError."""
+    """Return paused deliveries to the queue. Raises DatabaseError."""
     _write(deliveries, State.SCHEDULED, of=(State.PAUSED,))
 
 
 def end(deliveries: Sequence[Delivery]) -> None:
-    """Cancel deliveries; one whose call is in flight is marked, and ends when the call does. Raises DatabaseError."""
+    """Cancel deliveries; mark one whose call is in flight, which ends when the call does. Raises DatabaseError."""
     now = database_now()
     running = [delivery.pk for delivery in deliveries if delivery.state == State.RUNNING]
     marked = Delivery.objects.filter(pk__in=running, state=State.RUNNING, cancel_requested_at=None)
@@ -137,7 +138,7 @@ def promise(timer: Timer, *, due_at: datetime, occurrence: int, enabled: bool = 
 
 
 def move(timer: Timer, delivery: Delivery, *, due_at: datetime, enabled: bool) -> Delivery:
-    """Cancel a locked delivery and promise another moment in its place. Raises DatabaseError."""
+    """Cancel a locked delivery and promise another due time in its place. Raises DatabaseError."""
     end([delivery])
     # The same promise of the schedule, at another time.
     return promise(timer, due_at=due_at, occurrence=delivery.occurrence, enabled=enabled)

@@ -1,7 +1,7 @@
-"""Lines of a crontab as timers: what a line calls, or why it is no timer. Pure: no clock, no database.
+"""Turns lines of a crontab into timers, or says why a line cannot become one. Pure: no clock, no database.
 
-Of a command only the call of one URL can be taken over: the URL by itself, or curl or wget with options that mean the
-same here. What needs a shell, or would act otherwise than it does there, is refused by name.
+A command can be taken over only if it calls one URL: the URL by itself, or curl or wget with options that mean the same
+here. An option that needs a shell or would act differently here is refused by name.
 """
 
 import base64
@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from webtask_scheduler.scheduler.rules import recurrence
 
-# curl waits for ever by default; the longest that a timer may.
+# curl waits for ever by default; this is the longest that a timer may.
 TIMEOUT_SECONDS = 300
 LABEL = "crontab"
 
@@ -28,7 +28,7 @@ class RefusedError(ValueError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """A line that is no comment: a timer as the API has it, or a note that nothing is made of it, or what is wrong."""
+    """A line that is no comment: a timer in the API's form, or a note that it makes no timer, or what is wrong."""
 
     number: int
     timer: dict[str, Any] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Line:
 
 
 def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
-    """Yield what each line says. Schedules are in `timezone` until the file says otherwise, by CRON_TZ or TZ."""
+    """Yield each line as read. Schedules are in `timezone` until the file sets CRON_TZ or TZ."""
     zones: dict[str, str] = {}
     wrong_zone = ""
     seen: Counter[str] = Counter()
@@ -58,7 +58,7 @@ def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
                 wrong_zone = ""
                 yield Line(number=number, note=f"{name}: from here on in {_zone(zones, timezone)}")
             except recurrence.ScheduleError as error:
-                # Made in another zone, all that follows would come at wrong times.
+                # In another zone, all timers that follow would be called at wrong times.
                 wrong_zone = f"its time zone is not known, see line {number}"
                 yield Line(number=number, error=f"{name}: {error}")
             continue
@@ -71,7 +71,7 @@ def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
             yield Line(number=number, error=str(error))
             continue
         timer["timezone"] = _zone(zones, timezone)
-        # cron runs a line twice that is there twice.
+        # cron runs a repeated line twice.
         key = f"{timer['timezone']} {' '.join(text.split())}"
         seen[key] += 1
         digest = hashlib.sha256(f"{key} {seen[key]}".encode()).hexdigest()[:16]
@@ -83,7 +83,7 @@ def _zone(zones: dict[str, str], timezone: str) -> str:
 
 
 def _timer(text: str) -> dict[str, Any]:
-    """Return the timer of a line with a schedule and a command, but for its time zone. Raises RefusedError."""
+    """Return the timer of a line with a schedule and a command, without its time zone. Raises RefusedError."""
     fields = 1 if text.startswith("@") else 5
     words = text.split(None, fields)
     schedule = " ".join(words[:fields])
@@ -146,7 +146,7 @@ def split(text: str) -> list[str]:
     word: str | None = None
     at = 0
     while at < len(text):
-        # An output is recognised where a word may begin; its number would be a part of the word otherwise.
+        # A redirection is recognised only where a word may begin; elsewhere its number is a part of the word.
         output = _OUTPUT.match(text, at) if word is None or text[at] == ">" else None
         if output:
             at = output.end()
@@ -163,7 +163,7 @@ def split(text: str) -> list[str]:
 
 
 def _piece(text: str, at: int, *, is_first: bool) -> tuple[str, int]:
-    """Return the next part of a word, a character or what stands in quotes, and where it has ended."""
+    """Return the next part of a word, a character or a quoted text, and where it has ended."""
     if text[at] in ("'", '"'):
         return _quoted(text, at)
     if text[at] == "\\":
@@ -178,7 +178,7 @@ def _piece(text: str, at: int, *, is_first: bool) -> tuple[str, int]:
 
 
 def _quoted(text: str, start: int) -> tuple[str, int]:
-    """Return what stands in the quotes that begin at `start`, and where they have ended."""
+    """Return the text in the quotes that begin at `start`, and where they have ended."""
     quote, at, found = text[start], start + 1, ""
     while at < len(text) and text[at] != quote:
         if quote == '"' and text[at] in "$`":
@@ -225,7 +225,7 @@ class _Options:
 
     def _long(self, word: str, rest: Iterator[str]) -> tuple[str, str]:
         name, equals, value = word[2:].partition("=")
-        # curl knows no --name=value.
+        # curl does not support --name=value.
         if name in self.flags.values() and not equals:
             return name, ""
         if name in (*self.with_value.values(), *self.long_only) and (self.program == "wget" or not equals):
@@ -278,13 +278,13 @@ def _curl(words: list[str]) -> dict[str, Any]:
     elif "data" in given:
         timer["body"] = "&".join(given["data"])
     elif method not in ("GET", "HEAD", "DELETE"):
-        # curl sends none then, and a timer without a body would send one of its own.
+        # curl then sends no body, but a timer without a body would send a default one.
         timer["body"] = ""
     timer["timeout_seconds"] = _seconds(given["max-time"][-1]) if "max-time" in given else TIMEOUT_SECONDS
     if "location" in given:
         timer["follow_redirects"] = True
     else:
-        # To curl an answer that it does not follow is an answer.
+        # curl accepts a redirect that it does not follow as an answer.
         timer["success_statuses"] = ["2xx", "3xx"]
     return timer
 
@@ -299,7 +299,7 @@ def _check_value(name: str, value: str) -> None:
 
 
 def _curl_headers(given: dict[str, list[str]]) -> dict[str, str]:
-    """Return what is given by name, and what options imply beside it."""
+    """Return the headers that are given by name, and those that options imply."""
     headers: dict[str, str] = {}
     for text in given.get("header", ()):
         name, _, value = text.partition(":")

@@ -1,4 +1,4 @@
-"""One canonical host for every spelling of it: what stops, shares, limits and filters compare."""
+"""Returns one canonical host for every spelling of it, which stops, shares, limits and filters compare."""
 
 import ipaddress
 import re
@@ -10,11 +10,11 @@ from urllib.parse import urlsplit
 from requests import PreparedRequest
 from requests.exceptions import RequestException
 
-# Left out whatever the scheme: a host that a person types, or that is stored, has none.
+# Left out whatever the scheme, because a host that is typed or stored has no scheme.
 _DEFAULT_PORTS = (80, 443)
 _LEFT_OUT = dict.fromkeys([*range(0x20), 0x7F])
 _NETLOC = re.compile(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?([^/?#]*)")
-# Canonical as it stands, which most hosts are: lower-case ASCII, no port, and a last label that no address begins with.
+# Hosts that are canonical already, as most are: lower-case ASCII, no port, a last label that no address begins with.
 _PLAIN = re.compile(r"(?:[a-z0-9_-]+\.)*[a-z][a-z0-9_-]*")
 
 
@@ -26,15 +26,15 @@ def canonical_host(url: str) -> str:
     is resolved. A text that has no valid host is returned in lower case, so that the result is empty only for an empty
     text: an empty host means every host to a stop and to a filter.
     """
-    # Parsers of URLs leave some of them out, wherever they stand.
+    # URL parsers drop some of these characters, wherever they stand.
     match = _NETLOC.match(url.translate(_LEFT_OUT).strip())
     return _canonical(match[1] if match else "") or url.lower()
 
 
-# Timers come many to a host; encoding a name takes some 20 microseconds.
+# Cached because many timers share a host, and encoding a name takes some 20 microseconds.
 @lru_cache(4096)
 def _canonical(netloc: str) -> str:
-    """Return the canonical host, empty where there is none."""
+    """Return the canonical host, empty if there is no host."""
     if _PLAIN.fullmatch(netloc):
         return netloc
     for spelling in (netloc, _compatible(netloc)):
@@ -47,12 +47,12 @@ def _canonical(netloc: str) -> str:
 
 
 def _compatible(text: str) -> str:
-    """Return a text with full-width letters, digits and dots as plain ones; browsers read hosts so."""
+    """Return a text with full-width letters, digits and dots as plain ones, as browsers read hosts."""
     return unicodedata.normalize("NFKC", text).replace("\N{IDEOGRAPHIC FULL STOP}", ".")
 
 
 def _as_called(netloc: str) -> tuple[str, int | None] | None:
-    """Return the host and port that the HTTP client makes of this, None where it makes nothing of it."""
+    """Return the host and port that the HTTP client reads from this, None if it refuses it."""
     prepared = PreparedRequest()
     try:
         prepared.prepare_url(f"http://{netloc}/", None)
@@ -73,7 +73,7 @@ def _address(host: str) -> str | None:
             return None
         return str(address.ipv4_mapped) if address.ipv4_mapped else f"[{address}]"
     try:
-        # What the resolver does before it asks for a name: 127.1, 2130706433, 0x7f.1 and 0177.1 are all 127.0.0.1.
+        # The resolver does this before it looks a name up: 127.1, 2130706433, 0x7f.1 and 0177.1 are all 127.0.0.1.
         return socket.inet_ntoa(socket.inet_aton(host))
     except (OSError, UnicodeError):
         return None

@@ -1,6 +1,6 @@
-"""What a timer may have beyond a URL and a time: its options, their defaults, and what they mean for a call.
+"""A timer's options beyond a URL and a time: their defaults, and what they mean for a call.
 
-`models.Timer.options` keeps them as they were given, in their own order, without those that are the default anyway.
+`models.Timer.options` keeps them as they were given, in their own order, without those that have the default.
 """
 
 import base64
@@ -14,7 +14,7 @@ from webtask_scheduler.scheduler.rules.retry import Policy
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 WITHOUT_BODY = ("GET", "HEAD")
-# Calls that get a body of ours where the timer gives none.
+# Methods that get a default body if the timer gives no body.
 WITH_BODY = frozenset(("POST", "PUT", "PATCH"))
 # In the order in which they are kept and shown.
 NAMES = (
@@ -51,7 +51,7 @@ class Options:
 
     @classmethod
     def read(cls, text: str | None) -> "Options":
-        """Return what a column of JSON holds, given as text."""
+        """Return the options in a JSON column that is given as text."""
         return cls(json.loads(text)) if text else NO_OPTIONS
 
     @classmethod
@@ -59,7 +59,7 @@ class Options:
         """Return the options among checked values of a request."""
         given = {name: values[name] for name in NAMES if name in values}
         given = {name: value for name, value in given.items() if name not in DEFAULTS or value != DEFAULTS[name]}
-        # Whether its moment has passed is looked at once, when it is given.
+        # These are applied once, when the timer is made or edited.
         if given.get("on_missed") in ("fire", "reject"):
             del given["on_missed"]
         if "max_lateness" in given:
@@ -92,7 +92,7 @@ class Options:
 
     @property
     def label_rows(self) -> list[str]:
-        """Return the labels as models.TimerLabel has them."""
+        """Return the labels in the form of models.TimerLabel."""
         return [f"{key}={value}" for key, value in self.labels.items()]
 
     @property
@@ -101,14 +101,14 @@ class Options:
 
     @property
     def depth(self) -> int | None:
-        """Return how many calls of this service led to this timer; None for one that a person made."""
+        """Return how many calls of this service led to this timer; None if no call did."""
         return self.given.get("depth")
 
     def timeout_seconds(self, default: float) -> float:
         return float(self.given.get("timeout_seconds", default))
 
     def body(self) -> tuple[bytes, str] | None:
-        """Return the body that was given, and its content type; None where none was."""
+        """Return the given body and its content type; None if no body was given."""
         content_type = self.given.get("content_type", "")
         if "body_base64" in self.given:
             return base64.b64decode(self.given["body_base64"]), content_type or "application/octet-stream"
@@ -120,14 +120,14 @@ class Options:
         return json.dumps(body).encode(), content_type or "application/json"
 
     def is_success(self, status_code: int) -> bool:
-        """Whether a status is a success: 2xx, or what the timer lists, as numbers and as classes like "3xx"."""
+        """Return whether a status is a success: 2xx, or what the timer lists, as numbers and classes like "3xx"."""
         statuses = self.given.get("success_statuses")
         if statuses is None:
             return 200 <= status_code < 300  # noqa: PLR2004 - what HTTP calls success
         return status_code in statuses or f"{status_code // 100}xx" in statuses
 
     def callback_url(self, *, succeeded: bool) -> str | None:
-        """Return whom to tell how a delivery ended."""
+        """Return the URL to call when a delivery has ended, None if there is no such URL."""
         return self.given.get("callback_url" if succeeded else "failure_callback_url")
 
     def _value(self, name: str) -> Any:

@@ -1,8 +1,8 @@
-"""Recurring schedules: a rule and a moment in, the next moment out. Pure: no clock, no database.
+"""Computes the next moment of a recurring schedule. Pure: no clock, no database.
 
 A rule is a cron expression in a time zone, or a period counted from a first moment. `cronsim` reads the expressions
-and walks the wall clock; which instants the wall clock's times are is decided here. cronsim can do that too, but goes
-wrong where a zone shifts by half an hour or at midnight, and from a start inside a doubled hour it looks back.
+and walks the wall clock; this module maps the wall clock's times to instants. cronsim can do that too, but it is wrong
+if a zone shifts by half an hour or at midnight, and looks back from a start inside a doubled hour.
 """
 
 import re
@@ -18,7 +18,7 @@ from cronsim import CronSim, CronSimError
 
 
 class ScheduleError(ValueError):
-    """A schedule that means nothing; the text is for a person."""
+    """The schedule is invalid; the text is for a person."""
 
 
 # Durations.
@@ -103,7 +103,7 @@ _TICK = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
 _DAY_SECONDS = 86_400
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-# Later wall clock times are not looked at: in another zone they may be past the last that datetime holds.
+# Later wall clock times are ignored: in another zone they may be past the last that datetime holds.
 _LAST_WALL = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
 
 
@@ -126,7 +126,7 @@ def check_cron(text: str) -> str:
             f" day of month, month, day of week.{seconds}"
         )
     for field, part in zip(_FIELDS, parts, strict=True):
-        # Each by itself: cronsim's own message names a field too, but calls 30 February a bad day.
+        # Each field is checked by itself: cronsim's own message names a field too, but calls 30 February a bad day.
         if not _comes(" ".join(part if other is field else "*" for other in _FIELDS)):
             raise ScheduleError(f"The {field.label} field {part!r} means nothing to cron; it takes {_takes(field)}.")
     cron = _RANGE_OF_ONE.sub(r"\1", cron)
@@ -150,14 +150,14 @@ def _takes(field: _Field) -> str:
 
 
 def _comes(cron: str) -> bool:
-    """Tell whether an expression can be read and its moments come at all."""
+    """Return whether an expression can be read and has any moment."""
     try:
         return next(_matches(cron, _EPOCH.replace(tzinfo=None)), None) is not None
     except CronSimError:
         return False
 
 
-# No places but files that a machine's zone data holds beside them, which mean another thing elsewhere or nothing.
+# Files in a machine's zone data that are not places; elsewhere they mean something else or nothing.
 _NO_ZONES = frozenset({"Factory", "localtime", "posixrules"})
 
 
@@ -168,7 +168,7 @@ def _zone_names() -> frozenset[str]:
 
 @cache
 def _zone(name: str) -> ZoneInfo:
-    # ZoneInfo itself keeps only eight.
+    # Cached here because ZoneInfo itself keeps only eight.
     return ZoneInfo(name)
 
 
@@ -184,7 +184,7 @@ def check_timezone(name: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrence:
-    """A cron expression in a zone, or a period; and between which moments it holds."""
+    """A cron expression in a zone, or a period; and the moments between which it holds."""
 
     cron: str = ""  # as check_cron returned it; empty where there is a period
     timezone: str = "UTC"
@@ -201,7 +201,7 @@ class Recurrence:
             raise ScheduleError("A period needs its first moment.")
 
     def next_after(self, moment: datetime) -> datetime | None:
-        """Return the first moment strictly after another, in UTC; None where there is none."""
+        """Return the first moment strictly after another, in UTC; None if there is no such moment."""
         if self.starts_at is not None and moment < self.starts_at:
             moment = self.starts_at - _TICK
         moment = moment.astimezone(UTC)
@@ -216,12 +216,12 @@ class Recurrence:
         return found
 
     def following(self, *, due_at: datetime, begun_at: datetime, now: datetime, skip: bool) -> datetime | None:
-        """Return what is promised after `due_at`, whose first call was begun at `begun_at` and which ended `now`.
+        """Return the due time after `due_at`, whose first call began at `begun_at` and whose delivery ended `now`.
 
-        That call made good every moment up to its begin: a missed run of many collapses into one. Of those missed
-        while it went on the latest is next, one call for all of them; with `skip` none of these is.
+        That call stands for every moment up to its beginning. The latest of the moments missed during the delivery is
+        next and stands for all of those; with `skip` all of those are skipped.
         """
-        # Clocks of several machines may differ a little; what was called must not be promised again.
+        # Clocks of several machines may differ a little; a moment that was called must not be promised again.
         begun_at = max(begun_at, due_at)
         found = self.next_after(begun_at)
         if found is None or found > now:
@@ -229,7 +229,7 @@ class Recurrence:
         return self.next_after(now) if skip else self._latest(found, now)
 
     def moments(self, after: datetime) -> Iterator[datetime]:
-        """Iterate over all moments after one, in order."""
+        """Iterate over all moments after a given one, in order."""
         moment = self.next_after(after)
         while moment is not None:
             yield moment
@@ -247,7 +247,7 @@ class Recurrence:
             return None
 
     def _latest(self, moment: datetime, now: datetime) -> datetime:
-        """Return the last moment up to `now`, given one that is; by halving, as there may be very many between."""
+        """Return the last moment up to `now`, given an earlier one, by halving: there may be very many between."""
         end = now
         while (following := self.next_after(moment)) is not None and following <= now:
             middle = moment + (end - moment) / 2
@@ -260,7 +260,7 @@ class Recurrence:
 
 
 def _is_wild(cron: str) -> bool:
-    """Tell whether an expression runs by real time when clocks change: minute or hour begins with a star.
+    """Return whether an expression runs by real time when clocks change: minute or hour begins with a star.
 
     That is Debian's rule. Anything else is a list of fixed local times.
     """
@@ -269,9 +269,9 @@ def _is_wild(cron: str) -> bool:
 
 
 def _matches(cron: str, wall: datetime) -> Iterator[datetime]:
-    """Iterate over the wall clock times after one that match. cronsim gives up after 50 years without any.
+    """Iterate over the matching wall clock times after `wall`. cronsim gives up after 50 years without a match.
 
-    The rarest date there is, a weekday on 29 February, comes once in 40 years.
+    The rarest date, a weekday on 29 February, comes once in 40 years.
     """
     try:
         yield from takewhile(lambda match: match < _LAST_WALL, CronSim(cron, wall))
@@ -280,17 +280,17 @@ def _matches(cron: str, wall: datetime) -> Iterator[datetime]:
 
 
 def _next_by_wall_clock(cron: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
-    """Every local time that matches is one moment, be it doubled or skipped; those skipped together are one."""
+    """Return the next moment if each matching local time counts once, doubled or skipped; skipped ones merge."""
     for match in _matches(cron, _wall(moment, zone)):
         found = _first_instant(match, zone)
-        # In the second pass of a doubled hour the wall clock shows times again that have been.
+        # In the second pass of a doubled hour the wall clock repeats times.
         if found > moment:
             return found
     return None
 
 
 def _next_by_real_time(cron: str, zone: ZoneInfo, moment: datetime) -> datetime | None:
-    """Every instant at which the wall clock matches is a moment: skipped times are none, doubled ones are two."""
+    """Return the next moment if each matching instant counts: skipped times have no moment, doubled ones two."""
     wall = searched = _wall(moment, zone)
     match = next(_matches(cron, searched), None)
     while match is not None:
@@ -298,9 +298,9 @@ def _next_by_real_time(cron: str, zone: ZoneInfo, moment: datetime) -> datetime 
         change = _first_change(zone, moment, found)
         if change is None:
             return found
-        # On from the change, which may be a moment itself.
+        # Go on from the change, which may be a moment itself.
         moment, wall = change, _wall(change, zone)
-        # To search again for a rare date is dear, and needless where nothing matched since before this wall time.
+        # Searching again for a rare date is slow, and needless if nothing matched since before this wall time.
         if not searched <= wall - _TICK < match:
             searched = wall - _TICK
             match = next(_matches(cron, searched), None)
@@ -312,11 +312,12 @@ def _wall(moment: datetime, zone: ZoneInfo) -> datetime:
 
 
 def _first_instant(wall: datetime, zone: ZoneInfo) -> datetime:
-    """Return the first instant at which the wall clock shows a time; of a skipped one, the end of the gap."""
+    """Return the first instant at which the wall clock shows a time; for a skipped time, the end of the gap."""
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
     if _wall(moment, zone) == wall:
         return moment
-    # Skipped: read with the offset after the gap it is an instant before, with the one before an instant after.
+    # A skipped time is an instant before the gap if read with the offset after it, and one after it if read with the
+    # offset before.
     return _first_change(zone, wall.replace(tzinfo=zone, fold=1).astimezone(UTC), moment) or moment
 
 
@@ -325,7 +326,7 @@ def _first_change(zone: ZoneInfo, start: datetime, end: datetime) -> datetime | 
     low, last = (start - _EPOCH) // _SECOND, (end - _EPOCH) // _SECOND
     offset = _offset(zone, low)
     while low < last:
-        # No zone changes there and back within a day.
+        # Steps of a day find every change: no zone changes there and back within a day.
         high = min(low + _DAY_SECONDS, last)
         if _offset(zone, high) != offset:
             while high - low > 1:
@@ -340,7 +341,7 @@ def _offset(zone: ZoneInfo, second: int) -> timedelta | None:
     return datetime.fromtimestamp(second, zone).utcoffset()
 
 
-# The same in Celery's words, for the rows of django-celery-beat.
+# Translation to and from Celery's crontabs, for the rows of django-celery-beat.
 
 _CELERY_TERM = re.compile(
     r"\*(?:/(?P<every>[0-9]+))?|(?P<first>\w+)(?:-(?P<last>\w+)(?:/(?P<step>[0-9]+))?)?", re.ASCII
@@ -350,11 +351,11 @@ _CELERY_TERM = re.compile(
 def celery_fields(cron: str) -> tuple[str, str, str, str, str] | None:
     """Return minute, hour, day of month, month and day of week as Celery's crontab takes them, in numbers.
 
-    None where Celery would mean something else: it has no L, W and #, and where both days are restricted it wants both,
-    cron either. As in cron, a day that begins with a star does not restrict in this sense.
+    None if Celery would mean something else. It has no L, W and #. If both days are restricted, Celery requires both
+    and cron either. As in cron, a day that begins with a star does not restrict in this sense.
     """
     minute, hour, day, month, weekday = cron.split(" ")
-    # Any instant will do, it is only for what cronsim has read.
+    # Any instant will do: only the fields that cronsim has parsed are needed.
     sim = CronSim(cron, _EPOCH)
     weekdays = {number % 7 for number in sim.weekdays if isinstance(number, int)}
     last_or_nth = min(sim.days) < 1 or not all(isinstance(number, int) for number in sim.weekdays)
@@ -382,7 +383,7 @@ def cron_of(minute: str, hour: str, day_of_month: str, month_of_year: str, day_o
 
 
 def _numbers(text: str, values: Collection[int], field: _Field) -> str:
-    """Write a field's values short: the star that the text begins with, as it has a meaning, and the other numbers."""
+    """Return a field's values in short form: a leading star, because it has a meaning, and the other numbers."""
     terms, rest = [], sorted(values)
     if text.startswith("*"):
         step = int(text.split(",", maxsplit=1)[0][2:] or 1)
@@ -396,7 +397,7 @@ def _numbers(text: str, values: Collection[int], field: _Field) -> str:
 
 
 def _celery_values(text: str, field: _Field) -> set[int]:
-    """Expand a field as Celery does, where a range may run over the end. Raises ScheduleError."""
+    """Return a field's values as Celery expands them; a range may run over the end. Raises ScheduleError."""
     values: set[int] = set()
     for term in text.split(","):
         found = _CELERY_TERM.fullmatch(term.strip())
@@ -433,7 +434,7 @@ def _bad_field(text: str, field: _Field) -> ScheduleError:
 
 
 def transition_note(moment: datetime, previous: datetime | None, timezone: str) -> str:
-    """Say where the zone's clocks change between two moments, and where the later may stand for a skipped time."""
+    """Return a note on a change of the zone's clocks between two moments, and on a skipped time."""
     zone = _zone(timezone)
     notes = []
     here = moment.astimezone(zone)

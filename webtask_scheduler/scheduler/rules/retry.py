@@ -1,4 +1,4 @@
-"""The retry policy: how an attempt ended and its number in, what follows out. Pure: no clock, no database."""
+"""Decides what follows an attempt, by the retry policy. Pure: no clock, no database."""
 
 import random
 import re
@@ -10,9 +10,9 @@ from enum import Enum
 from typing import Any
 
 MAX_ATTEMPTS = 5
-# No retry begins later than this after the promised moment: a receiver that is down for longer is a person's affair.
+# No retry begins later than this after the due time: a receiver that is down for longer needs a person.
 MAX_AGE_SECONDS = 7 * 24 * 3600
-# A receiver may ask to be left alone for so long; asking for more is a mistake more often than a wish.
+# The longest Retry-After that is honoured; a longer one is usually a mistake.
 RETRY_AFTER_MOST_SECONDS = 24 * 3600
 
 # Kinds of errors, as in models.ErrorKind, that are treated in their own way.
@@ -40,15 +40,15 @@ class Policy:
     min_seconds: float = 5.0
     max_seconds: float = 3600.0
     multiplier: float = 3.0
-    # The share of a wait, also of the longest, that it may be longer or shorter by.
+    # A wait, also the longest, is longer or shorter by up to this share of it.
     jitter: float = 0.2
     delays_seconds: tuple[float, ...] = ()
-    # No attempt begins later than this after the promised moment; None: MAX_AGE_SECONDS, for retries.
+    # No attempt begins later than this after the due time; None means MAX_AGE_SECONDS, for retries.
     max_age_seconds: float | None = None
 
     @classmethod
     def read(cls, stored: Mapping[str, Any] | None) -> "Policy":
-        """Return what the database keeps as a policy. What a newer release may have added there is passed over."""
+        """Return the policy that the database stores. Fields that a newer release may have added are ignored."""
         if not stored:
             return DEFAULT
         known = {name: stored[name] for name in _NAMES if name in stored}
@@ -69,11 +69,11 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What follows; `wait_seconds` is for a retry."""
+    """What follows an attempt; only a retry uses `wait_seconds`."""
 
     verdict: Verdict
     wait_seconds: float = 0.0
-    # The receiver is gone for good: a timer that recurs is paused.
+    # Pause a timer that recurs, because the receiver is gone for good.
     pause: bool = False
 
 
@@ -86,21 +86,21 @@ def decide(
     retry_after_seconds: float | None = None,
     age_seconds: float = 0.0,
 ) -> Decision:
-    """Decide after attempt number `attempt`, from 1, ended with `error`, empty for a success.
+    """Return the decision after attempt number `attempt`, from 1, ended with `error`, empty for a success.
 
-    `age_seconds` have passed since the promised moment, and the answer asked to wait for `retry_after_seconds`.
+    `age_seconds` have passed since the due time, and the answer asked to wait for `retry_after_seconds`.
     """
     if not error:
         return Decision(Verdict.SUCCEEDED)
     if error in GIVEN_BACK:
-        # The receiver has no part in it, so the bound of its retries is not asked; the timer's own one is.
+        # The receiver did not cause this, so the bound of retries does not apply; the timer's own bound does.
         too_old = policy.max_age_seconds is not None and age_seconds > policy.max_age_seconds
         return Decision(Verdict.GIVE_UP if too_old else Verdict.RETRY)
     if status_code == GONE:
         return Decision(Verdict.GIVE_UP, pause=True)
     if error in PERMANENT or attempt >= policy.max_attempts:
         return Decision(Verdict.GIVE_UP)
-    # Never sooner than was asked for; with another status than 429 or 503 the header is unusual, but as plain.
+    # Never sooner than was asked for. With a status other than 429 or 503 the header is unusual, but just as clear.
     wait = 0.0 if error in AT_ONCE else max(_wait(policy, attempt), retry_after_seconds or 0.0)
     most = MAX_AGE_SECONDS if policy.max_age_seconds is None else min(MAX_AGE_SECONDS, policy.max_age_seconds)
     if age_seconds + wait > most:
@@ -119,14 +119,14 @@ def _wait(policy: Policy, attempt: int) -> float:
 
 
 def retry_after_seconds(header: str, *, now: datetime) -> float | None:
-    """Return how long a Retry-After asks to wait, in seconds or until a date; None where it says nothing sensible."""
+    """Return the seconds that a Retry-After asks to wait, as a number or until a date; None if it is not valid."""
     text = header.strip()
     try:
         if _DELTA_SECONDS.fullmatch(text):
             wait = float(text)
         else:
             moment = parsedate_to_datetime(text)
-            # A date of HTTP is in GMT, also where it does not say so.
+            # An HTTP date is in GMT, even if it does not say so.
             wait = ((moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - now).total_seconds()
     except (ValueError, IndexError, OverflowError):
         return None

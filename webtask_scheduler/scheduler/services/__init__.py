@@ -1,6 +1,6 @@
-"""What a person may ask of timers. Other apps of the same project call these functions too; docs/api.md shows how.
+"""The operations on timers, for the API, the admin and other apps of the same project; docs/api.md shows how.
 
-One module answers one question; the names that are meant for callers are gathered here.
+Each module has one topic; the names that are meant for callers are gathered here.
 """
 
 from webtask_scheduler.scheduler.services.changing import (

@@ -1,4 +1,4 @@
-"""Who asks, and which rows are theirs: said once for the API, the services and the search."""
+"""Defines who is asking and which rows are theirs, once for the API, the services and the search."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """A person or a program. `owner_id` None is everybody without a login; with `sees_all` every row is visible."""
+    """A person or a program. `owner_id` None means without a login; with `sees_all` every row is visible."""
 
     owner_id: int | None = None
     sees_all: bool = False
 
     def visible(self, path: str = "") -> dict[str, Any]:
-        """Return the condition, as seen over `path`, that a row is visible to this caller."""
+        """Return the condition, seen from `path`, that a row is visible to this caller."""
         return {} if self.sees_all else self.own(path)
 
     def own(self, path: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Changing one timer: edit, cancel, pause, resume, run now, replay.
+"""Changes one timer: edit, cancel, pause, resume, run now, replay.
 
 Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
 """
@@ -26,7 +26,7 @@ from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.services.creating import NewTimer, first_due, schedule_columns
 
 logger = logging.getLogger(__name__)
-# What an edit makes of a timer: what it is to be, and whether another moment is promised.
+# Returns the timer as an edit wants it, and whether another due time is promised.
 Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
 
 
@@ -49,18 +49,18 @@ class TooManyRunsError(ValidationError):
 
 
 class NothingToReplayError(ValidationError):
-    """There is no failed or missed delivery, or the latest such one is being sent again already."""
+    """There is no failed or missed delivery, or the latest one is being replayed already."""
 
     def __init__(self, timer_id: uuid.UUID) -> None:
         super().__init__(f"Timer {timer_id} has no delivery that failed or was missed.", code="nothing_to_replay")
 
 
 def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
-    """Change a timer to what `change` makes of it; later attempts see it.
+    """Change a timer to what `change` returns for it; later attempts use it.
 
-    `change` is called with the timer locked, so that of two edits at once the second sees what the first has made. An
-    edit that is `descriptive_only`, of name, labels and metadata, is taken of a timer that has ended too. Raises
-    Timer.DoesNotExist, TimerEndedError, NothingPromisedError, and whatever `change` raises.
+    `change` is called with the timer locked, so that a simultaneous second edit sees the first. A `descriptive_only`
+    edit, of name, labels and metadata, may also change a timer that has ended. Raises Timer.DoesNotExist,
+    TimerEndedError, NothingPromisedError, and whatever `change` raises.
     """
     with transaction.atomic():
         timer, deliveries = _lock(timer_id)
@@ -94,7 +94,7 @@ def set_schedule(timer: Timer, new: NewTimer) -> None:
 
 
 def promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
-    """Promise another moment in place of a locked delivery, and show it in the PeriodicTask."""
+    """Promise another due time in place of a locked delivery, and show it in the PeriodicTask."""
     task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
     moved = states.move(timer, delivery, due_at=due_at, enabled=task is None or task.enabled)
     if task is not None:
@@ -103,7 +103,7 @@ def promise(timer: Timer, delivery: Delivery, *, due_at: datetime) -> Delivery:
 
 
 def cancel(timer_id: uuid.UUID) -> None:
-    """Cancel a timer for good; nothing happens where it has ended. A call in flight may land, no retry follows.
+    """Cancel a timer for good; do nothing if it has ended. A call in flight may land, no retry follows.
 
     Raises Timer.DoesNotExist.
     """
@@ -122,13 +122,13 @@ def pause(timer_id: uuid.UUID) -> None:
     with transaction.atomic():
         _lock(timer_id)
         states.pause([_promised(timer_id)])
-        # Pausing leaves no last run, as the stock admin does: see dispatch, "handed over".
+        # Pausing clears the last run, as the stock admin does: see `note_run_by_stock`.
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
     logger.info("timer_paused timer=%s", timer_id)
 
 
 def resume(timer_id: uuid.UUID) -> None:
-    """Let a paused timer go on; one whose moment has passed is due at once.
+    """Resume a paused timer; if its due time has passed, it is due at once.
 
     Raises Timer.DoesNotExist, TimerEndedError.
     """
@@ -140,11 +140,11 @@ def resume(timer_id: uuid.UUID) -> None:
 
 
 def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
-    """Send a delivery that failed or was missed again, now, with fresh attempts; its history stays.
+    """Replay a failed or missed delivery now, with fresh attempts, and return its id; its history stays.
 
-    Without `delivery_id`, the latest such one of the timer; while that one is being sent again already, no other is
-    taken in its place: of two requests at once, one replays. Returns its id. Raises Timer.DoesNotExist,
-    NothingToReplayError, TooManyRunsError.
+    Without `delivery_id`, it replays the timer's latest one. While that one is being replayed already, no other is
+    taken in its place, so two simultaneous requests replay once. Raises Timer.DoesNotExist, NothingToReplayError,
+    TooManyRunsError.
     """
     with transaction.atomic():
         timer, _ = _lock(timer_id, deliveries=None)
@@ -154,7 +154,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         else:
             wanted |= Q(replayed_at__isnull=False) & states.OPEN
         latest = Delivery.objects.filter(wanted, timer=timer_id).order_by("-number").values_list("pk").first()
-        # Upkeep deletes past deliveries without the timer's lock.
+        # Locked, because upkeep deletes past deliveries without the timer's lock.
         locked = states.lock_deliveries(Q(pk__in=latest or (), state__in=states.REPLAYABLE))
         if not locked:
             raise NothingToReplayError(timer_id)
@@ -169,7 +169,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
 def replay_locked(timer: Timer, delivery: Delivery) -> None:
     latest = latest_of(timer.pk)
     task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
-    # The timer's own promise again if it is still its latest; else it runs beside the promised one.
+    # The timer's promised delivery again if it is still the latest; otherwise an extra delivery.
     extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
     states.replay(delivery, flow=timer.flow, extra=extra)
     if not extra and task is not None:
@@ -178,25 +178,25 @@ def replay_locked(timer: Timer, delivery: Delivery) -> None:
             ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
 
 
-# Open extra deliveries of one timer: more than a person asks for, and what a timer that runs itself may breed.
+# Limit of open extra deliveries of one timer: more than a person needs, and a bound for a timer that runs itself.
 EXTRA_OPEN_MOST = 10
 
 
 def open_extras(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int]:
-    """Return how many open extra deliveries each timer has that has any."""
+    """Return the number of open extra deliveries of each timer that has any."""
     open_ = Delivery.objects.open().filter(timer__in=list(timer_ids), extra=True)
     return dict(open_.values_list("timer").annotate(count=Count("pk")))
 
 
 def run_now(timer_id: uuid.UUID) -> uuid.UUID:
-    """Make an extra delivery, due now, and return its id. The promised one stands.
+    """Make an extra delivery, due now, and return its id. The promised one is unchanged.
 
     Raises Timer.DoesNotExist, TimerEndedError, TooManyRunsError.
     """
     with transaction.atomic():
         timer, _ = _lock(timer_id, deliveries=None)
         if states.has_ended(latest_of(timer_id)):
-            # Else a timer that runs itself would go on after it was cancelled.
+            # Otherwise a timer that runs itself would go on after it was cancelled.
             raise TimerEndedError(timer_id, "Make a new timer instead, or replay a delivery that failed.")
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
@@ -206,7 +206,7 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
 
 
 def _lock(timer_id: uuid.UUID, *, deliveries: Q | None = states.OPEN) -> tuple[Timer, list[Delivery]]:
-    """Lock one timer and those of its deliveries that fit, as `states.lock`. Raises Timer.DoesNotExist."""
+    """Lock one timer and its deliveries that fit, as `states.lock` does. Raises Timer.DoesNotExist."""
     locked = states.lock([timer_id], deliveries=deliveries)
     if not locked.timers:
         raise Timer.DoesNotExist

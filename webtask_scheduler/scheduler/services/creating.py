@@ -1,4 +1,4 @@
-"""Creating timers: one statement stores any number of them, with what shows them."""
+"""Creates timers: one statement stores any number of them, with their deliveries and PeriodicTasks."""
 
 import json
 import uuid
@@ -23,7 +23,7 @@ from webtask_scheduler.scheduler.rules.recurrence import (
 
 
 class NothingPromisedError(ValidationError):
-    """The schedule has no moment left."""
+    """The schedule has no due time left."""
 
     def __init__(self) -> None:
         super().__init__("This schedule has no moment that is still to come.", code="no_moment")
@@ -31,10 +31,10 @@ class NothingPromisedError(ValidationError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewTimer:
-    """What to schedule: a checked URL, and a delay from the database's present moment, an instant, or a recurrence.
+    """A timer to make: a checked URL, and a delay from the database's present time, an instant, or a recurrence.
 
     `options` are as models.Timer has them. A delivery whose first attempt would be later than `max_lateness_seconds` is
-    missed; without it, it is called however late.
+    missed; without a value, it is called however late.
     """
 
     web_url: str
@@ -58,11 +58,11 @@ class Scheduled:
 
 
 def _insert(*, full: bool) -> str:
-    """Return the statement that creates timers: the one place that does.
+    """Return the statement that creates timers; no other code creates them.
 
-    Four rows each, one statement for any number of them. Ids of the stock tables are drawn first, so that the rows of
-    one timer find each other. It does not touch the shared marker row that makes stock beat reload; it fires no signal.
-    The full form is for batches in which a timer has more than a URL and a time: planning it takes longer.
+    It makes four rows for each of any number of timers. Ids of the stock tables are drawn first, to connect the rows of
+    one timer. It fires no signal and leaves alone the shared marker row that makes stock beat reload. The full form is
+    for batches in which a timer has more than a URL and a time: planning it takes longer.
     """
     types = ", %s::json[]" if full else ""
     more = ", more" if full else ""
@@ -138,8 +138,8 @@ _INSERT_PLAIN, _INSERT = _insert(full=False), _insert(full=True)
 def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     """Store timers, all or none, and return them in the same order.
 
-    Called inside `transaction.atomic()` they exist if and only if the caller's transaction commits. A due moment in
-    the past is due at once. Raises NothingPromisedError.
+    Inside `transaction.atomic()`, they exist if and only if the caller's transaction commits. A due time in the past
+    is due at once. Raises NothingPromisedError.
     """
     due_ats = [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
     more = [_more(timer) for timer in timers]
@@ -162,7 +162,7 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
 
 
 def first_due(recurrence: Recurrence) -> datetime:
-    # This process's clock only chooses among moments; whether one has come, the database's clock decides.
+    # This process's clock only chooses the first moment of the schedule; the database's clock decides when it is due.
     first = recurrence.next_after(datetime.now(UTC))
     if first is None:
         raise NothingPromisedError
@@ -170,7 +170,7 @@ def first_due(recurrence: Recurrence) -> datetime:
 
 
 def _more(timer: NewTimer) -> dict[str, Any]:
-    """Return what a timer has beyond a URL and a time, for `_INSERT`; empty for a plain one."""
+    """Return the values of a timer beyond a URL and a time, for `_INSERT`; empty for a plain timer."""
     more: dict[str, Any] = {}
     if timer.name:
         more["name"] = timer.name
@@ -190,7 +190,7 @@ def _more(timer: NewTimer) -> dict[str, Any]:
 
 
 def schedule_columns(timer: NewTimer) -> dict[str, Any]:
-    """Return the columns of a timer's schedule; those of one that is called once are empty."""
+    """Return the columns of a timer's schedule; they are empty for a timer that is called once."""
     recurrence = timer.recurrence
     if recurrence is None:
         return dict.fromkeys(("every_seconds", "starts_at", "ends_at", "max_occurrences")) | {

@@ -1,4 +1,4 @@
-"""Obeying what others write to PeriodicTasks and their schedules: the admin, other code, a bare UPDATE."""
+"""Applies foreign edits of PeriodicTasks and their schedules to timers: by the admin, other code, a bare UPDATE."""
 
 import logging
 from collections.abc import Iterable
@@ -54,10 +54,9 @@ def _recurrence(timer: Timer) -> Recurrence:
 
 
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
-    """Lock the timers, and their open deliveries, of PeriodicTasks that somebody else is about to write.
+    """Lock and return the timers of PeriodicTasks that are about to be written, and lock their open deliveries.
 
-    Inside the writer's transaction this keeps the one order of locks; outside of any it does nothing that lasts.
-    Returns the timers.
+    Inside the writer's transaction this keeps the order of locks; outside of a transaction it has no lasting effect.
     """
     with transaction.atomic():
         timer_ids = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
@@ -65,7 +64,7 @@ def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
 
 
 def check_edit(task: PeriodicTask) -> None:
-    """Refuse what an edited PeriodicTask must not say of a timer that has ended. Raises TimerEndedError."""
+    """Refuse an edit that a PeriodicTask of an ended timer does not allow. Raises TimerEndedError."""
     timer = Timer.objects.filter(periodic_task=task.pk).first()
     if timer is None:
         return
@@ -78,7 +77,7 @@ def check_edit(task: PeriodicTask) -> None:
 
 
 def check_schedule_edit(schedule: Schedule) -> None:
-    """Refuse to change a schedule that only timers use that have ended. Raises TimerEndedError."""
+    """Refuse to change a schedule whose timers have all ended. Raises TimerEndedError."""
     names = [column.attname for column in schedule._meta.concrete_fields]  # noqa: SLF001 - Django means it so
     stored = type(schedule).objects.filter(pk=schedule.pk).values(*names).first()
     if stored is None or all(stored[name] == getattr(schedule, name) for name in names):
@@ -92,7 +91,7 @@ def check_schedule_edit(schedule: Schedule) -> None:
 
 
 def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
-    """Refuse a schedule that these timers could not go by, as `obey` would. Raises ValidationError."""
+    """Refuse a schedule that these timers cannot follow, as `obey` would. Raises ValidationError."""
     if isinstance(schedule, ClockedSchedule):
         return
     if isinstance(schedule, CrontabSchedule):
@@ -108,16 +107,16 @@ def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
 
 
 def obey(periodic_task_ids: Iterable[int]) -> int:
-    """Make timers do what their PeriodicTasks say now; return how many had to change.
+    """Change timers to what their PeriodicTasks show now; return how many had to change.
 
-    Somebody wrote to the stock rows without asking us: the admin, other code, a bare UPDATE. Rows of a timer that has
-    ended are put back to the truth instead.
+    The stock rows were written by the admin, other code or a bare UPDATE. The row of a timer that has ended is restored
+    instead.
     """
     changed = 0
     timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk")
     for timer_id in timers.values_list("pk", flat=True):
         with transaction.atomic():
-            # Read when it is locked: somebody else may have written it since.
+            # Read after the lock: the row may have been written since.
             for timer in states.lock([timer_id]).timers:
                 delivery = latest_of(timer_id)
                 rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
@@ -128,7 +127,7 @@ def obey(periodic_task_ids: Iterable[int]) -> int:
 
 
 def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
-    """Cancel the timers of PeriodicTasks that are being deleted. Their records stay."""
+    """Cancel the timers of PeriodicTasks that are being deleted. The timers' records stay."""
     timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
     with transaction.atomic():
         states.end(states.lock(list(timers)).deliveries)
@@ -137,8 +136,8 @@ def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
 def note_run_by_stock(periodic_task_id: int) -> None:
     """Note that a stock scheduler has run a timer's row and disabled it, as it does with one-off rows.
 
-    That is book-keeping, not a person's wish: the delivery goes on. The mark is a last run, of this moment, on a
-    disabled row; see endings.RUN_BY_STOCK.
+    That is book-keeping and not a person's edit, so the delivery goes on. The mark is a last run of this time on a
+    disabled row; see mirror.RUN_BY_STOCK.
     """
     task = PeriodicTask.objects.filter(pk=periodic_task_id, timer__isnull=False).first()
     if task is None or task.enabled:
@@ -151,9 +150,9 @@ def note_run_by_stock(periodic_task_id: int) -> None:
 
 
 def reconcile(*, after: int, limit: int) -> int | None:
-    """Go through the next `limit` PeriodicTasks of ours and obey those that a bare `.update()` changed.
+    """Check the next `limit` PeriodicTasks of timers and obey those that a bare `.update()` changed.
 
-    Returns the id to go on after, None at the end: a million rows are gone through in steps, none of them long.
+    Returns the id to go on after, None at the end. A million rows are checked in short steps.
     """
     with connection.cursor() as cursor:
         cursor.execute(_DISPUTED, [TASK_NAME, after, limit])
@@ -166,8 +165,8 @@ def reconcile(*, after: int, limit: int) -> int | None:
     return last if rows == limit else None
 
 
-# A row and the latest promised delivery of its timer disagree: enabled or not, the moment, or a timer that has ended;
-# or the row has no schedule, more than one, or one by the sun.
+# Finds rows that disagree with the latest promised delivery of their timer (enabled or not, the due time, a timer that
+# has ended), and rows with no schedule, more than one, or a solar one.
 _DISPUTED = f"""
 WITH page AS MATERIALIZED (
   SELECT id, enabled, one_off, last_run_at, interval_id, crontab_id, solar_id, clocked_id
@@ -187,7 +186,7 @@ SELECT count(*), max(task.id), array_agg(task.id) FILTER (
   LEFT JOIN LATERAL (SELECT state, due_at, finished_at FROM scheduler_delivery
                       WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1) latest ON true
 """  # noqa: S608
-# Timers that have ended are left out: nothing comes of what their rows show.
+# Timers that have ended are left out: their rows have no effect.
 _RECURRING = f"""
 WITH page AS MATERIALIZED (
   SELECT id, crontab_id, interval_id FROM django_celery_beat_periodictask
@@ -210,7 +209,7 @@ def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     try:
         adopted = _adopt(timer, task)
     except ScheduleError as error:
-        # Said once: the row shows the timer's own schedule again.
+        # Logged once, because the row then shows the timer's own schedule again.
         logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
         show(timer, task, due_at=delivery.due_at)
         refused = True
@@ -226,9 +225,9 @@ def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
 
 
 def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
-    """Put the row of a timer that has ended back to the truth; return whether that changed anything.
+    """Restore the row of a timer that has ended; return whether that changed anything.
 
-    One that recurs and should have gone on is given its next delivery.
+    A recurring timer that should have gone on gets its next delivery.
     """
     if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
         due_at = _recurrence(timer).next_after(max(states.database_now(), delivery.due_at))
@@ -236,7 +235,7 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
             states.promise(timer, due_at=due_at, occurrence=delivery.occurrence + 1)
             show(timer, task, due_at=due_at)
             return True
-    # A disabled row has no last run, says the stock model's save(); of a timer that ran, it has.
+    # The stock model's save() clears the last run of a disabled row; the row of a timer that ran must have one.
     ran = delivery.state in (State.SUCCEEDED, State.FAILED)
     if not task.enabled and not (ran and task.last_run_at is None and not timer.recurring):
         return False
@@ -245,14 +244,14 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     return True
 
 
-# What is said of a row with none of them, several, or one by the sun.
+# The error for a row with no schedule, several, or a solar one.
 ONE_SCHEDULE = "A timer has one schedule: an interval, a crontab or a clocked moment."
 
 
 def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
-    """Take over the schedule that somebody gave a PeriodicTask; return what to promise, None if it is the same.
+    """Take over the schedule of an edited PeriodicTask; return the due time to promise, None if it is the same.
 
-    Raises ScheduleError where a timer cannot go by it.
+    Raises ScheduleError if a timer cannot follow it.
     """
     row = read_shown(task)
     given = [task.interval_id, task.crontab_id, task.solar_id, task.clocked_id]
@@ -262,7 +261,7 @@ def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
         return None
     if task.interval_id is not None or task.crontab_id is not None:
         recurrence, due_at = _read(timer, *row)
-        # Bounds are of the timer's own; the row knows none.
+        # Only the timer has bounds; the row has no columns for them.
         new = NewTimer(web_url=timer.web_url, recurrence=recurrence, max_occurrences=timer.max_occurrences)
     elif task.solar_id is None and task.clocked is not None:
         new, due_at = NewTimer(web_url=timer.web_url), task.clocked.clocked_time
@@ -274,10 +273,10 @@ def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
 
 
 def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
-    """Return the schedule that a row shows, for a timer, and its next moment. Raises ScheduleError."""
+    """Return the schedule that a timer's row shows, and its next due time. Raises ScheduleError."""
     every, period, *fields, zone = row
     now, starts_at = states.database_now(), timer.starts_at
-    # The first moment of an interval is a bound that somebody set if it is more than the interval away.
+    # An interval's first moment was set by a person as a bound if it is more than one interval away.
     if starts_at and timer.every_seconds and (starts_at - now).total_seconds() <= timer.every_seconds:
         starts_at = None
     if period is not None:

@@ -1,7 +1,6 @@
-"""Doing a thing once though it is asked for twice: what was answered under a client's key.
+"""Makes a repeated request take effect once: stores the answer under the client's idempotency key.
 
-The answer is kept in the transaction that does what was asked, so there is neither a key without its deed nor a deed
-without its key.
+The answer is stored in the transaction of the request itself, so the key exists if and only if the request took effect.
 """
 
 import json
@@ -9,12 +8,12 @@ from dataclasses import dataclass
 
 from django.db import connection
 
-# How long a creating call may be repeated under its key.
+# How long a creating request may be repeated under its key.
 KEY_HOURS = 24
 
 
 class KeyInFlightError(Exception):
-    """Another request with this key is being worked on."""
+    """Another request with this key is in progress."""
 
 
 class KeyReusedError(Exception):
@@ -22,20 +21,20 @@ class KeyReusedError(Exception):
 
 
 class KeyTakenError(Exception):
-    """Another request with this key has just ended: ask again, and its answer is there."""
+    """Another request with this key has just ended: `recall` now returns its answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What was answered to a request with an idempotency key."""
+    """The answer to a request with an idempotency key."""
 
     status_code: int
     headers: dict[str, str]
     body: str
 
 
-# The lock tells at once that another request is in flight. What decides is the unique constraint: the lock may be got
-# after the statement's view of the table was taken.
+# The lock shows at once that another request is in flight. The unique constraint decides, because the lock may be taken
+# after the statement's snapshot.
 _RECALL = """
 SELECT pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0)), found.*
   FROM (VALUES (1)) one (row) LEFT JOIN LATERAL (
@@ -56,9 +55,9 @@ RETURNING true
 
 
 def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | None:
-    """Return the answer that was given under a key, None for a key that is new; it is taken until the transaction ends.
+    """Return the answer that was given under a key, None for a new key; hold the key until the transaction ends.
 
-    To be called inside a transaction. Raises KeyInFlightError, KeyReusedError.
+    Call it inside a transaction. Raises KeyInFlightError, KeyReusedError.
     """
     with connection.cursor() as cursor:
         lock = f"idempotency key {owner_id} {key}"
@@ -74,7 +73,7 @@ def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | No
 
 
 def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: bytes) -> None:
-    """Keep the answer given under a key, in the transaction that did what was asked. Raises KeyTakenError."""
+    """Store the answer to a request under its key, in the request's own transaction. Raises KeyTakenError."""
     with connection.cursor() as cursor:
         cursor.execute(
             _REMEMBER,
@@ -92,12 +91,12 @@ def remember(key: str, answer: Answer, *, owner_id: int | None, fingerprint: byt
             raise KeyTakenError
 
 
-# Rows of one DELETE.
+# Rows that one DELETE removes.
 PRUNE_ROWS = 1000
 
 
 def prune(*, limit: int = PRUNE_ROWS) -> int:
-    """Forget keys older than KEY_HOURS; return how many. One batch."""
+    """Delete one batch of keys older than KEY_HOURS; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(
             """

@@ -1,4 +1,4 @@
-"""Changing many timers: in transactions of bounded size, or by a bulk operation, page by page."""
+"""Changes many timers: in transactions of bounded size, or by a bulk operation, page by page."""
 
 import logging
 import uuid
@@ -20,13 +20,13 @@ from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
 
 logger = logging.getLogger(__name__)
-# Rows of one transaction where many are asked for: it holds their locks for some tens of milliseconds.
+# Rows of one transaction of many: it holds their locks for some tens of milliseconds.
 BATCH_ROWS = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switched:
-    """What pausing or resuming many came to: how many do now as told, and which have ended and stay as they are."""
+    """The result of pausing or resuming many: how many are now in that state, and which have ended and stay so."""
 
     done: int
     ended: list[uuid.UUID]
@@ -46,7 +46,7 @@ def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What running many came to: how many are called, which have ended, and which have too many open runs."""
+    """The result of running many: how many are called, which have ended, and which have too many open runs."""
 
     done: int
     ended: list[uuid.UUID]
@@ -70,7 +70,7 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
 
 
 def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
-    """Cancel timers for good, in one transaction; return how many were not ended yet. See `cancel`."""
+    """Cancel timers for good, in one transaction; return how many had not ended yet. See `cancel`."""
     with transaction.atomic():
         _, deliveries = states.lock(timer_ids)
         live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
@@ -80,7 +80,7 @@ def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
 
 
 def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
-    """Replay the latest failed or missed promised delivery of each timer whose status that is; return how many."""
+    """Replay the latest promised delivery of each timer whose status is failed or missed; return how many."""
     with transaction.atomic():
         timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
         latest = [one.pk for one in states.latest_promised(list(timers))]
@@ -101,7 +101,7 @@ BULK_ROWS = 200
 
 
 def _end_bulk(operation: BulkOperation, *, error: str) -> None:
-    """End a bulk operation that cannot go on, saying why."""
+    """End a bulk operation that cannot go on, and store why."""
     BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
     logger.warning("bulk_failed bulk=%s error=%s", operation.pk, error)
 
@@ -109,7 +109,7 @@ def _end_bulk(operation: BulkOperation, *, error: str) -> None:
 def step_bulk(operation: BulkOperation) -> bool:
     """Do the next page of a bulk operation, as one transaction; return whether there is more to do.
 
-    Whoever is killed in the middle leaves the page undone, and the next step does it.
+    If the process is killed in the middle, the page is rolled back and the next step does it.
     """
     sees_all = operation.owner is not None and operation.owner.is_superuser
     caller = Caller(owner_id=operation.owner_id, sees_all=sees_all)
@@ -117,7 +117,7 @@ def step_bulk(operation: BulkOperation) -> bool:
         wanted = search.stored_filter(operation.filter, caller=caller)
         page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
     except ValueError as error:
-        # Stored by another version: it must not stand before the others.
+        # Stored by another version; it must not block the others.
         _end_bulk(operation, error=f"Its filter is not known to this version of the service: {error}")
         return False
     with transaction.atomic():

@@ -1,4 +1,4 @@
-"""Deleting what ended long ago, in batches: running timers come first."""
+"""Deletes what ended long ago, in batches with pauses, because running timers come first."""
 
 import logging
 import time
@@ -16,21 +16,21 @@ from webtask_scheduler.scheduler.services import idempotency
 
 logger = logging.getLogger(__name__)
 
-# PostgreSQL's code for a statement that took too long: that is one step's trouble.
+# PostgreSQL's code for a statement that took too long; it concerns one step only.
 TIMED_OUT = "57014"
 
 # Timers of one transaction, and the pause after it: some tens of milliseconds of one core, then several times as long
-# for running timers, who come first.
+# for running timers, which come first.
 BATCH_ROWS = 200
 PAUSE_SECONDS = 0.1
-# Of rows that nothing hangs on.
+# Rows of one transaction, for rows that no other rows refer to.
 SMALL_ROWS = 1000
 
 
 def run(*, seconds: float) -> None:
-    """Delete what the settings do not keep, for at most so many seconds.
+    """Delete what the settings do not keep, for at most `seconds`.
 
-    The steps take turns, a batch each: a step that has much to do keeps no other from its own, nor does one that fails.
+    The steps take turns, a batch each, so that a step that has much to do or fails does not hold up the others.
     """
     steps: dict[str, Callable[[], int]] = {"idempotency keys": idempotency.prune, "sessions": prune_sessions}
     if settings.WEBTASK_KEEP_DELIVERIES:
@@ -48,7 +48,7 @@ def run(*, seconds: float) -> None:
                     more = step() > 0
             except Exception as error:
                 if is_away(error) and getattr(error.__cause__, "pgcode", None) != TIMED_OUT:
-                    # The other steps would find out the same; the task says so.
+                    # The other steps would fail too; the task logs it.
                     raise
                 logger.exception("prune_failed step=%r", name)
                 more = False
@@ -59,11 +59,11 @@ def run(*, seconds: float) -> None:
 
 
 def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
-    """Delete timers that ended longer ago than that, with all that belongs to them; return how many.
+    """Delete timers that ended longer ago than `older_than`, with all that belongs to them; return how many.
 
-    One batch of at most `limit`, in a transaction of its own; a timer of which anything is still open stays. A dry run
-    counts them all instead, and deletes nothing. Deleted are the rows of ours and the PeriodicTask and ClockedSchedule
-    made for them; a ClockedSchedule that other tasks use stays.
+    It deletes one batch of at most `limit` in a transaction of its own. A timer with an open delivery stays. A dry run
+    counts all of them and deletes nothing. The PeriodicTask and ClockedSchedule of a timer are deleted too, but not a
+    ClockedSchedule that other tasks use.
     """
     with transaction.atomic(), connection.cursor() as cursor:
         values: dict[str, Any] = {"seconds": older_than.total_seconds(), "limit": limit}
@@ -77,7 +77,7 @@ def prune(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = Fal
         return int(cursor.fetchone()[0])
 
 
-# Ended long ago, by the index of what has ended, oldest first; nothing of the timer may be open or younger.
+# Finds timers that ended long ago by the index on `finished_at`, oldest first; no delivery may be open or younger.
 _ENDED = """
   SELECT timer_id FROM scheduler_delivery old
    WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
@@ -88,12 +88,12 @@ _ENDED = """
 """
 _COUNT_ENDED = f"SELECT count(*) FROM ({_ENDED}) ended"  # noqa: S608 - only constants are put in
 _FIND_ENDED = f"{_ENDED} LIMIT %(limit)s"
-# Whoever replays or runs a timer holds its row: one that is locked is not ended, or will not be for long.
+# A replay or run holds the timer's row. So a locked timer is skipped: it has not ended, or will soon go on.
 _LOCK_ENDED = """
 SELECT id FROM scheduler_timer WHERE id = ANY(%(timers)s::uuid[]) ORDER BY id FOR UPDATE SKIP LOCKED
 """
-# One statement, so that no reader sees a timer without its deliveries. Deletes run against one snapshot, where foreign
-# keys are checked at the end. It looks again at what has ended: somebody may have replayed it before it was locked.
+# One statement, so that no reader sees a timer without its deliveries. Its deletes share a snapshot, and foreign keys
+# are checked at the end. It checks again what has ended, because a replay may have come before the lock.
 _PRUNE = """
 WITH ended AS MATERIALIZED (
   SELECT timer_id FROM unnest(%(timers)s::uuid[]) AS locked (timer_id)
@@ -135,13 +135,13 @@ SELECT count(*) FROM timers
 
 
 def prune_past(*, older_than: timedelta, limit: int = BATCH_ROWS, dry_run: bool = False) -> int:
-    """Delete deliveries that ended longer ago than that, of timers that go on; return how many. As `prune`."""
+    """Delete deliveries that ended longer ago than `older_than`, of timers that go on; return how many. As `prune`."""
     with connection.cursor() as cursor:
         cursor.execute(_COUNT_PAST if dry_run else _PRUNE_PAST, {"seconds": older_than.total_seconds(), "limit": limit})
         return int(cursor.fetchone()[0])
 
 
-# Another promised delivery is what the timer shows and waits for: a later one, or for an extra delivery any.
+# A delivery may go if the timer shows another promised one: a later one, or any if this one is extra.
 _PAST = """
   SELECT id FROM scheduler_delivery old
    WHERE finished_at < statement_timestamp() - make_interval(secs => %(seconds)s)
@@ -198,7 +198,7 @@ SELECT count(*) FROM deliveries
 
 
 def prune_bulk(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
-    """Forget bulk operations that ended longer ago than that; return how many. One batch."""
+    """Delete one batch of bulk operations that ended longer ago than `older_than`; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
@@ -214,7 +214,7 @@ def prune_bulk(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
 
 
 def prune_sessions(*, limit: int = SMALL_ROWS) -> int:
-    """Forget sessions of the admin that have expired; return how many. One batch."""
+    """Delete one batch of expired sessions of the admin; return how many."""
     with connection.cursor() as cursor:
         cursor.execute(
             """

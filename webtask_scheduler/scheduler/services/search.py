@@ -1,7 +1,7 @@
-"""Which timers fit a filter, page by page, whatever their number.
+"""Finds the timers that fit a filter, page by page, whatever their number.
 
-A page is read along one index, from where the one before it ended, and looks at a bounded number of rows: it may hold
-fewer timers than asked for, or none, and still not be the last. The cursor that it gives says where to go on.
+A page is read along one index, from the end of the page before, and looks at a bounded number of rows. So it may hold
+fewer timers than asked for, or be empty, and still not be the last. Its cursor says where to go on.
 """
 
 import base64
@@ -23,23 +23,23 @@ from webtask_scheduler.scheduler.services.caller import Caller
 
 # Rows that one page may look at: some hundred milliseconds.
 SCANNED_MOST = 20_000
-# A first look at so many times the timers that are wanted; a filter that few fit is given more.
+# The first look reads this many times the wanted number of timers; a filter that few fit gets more.
 SCAN_FACTOR = 2
 SCAN_GROWTH = 5
-# No retry waits for a later moment than this after its promised one, or after a replay or a resume, which were before
-# now.
+# No retry waits longer than this after its due time, or after a replay or a resume, which were before now.
 RETRIED_SECONDS = MAX_AGE_SECONDS + 3600
 
 
 class CursorError(ValueError):
-    """A cursor that no page of this filter gave."""
+    """A cursor that does not come from a page of this filter."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Filter:
-    """What is looked for; every part narrows it, and what is empty or None does not.
+    """The conditions that a timer must fit; a part that is empty or None does not narrow.
 
-    Timers of one owner, or of nobody where `owner_id` is None; of all with `everyone`. Callbacks are left out.
+    It finds timers of one owner, without an owner if `owner_id` is None, or of all with `everyone`. Callbacks are left
+    out.
     """
 
     owner_id: int | None = None
@@ -51,15 +51,15 @@ class Filter:
     due_from: datetime | None = None
     due_to: datetime | None = None
     recurring: bool | None = None
-    # A part of the name, whatever the case.
+    # A part of the name; case is ignored.
     name: str = ""
     url_prefix: str = ""
-    # Visit each timer once although its status changes meanwhile, as a bulk operation changes it. Takes more pages.
+    # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
     steady: bool = False
 
     @property
     def by_delivery(self) -> bool:
-        """Whether the deliveries' indexes lead faster than the timers'."""
+        """Return whether the deliveries' indexes are faster than the timers'."""
         narrow = bool(self.host or self.label or self.recurring or self.steady)
         return not narrow and bool(self.statuses or self.due_from or self.due_to)
 
@@ -77,7 +77,7 @@ class Page(NamedTuple):
 
 
 class _Place(NamedTuple):
-    """Where a page begins: which of the states, and after which key and id; None at the beginning."""
+    """Where a page begins: in which of the states, and after which key and id; None at the beginning."""
 
     state: int = 0
     key: str | None = None
@@ -85,10 +85,9 @@ class _Place(NamedTuple):
 
 
 def page(wanted: Filter, *, cursor: str, limit: int) -> Page:
-    """Return up to `limit` timers that fit, from where `cursor` says, or from the beginning. Raises CursorError.
+    """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
-    Newest first. Asked for by status or due time, by status: what waits with the soonest first, what ended with the
-    latest first.
+    A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first.
     """
     place = _read(cursor, wanted)
     found: list[uuid.UUID] = []
@@ -116,13 +115,13 @@ def _text(key: Any) -> str:
 
 
 def _states(wanted: Filter) -> Sequence[State | None]:
-    """Return the states that are read in turn; None alone is the timers themselves."""
+    """Return the states that are read in turn; a single None means the table of timers."""
     if not wanted.by_delivery:
         return (None,)
     return [state for state in State if state in wanted.statuses] if wanted.statuses else list(State)
 
 
-# What is read along one index: (id, key, timer_id), in the order of the key and the id.
+# Each source is read along one index: (id, key, timer_id), in the order of the key and the id.
 _TIMERS = "SELECT id, id AS key, id AS timer_id FROM scheduler_timer"
 _LABELLED = "SELECT timer_id AS id, timer_id AS key, timer_id FROM scheduler_timerlabel"
 _DELIVERIES = "SELECT id, {key} AS key, timer_id FROM scheduler_delivery"
@@ -133,7 +132,7 @@ def _scan(
 ) -> tuple[list[Any], int, Any]:
     """Look at the next `window` rows; return those that fit, how many were seen, and the key and id of the last.
 
-    One statement, so that what it passes over and where the next one begins are of one moment.
+    It is one statement, so that the rows passed over and the next beginning come from one snapshot.
     """
     state = states[place.state]
     values: dict[str, Any] = {"window": window, "limit": limit, "key": place.key, "after": place.id}
@@ -180,7 +179,7 @@ def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
     elif wanted.recurring:
         where += " AND (cron <> '' OR every_seconds IS NOT NULL)"
     if not wanted.everyone:
-        # Who has few timers among the many of others does not look at those.
+        # By this condition an owner's few timers are found without reading the many of others.
         where += " AND owner_id IS NULL" if wanted.owner_id is None else " AND owner_id = %(owner)s"
     return f"{_TIMERS} WHERE {where}", "id DESC", "id"
 
@@ -212,7 +211,7 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
 
 
 def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
-    """Return what a row must fit beside its index, filling in the values."""
+    """Return the conditions of a row that its index does not cover, filling in the values."""
     conditions = ["timer.outcome_of IS NULL"]
     values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
     values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
@@ -255,7 +254,7 @@ def _read(cursor: str, wanted: Filter) -> _Place:
         place = _Place(state=int(number))
         if after is None:
             return place
-        # Read and written again: PostgreSQL takes fewer spellings.
+        # Parsed and formatted again, because PostgreSQL takes fewer spellings.
         by_id = states[place.state] is None or states[place.state] in (*LEASED, State.HELD)
         key = str(uuid.UUID(key)) if by_id else datetime.fromisoformat(key).isoformat()
         return place._replace(key=key, id=str(uuid.UUID(after)))
@@ -264,7 +263,7 @@ def _read(cursor: str, wanted: Filter) -> _Place:
 
 
 def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
-    """Return a filter from what serializers.FilterSerializer read."""
+    """Return a filter from the validated data of a FilterSerializer."""
     return Filter(
         owner_id=caller.owner_id,
         everyone=caller.sees_all,
@@ -279,14 +278,14 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
     )
 
 
-# What `stored_filter` knows.
+# The names that `stored_filter` knows.
 _STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix"))
 
 
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
-    """Return the filter of a bulk operation from what the API was given, and checked, when it began.
+    """Return the filter of a bulk operation from the data that the API checked when it began.
 
-    Raises ValueError where another version of this service stored what this one does not know.
+    Raises ValueError if another version of this service stored a name that this one does not know.
     """
     unknown = stored.keys() - _STORED
     if unknown:

@@ -1,4 +1,4 @@
-"""The secrets that an owner's calls are signed with."""
+"""Manages the secrets that an owner's calls are signed with."""
 
 from django.db import connection, transaction
 
@@ -12,9 +12,9 @@ SECRETS_MOST = 5
 
 
 def add_secret(secret: str | None, *, owner_id: int | None) -> SigningSecret | None:
-    """Sign the calls of an owner's timers with one more secret, a new one if None; None where there are too many."""
+    """Add a secret for an owner's calls, a new one if None, and return it; return None if there are too many."""
     with transaction.atomic(), connection.cursor() as cursor:
-        # Two at once would both find room.
+        # Without the lock two at once would both find room.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"signing secrets of {owner_id}"])
         if SigningSecret.objects.filter(owner=owner_id).count() >= SECRETS_MOST:
             return None

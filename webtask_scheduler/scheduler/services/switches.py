@@ -1,4 +1,4 @@
-"""Stopping calls to a host, or to all hosts, and resuming them."""
+"""Stops calls to a host, or to all hosts, and resumes them."""
 
 import logging
 import re
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class CallStopRefusedError(ValidationError):
-    """What was given names no host, or neither a host nor all of them."""
+    """The text names no host, or neither a host nor all hosts were given."""
 
 
 _HOST = re.compile(r"(?:[a-z0-9_][a-z0-9_-]{0,62}(?:\.[a-z0-9_-]{1,63})*|\[[0-9a-f:.%]+\])(?::(?P<port>[0-9]{1,5}))?")
@@ -25,7 +25,7 @@ PORT_MOST = 65535
 
 
 def host_to_stop(text: str) -> str:
-    """Return the host that a person means by a host or a whole URL, as timers have it. Raises CallStopRefusedError."""
+    """Return the canonical host of a host or a whole URL, as Timer.host has it. Raises CallStopRefusedError."""
     host = host_of(text.strip())
     match = _HOST.fullmatch(host)
     port = int(match["port"] or 1) if match else 0
@@ -43,7 +43,7 @@ def _stopped_host(host: str, *, everything: bool) -> str:
 
 
 def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by: str = "") -> CallStop:
-    """Start no more calls to a host, or with `everything` to any; those in flight may land, what comes due is held.
+    """Stop calls to a host, or with `everything` to all. Calls in flight may land; what comes due is held.
 
     `host` may be a whole URL. An empty one never means all. Raises CallStopRefusedError.
     """
@@ -56,7 +56,7 @@ def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by
 def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", by: str = "") -> bool:
     """Lift the stop of a host, or with `everything` the stop of all; stops of single hosts stay.
 
-    The beats release what was held within a second, oldest first. Returns whether there was such a stop. Raises
+    Returns whether there was such a stop. The beats release held deliveries within a second, oldest first. Raises
     CallStopRefusedError.
     """
     host = _stopped_host(host, everything=everything)
@@ -66,7 +66,7 @@ def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", 
     return bool(lifted)
 
 
-# Each part is counted along an index of its own: few of a large table are open.
+# Each part is counted along an index of its own, because few rows of a large table are open.
 _OPEN = """
 SELECT count(*) FROM (
   (SELECT FROM scheduler_delivery WHERE state = 'scheduled' LIMIT %(most)s) UNION ALL
@@ -87,9 +87,9 @@ SELECT DISTINCT host FROM scheduler_timer WHERE host LIKE %(begin)s AND host <> 
 
 
 def stop_matches(host: str) -> str:
-    """Say how many deliveries wait or are being made to a host, or to any if it is empty.
+    """Return a sentence that says how many open deliveries a host has, or all hosts if it is empty.
 
-    Where none does, it names hosts that differ from this one by their port alone. Raises DatabaseError.
+    If there are no such deliveries, it names hosts that differ only in their port. Raises DatabaseError.
     """
     with connection.cursor() as cursor:
         cursor.execute(_OPEN_TO if host else _OPEN, {"host": host, "most": COUNT_MOST})

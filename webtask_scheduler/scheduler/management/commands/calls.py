@@ -85,7 +85,7 @@ class Command(BaseCommand):
 
 
 def _operator() -> str:
-    """Return whose shell this is, for the log."""
+    """Return the name of the shell's user, for the log."""
     try:
         return f"{getpass.getuser()} at a shell"
     except (KeyError, OSError):

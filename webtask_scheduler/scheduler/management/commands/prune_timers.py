@@ -43,7 +43,7 @@ class Command(BaseCommand):
         self.stdout.write(f"{past} deliveries of timers that go on deleted.")
 
     def _all(self, step: Callable[..., int], older_than: timedelta) -> int:
-        """Delete batch after batch, saying how far it has come, and return how many there were."""
+        """Delete batch after batch, printing the progress, and return how many there were."""
         deleted, shown_at = 0, time.monotonic()
         while batch := step(older_than=older_than):
             deleted += batch

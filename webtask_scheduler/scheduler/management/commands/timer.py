@@ -1,7 +1,7 @@
 """`manage.py timer create|get|list|cancel|replay|preview|import`: timers from the command line.
 
-What is given is checked as the API checks it, and options have the names of its fields. An operator's tool: it makes
-timers that are nobody's, as the API does without a login, and sees everybody's.
+Input is checked as the API checks it, and options have the names of its fields. It is an operator's tool: it makes
+timers without an owner, as the API does without a login, and sees all timers.
 """
 
 import json
@@ -126,7 +126,7 @@ class Command(BaseCommand):
             self.stdout.write(f"There may be more: --cursor {cursor}")
 
     def _cancel(self, options: dict[str, Any]) -> None:
-        # All are looked up first: a slip in one id cancels nothing.
+        # All are looked up first, so that one mistyped id cancels nothing.
         for found in _existing(options["ids"]):
             (before,) = show_timers([found])
             services.cancel(found)
@@ -203,12 +203,12 @@ def json_value(text: str) -> Any:
 
 
 def number(text: str) -> float:
-    """Read a number, a whole one as such."""
+    """Read a number; a whole number stays an integer."""
     return int(text) if text.isascii() and text.isdigit() else float(text)
 
 
 def status(text: str) -> int | str:
-    """Read a status code, or a class of them as it stands; which there are, the serializer knows."""
+    """Read a status code, or a class of codes as text, which the serializer checks."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text  # noqa: PLR2004 - any bound
 
 
@@ -286,7 +286,7 @@ def _add_filter(parser: CommandParser) -> None:
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
-    """Return what was given as the API takes it. Raises CommandError."""
+    """Return the given options as the API's fields. Raises CommandError."""
     known = (*NewTimerSerializer().fields, "count", "after")
     data = {name: options[name] for name in known if options.get(name) is not None}
     retry = {name: options[name] for name in RETRY if options.get(name) is not None}
@@ -311,7 +311,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _checked(check: Any, value: Any) -> Any:
-    """Return what a check of the API makes of a value. Raises CommandError, which names the fields."""
+    """Return a value as a check of the API returns it. Raises CommandError, which names the fields."""
     try:
         return check(value)
     except (exceptions.ValidationError, PastDue) as error:
@@ -336,7 +336,7 @@ def _stored(timers: list[services.NewTimer]) -> list[services.Scheduled]:
 
 
 def _existing(ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
-    """Return the ids, each once. Raises CommandError where one is of no timer."""
+    """Return the ids, each once. Raises CommandError if one has no timer."""
     known = set(Timer.objects.filter(pk__in=ids).values_list("pk", flat=True))
     unknown = [str(one) for one in ids if one not in known]
     if unknown:
@@ -345,7 +345,7 @@ def _existing(ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
 
 
 def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.UUID], str | None]:
-    """Return up to `limit` timers and the cursor of what follows, over as many pages as it takes."""
+    """Return up to `limit` timers and the next cursor, over as many pages as it takes."""
     found: list[uuid.UUID] = []
     following: str | None = cursor
     while following is not None and len(found) < limit:
@@ -376,7 +376,7 @@ def _lines(name: str) -> list[str]:
 
 
 def _take_over(line: crontab.Line, *, dry_run: bool) -> tuple[bool, str]:
-    """Make the timer of a line; return whether it is there, and what to say."""
+    """Make the timer of a line; return whether it exists, and the line to print."""
     ((key, value),) = line.timer["labels"].items()
     before = TimerLabel.objects.filter(label=f"{key}={value}").values_list("timer", flat=True).first()
     if before is not None:
