@@ -386,7 +386,7 @@ class Run:
         servers.write_private(CONFIG, supervisor_config(self.socket, password, own_servers, self.application))
         # In a session of its own, or Ctrl-C would reach it, and everything below it, directly and all at once.
         self.supervisor = subprocess.Popen(
-            [sys.executable, __file__, "process", "supervisor"],
+            [sys.executable, "-m", "scripts.launch", "process", "supervisor"],
             cwd=ROOT,
             start_new_session=True,
             stdin=subprocess.DEVNULL,

@@ -1,14 +1,46 @@
 """Fixtures that many tests share."""
 
+import ipaddress
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.db import connection
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.service import Service, running
+
+
+class ForeignAddressError(RuntimeError):
+    """A test connects to another machine."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _this_machine_only() -> Iterator[None]:
+    """Refuse connections to other machines; the broker alone may be on one, as it is under Docker."""
+    broker = urlsplit(settings.REDIS_URL).hostname
+    brokers = {found[4][0] for found in socket.getaddrinfo(broker, None)} if broker else set()
+
+    def guarded(connect: Callable[..., Any]) -> Callable[..., Any]:
+        def check(sock: socket.socket, address: Any) -> Any:
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                host = address[0].partition("%")[0]
+                if host not in brokers | {"localhost"} and not ipaddress.ip_address(host).is_loopback:
+                    raise ForeignAddressError(f"A test connects to {address}, which is not this machine.")
+            return connect(sock, address)
+
+        return check
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("connect", "connect_ex"):
+            patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +88,15 @@ def sql() -> Callable[..., list[tuple[Any, ...]]]:
             return cursor.fetchall() if cursor.description else []
 
     return run
+
+
+@pytest.fixture
+def user() -> Any:
+    return get_user_model().objects.create_user("me@example.com", "secret")
+
+
+@pytest.fixture(scope="module")
+def web(django_db_setup: None) -> Iterator[Service]:  # noqa: ARG001 - it has its tables
+    """A real web process on the test database."""
+    with running("web") as service:
+        yield service

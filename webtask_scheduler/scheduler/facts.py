@@ -260,7 +260,7 @@ def gather(*, at_once: bool = False) -> Facts:
     global _gathered  # noqa: PLW0603 - one set of facts a process is the point
     now = time.monotonic()
     if _gathered is None or at_once or now - _gathered[0] >= FRESH_SECONDS:
-        bounds = {"most": COUNT_MOST, "workers": WORKERS_MOST}
+        bounds: dict[str, float] = {"most": COUNT_MOST, "workers": WORKERS_MOST}
         bounds |= {"soon": PUT_OFF_MOST_SECONDS, "behind": BEHIND_SECONDS}
         with connection.cursor() as cursor:
             cursor.execute(_GATHER, bounds)

@@ -202,6 +202,7 @@ def test_only_the_leader_runs_stock_tasks_and_another_takes_over(celery_app, bro
     first.tick()
     begun = time.monotonic()
     while time.monotonic() - begun < 3:
+        # The second fires nothing of its own.
         time.sleep(min(first.tick(), second.tick()))
     assert first._leads()
     assert not second._leads()

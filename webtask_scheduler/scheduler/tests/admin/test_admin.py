@@ -31,6 +31,7 @@ from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import secrets
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import move
+from webtask_scheduler.scheduler.tests.support.doors import clocked_form
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -142,16 +143,6 @@ def form_of(task, **changes):
     data |= {"clocked": task.clocked_id, "interval": task.interval_id, "crontab": task.crontab_id}
     return {name: value for name, value in (data | changes).items() if value not in ("", None)} | {
         "description": changes.get("description", task.description)
-    }
-
-
-def clocked_form(clocked, moment=None):
-    moment = moment or clocked.clocked_time
-    return {
-        "clocked_time_0": f"{moment:%Y-%m-%d}",
-        "clocked_time_1": f"{moment:%H:%M:%S}",
-        "periodictask_set-TOTAL_FORMS": "0",
-        "periodictask_set-INITIAL_FORMS": "0",
     }
 
 
@@ -659,7 +650,7 @@ def test_saving_a_clocked_schedule_unchanged_moves_nothing(admin_client, make_ti
     moment = clocked.clocked_time.replace(microsecond=123456)
     move(Timer.objects.get(), due_at=moment)
     before = list(Delivery.objects.order_by("pk").values())
-    assert admin_client.post(change(clocked), clocked_form(clocked, moment)).status_code == 302
+    assert admin_client.post(change(clocked), clocked_form(moment)).status_code == 302
     assert ClockedSchedule.objects.get(pk=clocked.pk).clocked_time == moment
     assert list(Delivery.objects.order_by("pk").values()) == before
 
@@ -667,14 +658,14 @@ def test_saving_a_clocked_schedule_unchanged_moves_nothing(admin_client, make_ti
 def test_moving_the_clocked_schedule_of_an_ended_timer_is_an_error_of_the_form(admin_client, ended):
     timer = ended()
     clocked = timer.periodic_task.clocked
-    answer = admin_client.post(change(clocked), clocked_form(clocked, timezone.now() + timedelta(days=1)))
+    answer = admin_client.post(change(clocked), clocked_form(timezone.now() + timedelta(days=1)))
     assert f"Timer {timer.pk} has ended" in answer.content.decode()
     assert ClockedSchedule.objects.get(pk=clocked.pk).clocked_time == clocked.clocked_time
 
 
 def test_clocked_schedule_can_be_added(admin_client):
     moment = timezone.now() + timedelta(days=1)
-    assert admin_client.post(CLOCKED + "add/", clocked_form(None, moment)).status_code == 302
+    assert admin_client.post(CLOCKED + "add/", clocked_form(moment)).status_code == 302
     assert ClockedSchedule.objects.get().clocked_time == moment.replace(microsecond=0)
 
 
@@ -686,7 +677,10 @@ def test_clocked_schedule_shows_a_bounded_number_of_tasks(admin_client, monkeypa
     answer = admin_client.get(change(clocked))
     (inline,) = answer.context["inline_admin_formsets"]
     assert [form.instance.name for form in inline.formset.forms] == ["own 2", "own 1"]
-    data = clocked_form(clocked) | {"periodictask_set-TOTAL_FORMS": "2", "periodictask_set-INITIAL_FORMS": "2"}
+    data = clocked_form(clocked.clocked_time) | {
+        "periodictask_set-TOTAL_FORMS": "2",
+        "periodictask_set-INITIAL_FORMS": "2",
+    }
     assert admin_client.post(change(clocked), data).status_code == 302
 
 

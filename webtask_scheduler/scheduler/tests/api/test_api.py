@@ -6,7 +6,6 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
@@ -797,18 +796,6 @@ def test_looking_takes_two_statements_at_most(client, due, django_assert_num_que
 
 
 # Over real HTTP
-
-
-@pytest.fixture(scope="module")
-def web(django_db_setup) -> Iterator[Service]:
-    """A real web process on the test database."""
-    service = Service()
-    service.start("web")
-    try:
-        yield service
-    finally:
-        service.stop("web")
-        service.broker.close()
 
 
 def exchange(port, request, *, end=False):

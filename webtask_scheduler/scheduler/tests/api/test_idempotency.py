@@ -13,16 +13,8 @@ from django.utils import timezone
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, Timer
 from webtask_scheduler.scheduler.services import idempotency
-from webtask_scheduler.scheduler.tests.api.test_timer_api import (
-    URL,
-    create,
-    fields_of,
-    post,
-    put_back,
-    run,
-    send,
-    stored,
-)
+from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.api import URL, create, fields_of, post, send, stored
 
 db = pytest.mark.django_db
 
@@ -33,11 +25,6 @@ REPLAYED = "Idempotency-Replayed"
 
 def keyed(client, body=ONE, path="/timer", *, key="k-1", **more):
     return post(client, body, path, **{KEY: key}, **more)
-
-
-@pytest.fixture
-def user():
-    return get_user_model().objects.create_user("me@example.com", "secret")
 
 
 @pytest.fixture

@@ -4,111 +4,39 @@ import base64
 import contextlib
 import json
 import time
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import pytest
 from django.contrib.auth import get_user_model
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from standardwebhooks.webhooks import Webhook
 
-from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.models import (
-    TASK_NAME,
     Attempt,
-    BulkOperation,
     Delivery,
-    IdempotencyKey,
     SigningSecret,
     State,
     Timer,
-    TimerLabel,
 )
-from webtask_scheduler.scheduler.outgoing.client import Client as HTTPClient
-from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.api import (
+    GIVEN,
+    JSON,
+    URL,
+    call_all,
+    create,
+    fields_of,
+    moment,
+    post,
+    send,
+    stored,
+)
 from webtask_scheduler.scheduler.tests.support.service import running
 
-URL = "http://a.example/hook"
-JSON = "application/json"
 HORIZON = 10 * 365 * 24 * 3600
 LIMIT = 256 * 1024
 
 db = pytest.mark.django_db
-
-
-def send(client, method, path, body=None, *, content_type=JSON, **headers):
-    """Send a request; bytes and text as they are, anything else as JSON."""
-    raw = body if isinstance(body, bytes | str) else b"" if body is None else json.dumps(body)
-    return client.generic(method, path, raw, content_type, headers=headers)
-
-
-def post(client, body, path="/timer", **more):
-    return send(client, "POST", path, body, **more)
-
-
-def create(client, **fields):
-    """Create a timer, in a minute if nothing else is said, and return the answer's body."""
-    when = {"hours", "minutes", "seconds", "delay", "due_at", "cron", "every"}
-    answer = post(client, {"web_url": URL} | ({} if fields.keys() & when else {"seconds": 60}) | fields)
-    assert answer.status_code == 201, answer.content
-    return answer.json()
-
-
-def fields_of(answer, status=400):
-    """Return the fields that a problem names."""
-    assert answer.status_code == status, answer.content
-    assert answer["Content-Type"] == "application/problem+json"
-    return sorted(error["field"] for error in answer.json()["errors"])
-
-
-def stored():
-    """Count the rows that creating, in any way, writes."""
-    models = (ClockedSchedule, Timer, Delivery, TimerLabel, SigningSecret, BulkOperation, IdempotencyKey)
-    return [model.objects.count() for model in models] + [PeriodicTask.objects.filter(task=TASK_NAME).count()]
-
-
-def moment(text):
-    return datetime.fromisoformat(text)
-
-
-def put_back(timer_id, seconds=1):
-    """Let what a timer waits for be due, everywhere it is written."""
-    due_at = timezone.now() - timedelta(seconds=seconds)
-    Delivery.objects.filter(timer=timer_id, finished_at=None).update(due_at=due_at, next_attempt_at=due_at)
-    ClockedSchedule.objects.filter(periodictask__timer=timer_id).update(clocked_time=due_at)
-
-
-def begin():
-    """Do what beat and a worker do for all that is due, up to the call."""
-    return start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
-
-
-def run(*, status_code=200, error="", **more):
-    """Do what beat and a worker do for all that is due, with this outcome."""
-    batch = begin()
-    if batch.started:
-        outcomes = [
-            Outcome(call, call.started_at, 5, status_code, error, "It did not.", "ok", **more) for call in batch.started
-        ]
-        record_outcomes(outcomes)
-    if batch.missed:
-        record_missed(batch.missed)
-    return batch
-
-
-def call_all(receiver):
-    """Do what beat and a worker do for all that is due, the calls included; return what arrived."""
-    before = len(receiver.calls)
-    client = HTTPClient(callers=1, user_agent="test")
-    batch = begin()
-    record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in batch.started])
-    return receiver.calls[before:]
-
-
-@pytest.fixture
-def user():
-    return get_user_model().objects.create_user("me@example.com", "secret")
 
 
 # When
@@ -342,24 +270,6 @@ def test_skip_ends_a_delivery_that_is_later_than_allowed(client):
 
 
 # What
-
-GIVEN = {
-    "name": "order 17",
-    "labels": {"team": "billing", "a/b.c_d-e": "", "k" * 63: "v" * 63},
-    "metadata": {"b": [1, 2.5, None, True, {"z": "ü\u2028"}], "a": "\\u0000"},
-    "method": "PUT",
-    "headers": {"X-Shop": "north", "authorization": "Bearer x"},
-    "body": {"z": 1, "a": [1, 2.5, 12345678901234567890123456789012345678901234567890], "ü": "\\u0000 \x7f"},
-    "content_type": "application/vnd.shop+json; charset=utf-8",
-    "timeout_seconds": 2.5,
-    "follow_redirects": True,
-    "success_statuses": [200, "3xx"],
-    "retry": {"max_attempts": 3, "backoff": "fixed", "min_seconds": 7},
-    "on_missed": "skip",
-    "max_lateness": "PT10M",
-    "callback_url": "http://a.example/done",
-    "failure_callback_url": "http://a.example/failed",
-}
 
 
 @db

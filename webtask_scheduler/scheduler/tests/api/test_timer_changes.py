@@ -18,32 +18,23 @@ from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer, TimerLabel
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
 from webtask_scheduler.scheduler.services import many
-from webtask_scheduler.scheduler.tests.api.test_timer_api import (
+from webtask_scheduler.scheduler.tests.support.acting import begin, put_back, run
+from webtask_scheduler.scheduler.tests.support.api import (
     GIVEN,
     URL,
-    begin,
     call_all,
     create,
     fields_of,
     moment,
+    path,
     post,
-    put_back,
-    run,
     send,
     stored,
 )
 from webtask_scheduler.scheduler.tests.support.service import running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 db = pytest.mark.django_db
-
-
-@pytest.fixture
-def user():
-    return get_user_model().objects.create_user("me@example.com", "secret")
-
-
-def path(timer, more=""):
-    return f"/timer/{timer['task_id']}{more}"
 
 
 def patch(client, timer, body, **more):
@@ -957,12 +948,9 @@ def test_service_carries_out_a_bulk_operation_and_obeys_an_edit(receiver):
         url = f"http://127.0.0.1:{service.port}/timer/{timer['task_id']}"
         assert requests.patch(url, json={"seconds": 0}, timeout=10).status_code == 200
         receiver.wait_for(1, path="/edited")
-        for _ in range(200):
-            _, body = service.get(f"/timer/bulk/{begun['bulk_id']}")
-            if body["status"] != "running":
-                break
-            receiver.wait_for(1)
-            threading.Event().wait(0.1)
+        bulk = f"/timer/bulk/{begun['bulk_id']}"
+        wait_until(lambda: service.get(bulk)[1]["status"] != "running", seconds=20)
+        _, body = service.get(bulk)
         assert (body["status"], body["matched"], body["changed"]) == ("done", 3, 3)
         assert len(receiver.calls) == 1
 

@@ -30,6 +30,7 @@ from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.service import database_url
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -51,13 +52,6 @@ def pool():
     yield make
     for pool in pools:
         pool.close()
-
-
-def wait_until(condition, *, seconds=10.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
 
 
 def states():

@@ -1,6 +1,8 @@
 """Connections are kept for a while, closed when idle, bounded in number, and a lack of this machine is no attempt."""
 
+import errno
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -18,19 +20,13 @@ from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing import prepared, reading
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
 
 
 def call(client, url, *, timeout=5.0, **fields):
     return client.call(Request(url=url, body=b"{}", timeout_seconds=timeout, **fields))
-
-
-def wait_until(condition, *, seconds=5.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def descriptors():
@@ -82,6 +78,7 @@ def test_connection_takes_one_descriptor(client):
         thread = threading.Thread(target=work)
         thread.start()
         wait_until(lambda: client.open_connections == 1)
+        # No second one is taken while the call waits.
         time.sleep(0.1)
         assert descriptors() == before + 1
         thread.join()
@@ -241,23 +238,64 @@ print(sorted(counts.items()))
 """
 
 
-def test_lack_of_local_ports_is_not_the_receivers_failure():
+def run_apart(script):
+    """Run a script in a network of its own, with nothing but loopback, and return what it printed."""
     apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "-"]
     try:
         subprocess.run([*apart, "true"], capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("no network namespaces here")
-    done = subprocess.run([*apart, sys.executable, "-c", WITHOUT_PORTS], capture_output=True, timeout=60, check=False)
+    done = subprocess.run([*apart, sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_lack_of_local_ports_is_not_the_receivers_failure():
     # Eleven ports; where two calls reach for one at the same instant, one of them may find none.
-    assert done.stdout in (b"[('local', 9), ('timeout', 11)]\n", b"[('local', 10), ('timeout', 10)]\n")
+    assert run_apart(WITHOUT_PORTS) in (b"[('local', 9), ('timeout', 11)]\n", b"[('local', 10), ('timeout', 10)]\n")
 
 
-def test_address_without_a_route_is_the_receivers_failure(client):
-    # The system's number for it is that of a lack of local ports.
+# In a network of its own, which has IPv6 but no route, and then no IPv6 either. What the system says of the latter has
+# the number of a lack of local ports.
+WITHOUT_ROUTE = """
+import errno, pathlib, socket
+from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
+client = Client(callers=8, user_agent="test/1")
+for disabled in "01":
+    pathlib.Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text(disabled)
+    number = socket.socket(socket.AF_INET6).connect_ex(("2001:db8::1", 9))
+    try:
+        client.call(Request(url="http://[2001:db8::1]:9/", timeout_seconds=1))
+    except CallError as error:
+        print(errno.errorcode[number], error.kind)
+"""
+
+
+def test_address_without_a_route_is_the_receivers_failure():
+    assert run_apart(WITHOUT_ROUTE) == b"ENETUNREACH connect\nEADDRNOTAVAIL connect\n"
+
+
+@pytest.mark.parametrize("number", [errno.EADDRNOTAVAIL, errno.ENETUNREACH])
+def test_address_that_the_system_refuses_is_the_receivers_failure(client, monkeypatch, number):
+    """The same wherever no network of its own is to be had."""
+
+    def connect(*_):
+        raise OSError(number, "no route")
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
     with pytest.raises(CallError) as caught:
         call(client, "http://[2001:db8::1]:9/", timeout=1)
-    assert caught.value.kind in ("connect", "timeout")
+    assert caught.value.kind == "connect"
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+def test_tests_connect_to_no_other_machine(host):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(family, kind) as sock:
+            for connect in (sock.connect, sock.connect_ex):
+                with pytest.raises(RuntimeError, match=re.escape(host)):
+                    connect((host, 9))
 
 
 def test_limit_of_open_files_is_raised_to_the_hard_one():

@@ -42,7 +42,8 @@ def test_hostile_answer_ends_in_time_and_the_next_call_gets_its_own(client, serv
     except CallError as failure:
         outcome, body, words = failure.kind, b"", str(failure)
     took, cpu = time.monotonic() - begun, time.thread_time() - cpu
-    # A call that is written while the connection is being closed fails; no client can know.
+    # What comes late is there before the next call: one that is written while the connection is being closed fails, and
+    # no client can know.
     if case.name in ("another answer a little later", "answer and end"):
         time.sleep(0.2)
     # Another timer's call to the same host.

@@ -9,6 +9,7 @@ import pytest
 
 from webtask_scheduler.scheduler.outgoing import names
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 
 class Resolver:
@@ -66,8 +67,7 @@ def start(client, receiver, hosts, **fields):
 def test_two_hundred_names_that_hang_keep_no_other_from_resolving(resolver, receiver):
     client = make(resolver, lookups=256)
     threads, outcomes = start(client, receiver, [f"hang{number}.example" for number in range(200)], timeout=3)
-    while client.lookups_under_way < 200:
-        time.sleep(0.01)
+    wait_until(lambda: client.lookups_under_way == 200)
     for number in range(20):
         begun = time.monotonic()
         assert outcome(client, receiver, f"good{number}.example") == 200
@@ -83,10 +83,9 @@ def test_names_that_resolved_before_resolve_though_every_other_name_hangs(resolv
     client = make(resolver, lookups=64)
     assert outcome(client, receiver, "good.example") == 200
     start(client, receiver, [f"hang{number}.example" for number in range(200)])
-    while client.lookups_under_way < 56:
-        time.sleep(0.01)
+    wait_until(lambda: client.lookups_under_way >= 56)
+    # No more of them start, and those that waited have given up: the eighth that new names leave free.
     time.sleep(0.5)
-    # The eighth that new names leave free.
     assert client.lookups_under_way == 56
     client._connections.close_idle()
     for _ in range(10):
@@ -98,7 +97,7 @@ def test_names_that_resolved_before_resolve_though_every_other_name_hangs(resolv
     # A new name is put off, not failed.
     assert outcome(client, receiver, "new.example") == "local"
     resolver.released.set()
-    time.sleep(0.2)
+    wait_until(lambda: client.lookups_under_way == 0)
     assert outcome(client, receiver, "new.example") == 200
 
 
@@ -110,10 +109,10 @@ def test_names_that_hung_before_leave_half_of_the_threads_to_new_ones(resolver, 
         thread.join()
     monkeypatch.setattr(names, "FRESH_SECONDS", 0.0)
     client._names._fresh.clear()
-    time.sleep(2)
+    # Calls over kept connections would ask for no name.
+    wait_until(lambda: client.open_connections == 0)
     start(client, receiver, slow)
-    while client.lookups_under_way < 8:
-        time.sleep(0.005)
+    wait_until(lambda: client.lookups_under_way == 8)
     begun = time.monotonic()
     assert outcome(client, receiver, "good.example") == 200
     assert time.monotonic() - begun < 0.2
@@ -134,6 +133,7 @@ def test_a_name_is_looked_up_again_after_seconds(resolver, receiver, monkeypatch
     client = make(resolver)
     for _ in range(2):
         assert outcome(client, receiver, "good.example") == 200
+        # Nobody looks it up again before it is asked for, though it is fresh no more.
         time.sleep(0.3)
         client._connections._close_oldest_idle()
     assert resolver.asked["good.example"] == 2
@@ -171,8 +171,7 @@ def test_unknown_name_is_the_receivers_failure_each_time(resolver, receiver):
 def test_interrupt_ends_a_call_that_waits_for_a_name(resolver, receiver):
     client = make(resolver)
     threads, outcomes = start(client, receiver, ["hang.example"], timeout=30)
-    while not client.lookups_under_way:
-        time.sleep(0.01)
+    wait_until(lambda: client.lookups_under_way)
     begun = time.monotonic()
     client.interrupt()
     threads[0].join(5)
@@ -188,9 +187,8 @@ def test_calls_that_gave_up_leave_nothing_behind(resolver, receiver, monkeypatch
     assert client.lookups_under_way == 7
     assert len(client._names._lookups) == 7
     resolver.released.set()
-    time.sleep(0.2)
+    wait_until(lambda: client._names._lookups == {})
     assert client.lookups_under_way == 0
-    assert client._names._lookups == {}
     assert sum(map(len, client._names._queues)) == 0
 
 
@@ -207,6 +205,6 @@ def test_look_up_that_never_ends_is_abandoned(resolver, receiver, monkeypatch):
     assert outcome(client, receiver, "hang.example", timeout=0.3) == "timeout"
     assert resolver.asked["hang.example"] == 2
     resolver.released.set()
-    time.sleep(0.1)
+    wait_until(lambda: client.lookups_under_way == 0)
     assert outcome(client, receiver, "hang.example") == 200
     assert client._names._lookups == {}

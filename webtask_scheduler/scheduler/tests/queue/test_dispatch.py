@@ -302,6 +302,7 @@ def test_entry_whose_lease_ran_out_is_not_rung_for(dispatcher, broker):
     make(1, delay_seconds=0.2)
     dispatcher.turn()
     dispatcher._held[0].expires = time.monotonic()
+    # Its moment comes, and nothing is rung for.
     time.sleep(0.25)
     dispatcher._publish_due()
     assert broker.rung == []
@@ -429,6 +430,7 @@ def test_backlog_is_worked_off_at_the_rate_that_is_set(broker):
     slow = Dispatcher(queue=DeliveryQueue(), publish=broker.publish, dispute=services.obey, backlog_per_second=20)
     begun = time.monotonic()
     while time.monotonic() - begun < 2:
+        # No more is claimed by two seconds than the rate allows.
         time.sleep(slow.turn())
     assert 20 <= len(broker.rung) <= 60
 
@@ -444,6 +446,7 @@ def test_burst_is_carried_by_few_messages_and_a_few_by_one(dispatcher, broker):
     # What comes due so soon after is gathered: a worker takes only so many messages a second.
     assert 0 < dispatcher.turn() <= GATHER_SECONDS
     assert len(broker.chunks) == published
+    # Not before the gathering has its time.
     time.sleep(GATHER_SECONDS)
     dispatcher.turn()
     assert [len(chunk.items) for chunk in broker.chunks[published:]] == [3]

@@ -3,7 +3,6 @@
 Each interleaving is forced: one transaction is kept open, the other is begun in a thread and seen to wait for a lock.
 """
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -20,9 +19,10 @@ from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import Batch, Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
-from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import every
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -43,13 +43,6 @@ def beside():
         yield lambda function, *arguments, **more: threads.submit(work, function, arguments, more)
 
 
-def until(condition, *, seconds=WAIT_SECONDS):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.01)
-
-
 def waiting():
     """Return how many other sessions wait for a lock."""
     with connection.cursor() as cursor:
@@ -60,13 +53,9 @@ def waiting():
 def until_waiting(*futures, count=None):
     """Wait until that many wait for a lock; whoever has ended instead tells why."""
     wanted = count or len(futures)
-    until(lambda: waiting() >= wanted or any(future.done() for future in futures))
+    wait_until(lambda: waiting() >= wanted or any(future.done() for future in futures))
     for future in futures:
         assert not future.done(), future.result()
-
-
-def every(seconds):
-    return Recurrence(every_seconds=seconds, starts_at=timezone.now() + timedelta(seconds=seconds))
 
 
 @pytest.fixture
@@ -272,7 +261,7 @@ def test_replay_answered_during_pruning_stands(make_timer, replay):
             replay(timer)
             pruning = start(retention.prune, older_than=timedelta(days=30))
             # It waits for the replay, or lets the timer alone.
-            until(lambda: waiting() or pruning.done())
+            wait_until(lambda: waiting() or pruning.done())
         assert pruning.result(WAIT_SECONDS) == 0
     assert states(timer) == [(1, "scheduled")]
 
@@ -389,12 +378,12 @@ def test_call_that_was_given_up_is_not_recorded_as_lost(receiver, make_timer, de
     monkeypatch.setattr(pool_module, "RUNNING_LEASE_SECONDS", 0.0)
     with worker() as pool:
         hand_over(pool, timer)
-        until(lambda: delivery_of(timer).state == State.SCHEDULED)
+        wait_until(lambda: delivery_of(timer).state == State.SCHEDULED)
         assert delivery_of(timer).attempts == 0
         monkeypatch.undo()
         hand_over(pool, timer)
         receiver.wait_for(1)
-        until(lambda: delivery_of(timer).state == State.SUCCEEDED)
+        wait_until(lambda: delivery_of(timer).state == State.SUCCEEDED)
     assert list(Attempt.objects.values_list("number", "error")) == [(1, "")]
     assert [call.json["attempt"] for call in receiver.calls] == [1]
 
@@ -411,7 +400,7 @@ def test_call_that_was_given_up_of_a_cancelled_timer_ends_it(receiver, make_time
     monkeypatch.setattr(pool_module, "start_attempts", start_and_cancel)
     with worker() as pool:
         hand_over(pool, timer)
-        until(lambda: delivery_of(timer).state == State.CANCELLED)
+        wait_until(lambda: delivery_of(timer).state == State.CANCELLED)
     assert not receiver.calls
     assert not Attempt.objects.exists()
 
@@ -430,10 +419,10 @@ def test_start_whose_answer_was_lost_is_not_recorded_as_lost(receiver, make_time
     monkeypatch.setattr(pool_module, "start_attempts", start_and_hear_nothing)
     with worker() as pool:
         hand_over(pool, timer)
-        until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=3)
+        wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=3)
         hand_over(pool, timer)
         receiver.wait_for(1)
-        until(lambda: delivery_of(timer).state == State.SUCCEEDED)
+        wait_until(lambda: delivery_of(timer).state == State.SUCCEEDED)
     assert list(Attempt.objects.values_list("number", "error")) == [(1, "")]
 
 
@@ -454,7 +443,7 @@ def test_delivery_that_is_handed_over_again_while_it_is_given_back_is_called(
     with worker() as pool:
         hand_over(pool, timer)
         receiver.wait_for(1)
-        until(lambda: delivery_of(timer).state == State.SUCCEEDED)
+        wait_until(lambda: delivery_of(timer).state == State.SUCCEEDED)
     assert list(Attempt.objects.values_list("number", "error")) == [(1, "")]
 
 
@@ -469,8 +458,8 @@ def test_message_that_comes_twice_leaves_the_call_in_flight_alone(receiver, make
         before = delivery_of(timer).lease_expires_at
         pool.hand_over(message)
         # Its lease is renewed as before.
-        until(lambda: (delivery_of(timer).lease_expires_at or before) > before, seconds=0.9)
-        until(lambda: delivery_of(timer).state == State.SUCCEEDED)
+        wait_until(lambda: (delivery_of(timer).lease_expires_at or before) > before, seconds=0.9)
+        wait_until(lambda: delivery_of(timer).state == State.SUCCEEDED)
     assert len(receiver.calls) == 1
 
 

@@ -11,10 +11,12 @@ from django_celery_beat.models import CrontabSchedule, IntervalSchedule, Periodi
 from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.queue import reclaim
-from webtask_scheduler.scheduler.queue.attempts import Outcome, record_missed, record_outcomes, start_attempts
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.doors import bare, saved
 
 pytestmark = pytest.mark.django_db
 
@@ -37,27 +39,6 @@ def recurring(make_timer):
         return timer
 
     return make
-
-
-def put_back(timer, seconds):
-    """Let the promised moment of a timer be in the past, everywhere it is written."""
-    moment = timezone.now() - timedelta(seconds=seconds)
-    Delivery.objects.filter(timer=timer, finished_at=None).update(due_at=moment, next_attempt_at=moment)
-    if timer.periodic_task.clocked_id:
-        type(timer.periodic_task.clocked).objects.filter(pk=timer.periodic_task.clocked_id).update(clocked_time=moment)
-    return moment
-
-
-def run(*, status_code=200, error="", **more):
-    """Do what beat and a worker do for all that is due; return what was started and what was missed."""
-    batch = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
-    if batch.started:
-        record_outcomes(
-            [Outcome(call, call.started_at, 5, status_code, error, "", "ok", **more) for call in batch.started]
-        )
-    if batch.missed:
-        record_missed(batch.missed)
-    return batch
 
 
 def deliveries(timer):
@@ -437,17 +418,6 @@ def test_missed_delivery_calls_back_as_a_failure(make_timer):
 
 
 # What an operator does to the row of one that recurs
-
-
-def saved(row, **fields):
-    for name, value in fields.items():
-        setattr(row, name, value)
-    row.save()
-
-
-def bare(row, **fields):
-    type(row).objects.filter(pk=row.pk).update(**fields)
-    services.reconcile(after=0, limit=100)
 
 
 WRITES = [saved, bare]

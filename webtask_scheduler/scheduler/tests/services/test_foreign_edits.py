@@ -12,7 +12,6 @@ from unittest import mock
 import pytest
 from celery import current_app
 from django.db import connection, transaction
-from django.urls import reverse
 from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from django_celery_beat.schedulers import DatabaseScheduler
@@ -23,10 +22,23 @@ from webtask_scheduler.scheduler.models import TASK_NAME, Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.doors import (
+    DISABLE,
+    ENABLE,
+    TASKS,
+    act,
+    address_of,
+    clocked_form,
+    each,
+    form,
+    post,
+    saved,
+    soon,
+    sweep,
+)
 
 pytestmark = pytest.mark.django_db
 
-TASKS = "/admin/django_celery_beat/periodictask/"
 CLOCKED = "/admin/django_celery_beat/clockedschedule/"
 
 
@@ -52,12 +64,6 @@ def claimed_timers():
     return list(Timer.objects.filter(deliveries__in=ids))
 
 
-def sweep():
-    after = 0
-    while after is not None:
-        after = services.reconcile(after=after, limit=100)
-
-
 def moved_to(timer, moment):
     """Check that the timer promises this moment and no other."""
     *earlier, latest = Delivery.objects.promised().filter(timer=timer).order_by("number")
@@ -66,59 +72,6 @@ def moved_to(timer, moment):
 
 
 # Doors. Each takes a task, and the admin's test client.
-
-
-def post(client, address, data):
-    answer = client.post(address, data)
-    assert answer.status_code == 302, answer.context and answer.context["errors"]
-
-
-def form(task, **changes):
-    data = {"enabled": "on" if task.enabled else "", "description": task.description}
-    data |= {"clocked": task.clocked_id, "interval": task.interval_id, "crontab": task.crontab_id}
-    return {name: value for name, value in (data | changes).items() if value not in ("", None)}
-
-
-def address_of(row, page="change"):
-    return reverse(f"admin:{row._meta.app_label}_{row._meta.model_name}_{page}", args=[row.pk])
-
-
-def act(client, action, *rows, **fields):
-    answer = client.post(TASKS, {"action": action, "_selected_action": [row.pk for row in rows], **fields})
-    assert answer.status_code == 302
-    return answer
-
-
-def saved(row, **fields):
-    for name, value in fields.items():
-        setattr(row, name, value)
-    row.save()
-
-
-DISABLE = {
-    "admin form": lambda task, client: post(client, address_of(task), form(task, enabled="")),
-    "admin action": lambda task, client: act(client, "disable_tasks", task),
-    "admin toggle": lambda task, client: act(client, "toggle_tasks", task),
-    "save": lambda task, client: saved(task, enabled=False),
-    "save of one field": lambda task, client: (setattr(task, "enabled", False), task.save(update_fields=["enabled"])),
-    "fresh row": lambda task, client: saved(PeriodicTask.objects.get(pk=task.pk), enabled=False),
-}
-ENABLE = {
-    "admin form": lambda task, client: post(client, address_of(task), form(task, enabled="on")),
-    "admin action": lambda task, client: act(client, "enable_tasks", task),
-    "admin toggle": lambda task, client: act(client, "toggle_tasks", task),
-    "save": lambda task, client: saved(task, enabled=True),
-    "save of one field": lambda task, client: (setattr(task, "enabled", True), task.save(update_fields=["enabled"])),
-}
-
-
-def clocked_form(moment):
-    return {
-        "clocked_time_0": f"{moment:%Y-%m-%d}",
-        "clocked_time_1": f"{moment:%H:%M:%S}",
-        "periodictask_set-TOTAL_FORMS": "0",
-        "periodictask_set-INITIAL_FORMS": "0",
-    }
 
 
 def another_clocked(moment):
@@ -159,14 +112,6 @@ DELETE = {
         pk=task.clocked_id
     ).delete(),
 }
-
-
-def each(doors):
-    return pytest.mark.parametrize("door", doors.values(), ids=doors.keys())
-
-
-def soon(**offset):
-    return (timezone.now() + timedelta(**offset)).replace(microsecond=0)
 
 
 # Disabling

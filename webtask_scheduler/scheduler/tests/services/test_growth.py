@@ -21,7 +21,8 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.services import idempotency, retention
-from webtask_scheduler.scheduler.tests.api.test_timer_api import URL, create, post, put_back, run, send
+from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.api import URL, create, post, send
 
 db = pytest.mark.django_db
 

@@ -6,27 +6,16 @@ import pytest
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
-from webtask_scheduler.scheduler.tests.api.test_timer_api import (
-    URL,
-    call_all,
-    create,
-    post,
-    put_back,
-    run,
-    send,
-    stored,
-)
+from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.api import URL, call_all, create, path, post, send, stored
 from webtask_scheduler.scheduler.tests.support.service import running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 db = pytest.mark.django_db
 
 OURS = {"webtask-timer-id": "01a208fa-e8fb-7670-94ef-a8fa0c17a138"}
 DEEP = OURS | {"webtask-depth": "1"}
 ONE = {"seconds": 60, "web_url": URL}
-
-
-def path(timer, more=""):
-    return f"/timer/{timer['task_id']}{more}"
 
 
 def failed(client):
@@ -187,14 +176,15 @@ def test_timer_that_runs_itself_breeds_nothing_and_ends_when_cancelled():
         # What a client of its own asks for is done, and does not multiply.
         for _ in range(3):
             assert service.post({}, f"/timer/{pk}/run")[0] == 201
+        # No delivery comes of the calls to itself.
         time.sleep(5)
         assert Delivery.objects.filter(timer=pk).count() == 4
         attempts = sum(Delivery.objects.filter(timer=pk).values_list("attempts", flat=True))
         assert attempts >= 6
         services.cancel(pk)
-        time.sleep(1)
+        wait_until(lambda: not Delivery.objects.open().filter(timer=pk).exists())
         attempts = sum(Delivery.objects.filter(timer=pk).values_list("attempts", flat=True))
-        assert not Delivery.objects.open().filter(timer=pk).exists()
+        # No attempt follows.
         time.sleep(2)
         assert sum(Delivery.objects.filter(timer=pk).values_list("attempts", flat=True)) == attempts
         assert service.post({}, f"/timer/{pk}/run")[0] == 409

@@ -23,11 +23,14 @@ from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
-from webtask_scheduler.scheduler.tests.services.test_foreign_edits import (
+from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.acting import every, put_back
+from webtask_scheduler.scheduler.tests.support.doors import (
     DISABLE,
     ENABLE,
     act,
     address_of,
+    bare,
     clocked_form,
     each,
     form,
@@ -36,7 +39,6 @@ from webtask_scheduler.scheduler.tests.services.test_foreign_edits import (
     soon,
     sweep,
 )
-from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 
 pytestmark = pytest.mark.django_db
 
@@ -51,10 +53,6 @@ KINDS = {
 kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def every(seconds, **more):
-    return Recurrence(every_seconds=seconds, starts_at=timezone.now() + timedelta(seconds=seconds), **more)
-
-
 @pytest.fixture
 def recurring(make_timer):
     """Return a function that makes a timer of one of KINDS, or of a schedule."""
@@ -67,13 +65,6 @@ def recurring(make_timer):
         return timer
 
     return make
-
-
-def put_back(timer):
-    """Let what is promised be due."""
-    moment = timezone.now() - timedelta(seconds=1)
-    Delivery.objects.filter(timer=timer, finished_at=None).update(due_at=moment, next_attempt_at=moment)
-    ClockedSchedule.objects.filter(periodictask__timer=timer).update(clocked_time=moment)
 
 
 class Hook:
@@ -135,11 +126,6 @@ def settled(timer):
     sweep()
     after = list(Delivery.objects.order_by("pk").values()), PeriodicTask.objects.values().get(timer=timer)
     assert after == before
-
-
-def bare(row, **fields):
-    type(row).objects.filter(pk=row.pk).update(**fields)
-    sweep()
 
 
 # Disabling, enabling

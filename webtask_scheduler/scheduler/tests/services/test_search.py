@@ -38,11 +38,6 @@ def pages(wanted, *, limit=7):
 
 
 @pytest.fixture
-def user():
-    return get_user_model().objects.create_user("me@example.com", "secret")
-
-
-@pytest.fixture
 def mixed(user):
     """Some hundred timers of all kinds, in all states, with deliveries before and beside the latest promised one."""
     chance = random.Random(4)

@@ -15,18 +15,11 @@ import yaml
 from django.test import Client as DjangoClient
 
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
-from webtask_scheduler.scheduler.tests.support.service import Service, running
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
 PACKAGE = "webtask_client"
 URL = "http://a.example/hook"
-
-
-@pytest.fixture(scope="module")
-def web(django_db_setup) -> Iterator[Service]:
-    with running("web") as service:
-        yield service
 
 
 @pytest.fixture(scope="module")

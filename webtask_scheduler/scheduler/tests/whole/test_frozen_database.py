@@ -17,6 +17,7 @@ import pytest
 from config.celery_app import app
 from scripts import servers
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -85,10 +86,7 @@ def test_requests_end_with_503_while_the_database_is_frozen_and_work_after(datab
             timed_out(service, "/readyz", READY_SECONDS)
             assert service.post({"seconds": 1, "web_url": "http://a.example/"})[0] == 503
             assert ask(service, "/healthz")[0] == 200
-        deadline = time.monotonic() + 10
-        while ask(service, timer)[0] != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: ask(service, timer)[0] == 200, seconds=10)
 
 
 def test_probe_that_meets_the_frozen_database_first_ends_in_time(database):
@@ -107,6 +105,7 @@ def test_crowd_of_requests_does_not_queue_behind_waits_for_a_frozen_database(dat
             for answer in [pool.submit(timed_out, service, timer, GET_SECONDS) for _ in range(24)]:
                 answer.result()
             crowd = [pool.submit(timed_out, service, timer, GET_SECONDS) for _ in range(24)]
+            # The crowd arrives, and is not answered: none is while the database is frozen.
             time.sleep(0.2)
             timed_out(service, "/readyz", READY_SECONDS)
             for answer in crowd:
@@ -141,21 +140,22 @@ def test_worker_ends_though_the_database_is_frozen(database):
     with service_on(database.url, "worker") as service:
         wait_until_noted(database)
         with frozen(database):
+            # The worker meets the frozen server, and does not end by itself.
             time.sleep(1)
+            assert service.processes["worker"].poll() is None
             # Its ledger gives up on the server, and its drain has an end.
             assert service.stop("worker", seconds=45) == 0
 
 
 def wait_until_noted(postgres):
-    deadline = time.monotonic() + 10
     with session(postgres) as cursor:
         cursor.connection.autocommit = True
-        while True:
-            cursor.execute("SELECT count(*) FROM scheduler_worker")
-            if cursor.fetchone()[0]:
-                return
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: found(cursor, "SELECT 1 FROM scheduler_worker"), seconds=10)
+
+
+def found(cursor, statement, *values):
+    cursor.execute(statement, values)
+    return cursor.fetchall()
 
 
 @contextmanager
@@ -176,18 +176,11 @@ def test_task_that_loses_the_database_says_so_in_one_line(database, task):
         kills.connection.autocommit = True
         locks.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
         app.send_task(f"webtask_scheduler.scheduler.tasks.{task}")
-        deadline = time.monotonic() + 15
-        pids = []
-        while not pids:
-            assert time.monotonic() < deadline, service.log("worker")
-            time.sleep(0.05)
-            kills.execute(waiting, [f"%{table}%"])
-            pids = kills.fetchall()
+        wait_until(lambda: found(kills, waiting, f"%{table}%"))
         begin = len(service.log("worker"))
-        kills.execute("SELECT pg_terminate_backend(%s)", pids[0])
-        while "task_failed" not in service.log("worker")[begin:]:
-            assert time.monotonic() < deadline, service.log("worker")
-            time.sleep(0.05)
+        assert found(kills, f"SELECT pg_terminate_backend(pid) FROM ({waiting}) AS one", f"%{table}%") == [(True,)]
+        wait_until(lambda: "task_failed" in service.log("worker")[begin:])
+        # No second line comes.
         time.sleep(1)
         (line,) = service.log("worker")[begin:].splitlines()
         assert f"task_failed task={task} error=" in line

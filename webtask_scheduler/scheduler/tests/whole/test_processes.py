@@ -17,6 +17,7 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, ClockTimestamp, Delivery, State, Timer, Worker
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, database_url, running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True), pytest.mark.timeout(180)]
 
@@ -26,13 +27,6 @@ RECOVERY_SECONDS = 5.0
 
 def due_at(timer_id):
     return Delivery.objects.filter(timer=timer_id).latest_promised()[0].due_at.timestamp()
-
-
-def wait_until(condition, *, seconds=15.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.02)
 
 
 def test_timers_made_by_http_are_called_once_on_time_and_never_early(receiver):
@@ -45,6 +39,7 @@ def test_timers_made_by_http_are_called_once_on_time_and_never_early(receiver):
             ids[f"/{number}"] = body["task_id"]
         calls = receiver.wait_for(30)
         wait_until(lambda: Delivery.objects.filter(state=State.SUCCEEDED).count() == 30)
+        # No second call comes.
         time.sleep(1)
         assert len(receiver.calls) == 30
         for call in calls:
@@ -125,6 +120,7 @@ def test_timer_whose_moment_passed_while_nothing_ran_is_called_at_once_and_once(
     with running("worker", "beat") as service:
         receiver.wait_for(1, seconds=10)
         wait_until(lambda: Delivery.objects.get(timer=timer).state == State.SUCCEEDED)
+        # No second call comes.
         time.sleep(1)
         assert len(receiver.calls) == 1
         assert service.stop("beat") == 0
@@ -165,6 +161,7 @@ def test_foreign_edits_reach_the_receiver(receiver, make_timer):
         PeriodicTask.objects.filter(pk=row["bare-disabled"].pk).update(enabled=False)
         ClockedSchedule.objects.filter(pk=row["bare-moved-away"].clocked_id).update(clocked_time=far)
         receiver.wait_for(3, seconds=15)
+        # None of the others is called.
         time.sleep(2)
         assert sorted(call.path for call in receiver.calls) == ["/kept", "/moved-up", "/resumed"]
         services.run_now(timers["disabled"].pk)
@@ -182,6 +179,7 @@ def test_stock_scheduler_fires_the_row_once_and_not_early(receiver, make_timer, 
         calls = receiver.wait_for(3, seconds=30)
         # Stock disables a one-off a tick after it has run it.
         wait_until(lambda: not PeriodicTask.objects.filter(task=TASK_NAME, enabled=True).exists(), seconds=20)
+        # No second call of any comes.
         time.sleep(2)
         assert len(receiver.calls) == 3
         for call in calls:
@@ -208,6 +206,7 @@ def test_operators_own_tasks_keep_firing(make_timer):
 def _written_back(task):
     """Return a row after stock beat wrote it back, which it does when the marker row tells of a change."""
     PeriodicTasks.update_changed()
+    # Beat looks at the marker once a second.
     time.sleep(1.5)
     return PeriodicTask.objects.get(pk=task.pk)
 
@@ -237,6 +236,7 @@ def test_many_timers_at_one_moment_are_each_called_once(receiver):
     with running("worker", "beat", "worker-2", "beat-2"):
         receiver.wait_for(300, seconds=40)
         wait_until(lambda: Delivery.objects.filter(state=State.SUCCEEDED).count() == 300)
+        # No second call of any comes.
         time.sleep(1)
     assert sorted(call.path for call in receiver.calls) == sorted(f"/{n}" for n in range(300))
     assert min(call.at for call in receiver.calls) >= stored[0].due_at.timestamp()
@@ -249,6 +249,7 @@ def test_timer_that_recurs_is_called_at_each_of_its_moments(receiver):
         assert status == 201
         calls = receiver.wait_for(4, seconds=20)
         wait_until(lambda: service.get(f"/timer/{body['task_id']}")[1]["status"] == "succeeded")
+        # No fifth call comes.
         time.sleep(1.5)
         assert len(receiver.calls) == 4
         first = datetime.fromisoformat(body["due_at"]).timestamp()

@@ -3,12 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, Service, running
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 
 # A minute on two quiet cores, most of it spent by schemathesis on thinking of values.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400), pytest.mark.django_db(transaction=True)]
@@ -25,12 +24,6 @@ OPTIONS = {
     "everything": ["--max-examples", "8"],
     "forms": ["--max-examples", "25", "--include-operation-id", "v1_scheduler_timer_create", "--phases", "fuzzing"],
 }
-
-
-@pytest.fixture(scope="module")
-def web(django_db_setup) -> Iterator[Service]:
-    with running("web") as service:
-        yield service
 
 
 @pytest.mark.parametrize("name", OPTIONS)

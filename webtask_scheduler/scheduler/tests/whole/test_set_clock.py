@@ -12,7 +12,7 @@ from django.db import connection
 
 from webtask_scheduler.scheduler.models import Delivery, State
 from webtask_scheduler.scheduler.tests.support.service import running
-from webtask_scheduler.scheduler.tests.whole.test_processes import wait_until
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 

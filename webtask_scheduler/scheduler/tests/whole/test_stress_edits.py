@@ -18,6 +18,7 @@ from webtask_scheduler.scheduler.models import Attempt, Delivery
 from webtask_scheduler.scheduler.tests.support import editors as account
 from webtask_scheduler.scheduler.tests.support.editors import BULK_GROUP, Editors
 from webtask_scheduler.scheduler.tests.support.service import running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 SECONDS = float(os.environ.get("STRESS_SECONDS", "20"))
 SEED = int(os.environ.get("STRESS_SEED", "1"))
@@ -81,13 +82,6 @@ class Operator(threading.Thread):
                 task.save()
 
 
-def wait_until(condition, *, seconds):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about in time"
-        time.sleep(0.1)
-
-
 def deadlocks(sql):
     ((count,),) = sql("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     return count
@@ -104,6 +98,7 @@ def test_edits_at_random_on_timers_that_recur_every_second_hold(receiver, sql):
         with editors.editing():
             end = time.monotonic() + SECONDS
             while time.monotonic() < end:
+                # Nothing broken shows at any moment.
                 time.sleep(0.2)
                 broken += account.broken(sql, editors, groups=BULK_GROUP)
         operator.end()

@@ -1,0 +1,89 @@
+"""What tests send to the API through Django's client, and what they look at."""
+
+import json
+from datetime import datetime
+
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
+
+from webtask_scheduler.scheduler.delivery.call import call_url
+from webtask_scheduler.scheduler.models import (
+    TASK_NAME,
+    BulkOperation,
+    Delivery,
+    IdempotencyKey,
+    SigningSecret,
+    Timer,
+    TimerLabel,
+)
+from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.queue.attempts import record_outcomes
+from webtask_scheduler.scheduler.tests.support.acting import begin
+
+URL = "http://a.example/hook"
+JSON = "application/json"
+# Everything that a timer may say beside its moment.
+GIVEN = {
+    "name": "order 17",
+    "labels": {"team": "billing", "a/b.c_d-e": "", "k" * 63: "v" * 63},
+    "metadata": {"b": [1, 2.5, None, True, {"z": "ü\u2028"}], "a": "\\u0000"},
+    "method": "PUT",
+    "headers": {"X-Shop": "north", "authorization": "Bearer x"},
+    "body": {"z": 1, "a": [1, 2.5, 12345678901234567890123456789012345678901234567890], "ü": "\\u0000 \x7f"},
+    "content_type": "application/vnd.shop+json; charset=utf-8",
+    "timeout_seconds": 2.5,
+    "follow_redirects": True,
+    "success_statuses": [200, "3xx"],
+    "retry": {"max_attempts": 3, "backoff": "fixed", "min_seconds": 7},
+    "on_missed": "skip",
+    "max_lateness": "PT10M",
+    "callback_url": "http://a.example/done",
+    "failure_callback_url": "http://a.example/failed",
+}
+
+
+def send(client, method, path, body=None, *, content_type=JSON, **headers):
+    """Send a request; bytes and text as they are, anything else as JSON."""
+    raw = body if isinstance(body, bytes | str) else b"" if body is None else json.dumps(body)
+    return client.generic(method, path, raw, content_type, headers=headers)
+
+
+def post(client, body, path="/timer", **more):
+    return send(client, "POST", path, body, **more)
+
+
+def create(client, **fields):
+    """Create a timer, in a minute if nothing else is said, and return the answer's body."""
+    when = {"hours", "minutes", "seconds", "delay", "due_at", "cron", "every"}
+    answer = post(client, {"web_url": URL} | ({} if fields.keys() & when else {"seconds": 60}) | fields)
+    assert answer.status_code == 201, answer.content
+    return answer.json()
+
+
+def path(timer, more=""):
+    return f"/timer/{timer['task_id']}{more}"
+
+
+def fields_of(answer, status=400):
+    """Return the fields that a problem names."""
+    assert answer.status_code == status, answer.content
+    assert answer["Content-Type"] == "application/problem+json"
+    return sorted(error["field"] for error in answer.json()["errors"])
+
+
+def stored():
+    """Count the rows that creating, in any way, writes."""
+    models = (ClockedSchedule, Timer, Delivery, TimerLabel, SigningSecret, BulkOperation, IdempotencyKey)
+    return [model.objects.count() for model in models] + [PeriodicTask.objects.filter(task=TASK_NAME).count()]
+
+
+def moment(text):
+    return datetime.fromisoformat(text)
+
+
+def call_all(receiver):
+    """Do what beat and a worker do for all that is due, the calls included; return what arrived."""
+    before = len(receiver.calls)
+    client = Client(callers=1, user_agent="test")
+    batch = begin()
+    record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in batch.started])
+    return receiver.calls[before:]
