@@ -1,7 +1,9 @@
 """What tests send to the API through Django's client, and what they look at."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
+from typing import Any
 
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
@@ -18,6 +20,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes
 from webtask_scheduler.scheduler.tests.support.acting import begin
+from webtask_scheduler.scheduler.tests.support.receiver import Call, Receiver
 
 URL = "http://a.example/hook"
 JSON = "application/json"
@@ -41,17 +44,17 @@ GIVEN = {
 }
 
 
-def send(client, method, path, body=None, *, content_type=JSON, **headers):
+def send(client: Any, method: str, path: str, body: Any = None, *, content_type: str = JSON, **headers: str) -> Any:
     """Send a request; bytes and text as they are, anything else as JSON."""
     raw = body if isinstance(body, bytes | str) else b"" if body is None else json.dumps(body)
     return client.generic(method, path, raw, content_type, headers=headers)
 
 
-def post(client, body, path="/timer", **more):
+def post(client: Any, body: Any, path: str = "/timer", **more: Any) -> Any:
     return send(client, "POST", path, body, **more)
 
 
-def create(client, **fields):
+def create(client: Any, **fields: Any) -> Any:
     """Create a timer, in a minute if nothing else is said, and return the answer's body."""
     when = {"hours", "minutes", "seconds", "delay", "due_at", "cron", "every"}
     answer = post(client, {"web_url": URL} | ({} if fields.keys() & when else {"seconds": 60}) | fields)
@@ -59,28 +62,28 @@ def create(client, **fields):
     return answer.json()
 
 
-def path(timer, more=""):
+def path(timer: Mapping[str, Any], more: str = "") -> str:
     return f"/timer/{timer['task_id']}{more}"
 
 
-def fields_of(answer, status=400):
+def fields_of(answer: Any, status: int = 400) -> list[str]:
     """Return the fields that a problem names."""
     assert answer.status_code == status, answer.content
     assert answer["Content-Type"] == "application/problem+json"
     return sorted(error["field"] for error in answer.json()["errors"])
 
 
-def stored():
+def stored() -> list[int]:
     """Count the rows that creating, in any way, writes."""
     models = (ClockedSchedule, Timer, Delivery, TimerLabel, SigningSecret, BulkOperation, IdempotencyKey)
     return [model.objects.count() for model in models] + [PeriodicTask.objects.filter(task=TASK_NAME).count()]
 
 
-def moment(text):
+def moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def call_all(receiver):
+def call_all(receiver: Receiver) -> list[Call]:
     """Do what beat and a worker do for all that is due, the calls included; return what arrived."""
     before = len(receiver.calls)
     client = Client(callers=1, user_agent="test")
