@@ -19,10 +19,13 @@ from django.db.models.lookups import Exact
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
+from webtask_scheduler.scheduler.rules.recurrence import COLUMNS, Recurrence
 
 # The name that every PeriodicTask of a timer carries. It lives in queues and dashboards and never changes.
 TASK_NAME = "webtask_scheduler.scheduler.tasks.call_timer"
 
+# More than the longest name that can resolve, with a port.
+HOST_MAX_LENGTH = 261
 URL_MAX_LENGTH = 2048
 EXCERPT_MAX_LENGTH = 2048
 NAME_MAX_LENGTH = 200
@@ -48,7 +51,7 @@ def host_of(web_url: str) -> str:
 
 
 class State(models.TextChoices):
-    """The states of a delivery. Every change of state is a guarded update in dispatch, delivery or services."""
+    """The states of a delivery. Every change of state is a guarded update by a statement in `queue`."""
 
     SCHEDULED = "scheduled"  # waits for next_attempt_at; a retry waits here too, `attempts` tells them apart
     CLAIMED = "claimed"  # a beat took it and rang for a worker; no call was made
@@ -114,7 +117,7 @@ class Timer(models.Model):
     owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="timers")
     web_url = models.CharField(max_length=URL_MAX_LENGTH)
     # Canonical host of web_url, so that one host has one name here: see rules.hosts.
-    host = models.CharField(max_length=261)
+    host = models.CharField(max_length=HOST_MAX_LENGTH)
     # Which flow its deliveries belong to: those of one owner to one host. The queue is fair among flows.
     flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)
     created_at = models.DateTimeField()
@@ -177,6 +180,11 @@ class Timer(models.Model):
 
     def __str__(self) -> str:
         return f"timer {self.pk}"
+
+    @property
+    def recurrence(self) -> Recurrence:
+        """Return the schedule of a timer that recurs. Raises ScheduleError for one that is called once."""
+        return Recurrence.read({name: getattr(self, name) for name in COLUMNS})
 
     @property
     def recurring(self) -> bool:
@@ -473,7 +481,7 @@ class CallStop(models.Model):
 
     host = models.CharField(
         unique=True,
-        max_length=261,
+        max_length=HOST_MAX_LENGTH,
         blank=True,
         help_text="As in the URL, with its port if it has one.",
     )

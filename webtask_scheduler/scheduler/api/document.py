@@ -14,7 +14,7 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler.api.fields import StrictSerializer
+from webtask_scheduler.scheduler.api.fields import CONTENT_TYPE, StrictSerializer
 from webtask_scheduler.scheduler.api.problems import KeyReused, LoopDetected, Unavailable
 from webtask_scheduler.scheduler.api.reading import BATCH_MOST, EditSerializer, NewTimerSerializer
 from webtask_scheduler.scheduler.api.schedules import UNITS, WHEN_MISSING, ScheduleSerializer
@@ -74,7 +74,7 @@ _TEXTS: dict[str, dict[str, Any]] = {
     "callback_url": _URL,
     "failure_callback_url": _URL,
     "cron": {"format": "cron"},
-    "content_type": {"pattern": r"^[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?$"},
+    "content_type": {"pattern": f"^{CONTENT_TYPE.pattern}$"},
     "timezone": {"format": "timezone"},
     "label": {"pattern": "="},
     "body_base64": {"pattern": rf"^{_BASE64}*([A-Za-z0-9+/]{{2}}==|[A-Za-z0-9+/]{{3}}=)?$"},

@@ -17,6 +17,7 @@ from drf_spectacular.utils import (
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.models import (
+    HOST_MAX_LENGTH,
     URL_MAX_LENGTH,
     host_of,
 )
@@ -24,15 +25,13 @@ from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import read_instant
 
-# The column's length: more than the longest name that can resolve, with a port.
-HOST_MAX_LENGTH = 261
 LABELS_MOST = 20
 METADATA_MOST_BYTES = 16 * 1024
 STATUSES_MOST = 20
 CONTENT_TYPE_MAX_LENGTH = 200
 NO_MEDIA_TYPE = "A media type is required, like text/plain or application/json."
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
-_CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
+CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
 # NUL in JSON, not after a backslash, which would make it plain text.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
@@ -324,7 +323,7 @@ class StrictSerializer(serializers.Serializer[Any]):
 
 
 def is_media_type(text: str) -> bool:
-    return len(text) <= CONTENT_TYPE_MAX_LENGTH and _CONTENT_TYPE.fullmatch(text) is not None
+    return len(text) <= CONTENT_TYPE_MAX_LENGTH and CONTENT_TYPE.fullmatch(text) is not None
 
 
 def check_size(size: int) -> None:

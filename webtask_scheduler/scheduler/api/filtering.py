@@ -7,7 +7,6 @@ from django.http import QueryDict
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.api.fields import (
-    HOST_MAX_LENGTH,
     InstantField,
     OneOfField,
     StrictSerializer,
@@ -16,6 +15,7 @@ from webtask_scheduler.scheduler.api.fields import (
     WholeNumberField,
 )
 from webtask_scheduler.scheduler.models import (
+    HOST_MAX_LENGTH,
     NAME_MAX_LENGTH,
     URL_MAX_LENGTH,
     State,

@@ -208,27 +208,63 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
         cursor.execute(_START, wanted)
         rows: list[tuple[Any, ...]] = cursor.fetchall()
     batch = Batch([], {}, [], [])
-    for left, late, exhausted, attempt, *row in rows:
-        if exhausted:
-            batch.refused.append((row[0], EXHAUSTED))
-        elif attempt is None and not late:
-            batch.early[row[0]] = max(0.0, left)
+    for row in map(_StartRow._make, rows):
+        if row.exhausted:
+            batch.refused.append((row.delivery_id, EXHAUSTED))
+        elif row.attempt is None and not row.late:
+            batch.early[row.delivery_id] = max(0.0, row.left)
         else:
             try:
-                call = _started(row, attempt=attempt or 0, begun=begun)
+                call = _started(row, begun=begun)
             except Exception as error:
-                # A stored value cannot be read: only this delivery fails, not those started with it.
-                batch.refused.append((row[0], error))
+                # What is stored cannot be read. That affects only this delivery, not those started with it.
+                batch.refused.append((row.delivery_id, error))
             else:
-                (batch.missed if late else batch.started).append(call)
+                (batch.missed if row.late else batch.started).append(call)
     return batch
 
 
-def _started(row: Sequence[Any], *, attempt: int, begun: float) -> Started:
-    delivery_id, token, timer_id, web_url, host, due_at, meant_for, now, occurrence, tries, since, *more = row
+class _StartRow(NamedTuple):
+    """A row that `_START` returns."""
+
+    left: float
+    late: bool
+    exhausted: bool
+    attempt: int | None
+    delivery_id: uuid.UUID
+    token: uuid.UUID
+    timer_id: uuid.UUID
+    web_url: str
+    host: str
+    due_at: datetime
+    meant_for: datetime | None
+    now: datetime
+    occurrence: int
+    tries: int
+    since: datetime
+    options: str | None
+    terms: str | None
+    secrets: list[str]
+
+
+def _started(row: _StartRow, *, begun: float) -> Started:
     return Started(
-        *(delivery_id, token, timer_id, web_url, host, due_at, meant_for or due_at, attempt, now, begun),
-        *(occurrence, tries, since, Options.read(more[0]), read(more[1]), more[2]),
+        delivery_id=row.delivery_id,
+        token=row.token,
+        timer_id=row.timer_id,
+        web_url=row.web_url,
+        host=row.host,
+        due_at=row.due_at,
+        meant_for=row.meant_for or row.due_at,
+        attempt=row.attempt or 0,
+        started_at=row.now,
+        started=begun,
+        occurrence=row.occurrence,
+        tries=row.tries,
+        since=row.since,
+        options=Options.read(row.options),
+        terms=read(row.terms),
+        secrets=row.secrets,
     )
 
 

@@ -8,8 +8,9 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from django.db import DatabaseError, InterfaceError, connection
 
@@ -202,16 +203,31 @@ def _claim(statement: str, values: Mapping[str, Any], until_seconds: float, sinc
     bounds = {"until": until_seconds, "since": since_seconds}
     with connection.cursor() as cursor:
         cursor.execute(statement, {**values, **bounds, "token": token, "lease": CLAIMED_LEASE_SECONDS})
-        rows: list[tuple[Any, ...]] = cursor.fetchall()
+        rows = list(map(_ClaimedRow._make, cursor.fetchall()))
     # Read after the answer came, so a due time in memory is never before the database's; one in the past is overdue.
     now = time.monotonic()
+    expires = now + CLAIMED_LEASE_SECONDS
     held = [
-        Held(now + left, now + CLAIMED_LEASE_SECONDS, delivery_id, token, timer_id, due_at, host, flow)
-        for delivery_id, state, _, timer_id, due_at, host, flow, _, left in rows
-        if state == State.CLAIMED
+        Held(now + row.left, expires, row.delivery_id, token, row.timer_id, row.due_at, row.host, row.flow)
+        for row in rows
+        if row.state == State.CLAIMED
     ]
-    disputed = [task_id for _, state, task_id, *_ in rows if state == State.PAUSED and task_id is not None]
-    return Claim(held, disputed, Counter(lane for *_, lane, _ in rows))
+    disputed = [row.task_id for row in rows if row.state == State.PAUSED and row.task_id is not None]
+    return Claim(held, disputed, Counter(row.lane for row in rows))
+
+
+class _ClaimedRow(NamedTuple):
+    """A row that a claim returns."""
+
+    delivery_id: uuid.UUID
+    state: str
+    task_id: int | None
+    timer_id: uuid.UUID
+    due_at: datetime
+    host: str
+    flow: int
+    lane: int
+    left: float
 
 
 def call_stops() -> set[str]:

@@ -17,7 +17,7 @@ from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
 
-# The schedule of the row "timer", as `recurrence_of` reads it. Null for a timer that is called once.
+# The schedule of the row "timer", as `Recurrence.read` reads it. Null for a timer that is called once.
 SCHEDULE_JSON = f"""CASE WHEN {RECURRING} THEN jsonb_build_object(
              'cron', timer.cron, 'timezone', timer.timezone, 'every_seconds', timer.every_seconds,
              'starts_at', timer.starts_at, 'ends_at', timer.ends_at, 'max_occurrences', timer.max_occurrences,
@@ -150,7 +150,7 @@ def _next(told: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetim
     if terms["max_occurrences"] is not None and told.occurrence >= terms["max_occurrences"]:
         return None
     begun_at = max(begun_at, told.due_at)
-    return recurrence_of(terms).following(
+    return Recurrence.read(terms).following(
         due_at=told.due_at, begun_at=begun_at, now=max(now, begun_at), skip=terms["skip"]
     )
 
@@ -158,21 +158,6 @@ def _next(told: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetim
 def read(text: str | None) -> dict[str, Any] | None:
     """Return the value of a JSON column that is given as text."""
     return json.loads(text) if text else None
-
-
-def recurrence_of(terms: Mapping[str, Any]) -> Recurrence:
-    """Return the schedule that SCHEDULE_JSON describes."""
-    return Recurrence(
-        cron=terms["cron"],
-        timezone=terms["timezone"] or "UTC",
-        every_seconds=terms["every_seconds"],
-        starts_at=_moment(terms["starts_at"]),
-        ends_at=_moment(terms["ends_at"]),
-    )
-
-
-def _moment(text: str | None) -> datetime | None:
-    return datetime.fromisoformat(text).astimezone(UTC) if text else None
 
 
 def _callback(

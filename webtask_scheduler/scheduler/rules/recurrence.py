@@ -6,12 +6,12 @@ if a zone shifts by half an hour or at midnight, and looks back from a start ins
 """
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import takewhile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -182,6 +182,15 @@ def check_timezone(name: str) -> str:
 # Moments.
 
 
+# The columns of a timer that hold its schedule, and what they hold for a timer that is called once.
+COLUMNS = ("cron", "timezone", "every_seconds", "starts_at", "ends_at")
+CALLED_ONCE: Mapping[str, Any] = {"cron": "", "timezone": "", "every_seconds": None, "starts_at": None, "ends_at": None}
+
+
+def _instant(value: datetime | str | None) -> datetime | None:
+    return datetime.fromisoformat(value).astimezone(UTC) if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recurrence:
     """A cron expression in a zone, or a period; and the moments between which it holds."""
@@ -191,6 +200,22 @@ class Recurrence:
     every_seconds: float | None = None  # at least 1
     starts_at: datetime | None = None  # no moment is before it; of a period it is the first moment
     ends_at: datetime | None = None  # no moment is after it
+
+    @classmethod
+    def read(cls, columns: Mapping[str, Any]) -> "Recurrence":
+        """Return the schedule that COLUMNS of a recurring timer hold; instants may be text. Raises ScheduleError."""
+        return cls(
+            cron=columns["cron"],
+            timezone=columns["timezone"] or "UTC",
+            every_seconds=columns["every_seconds"],
+            starts_at=_instant(columns["starts_at"]),
+            ends_at=_instant(columns["ends_at"]),
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Return what COLUMNS of a timer hold for this schedule."""
+        held = {name: getattr(self, name) for name in COLUMNS}
+        return held if self.cron else held | {"timezone": ""}
 
     def __post_init__(self) -> None:
         if bool(self.cron) == (self.every_seconds is not None):

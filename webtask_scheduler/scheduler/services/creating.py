@@ -18,6 +18,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import (
+    CALLED_ONCE,
     Recurrence,
 )
 
@@ -191,17 +192,6 @@ def _more(timer: NewTimer) -> dict[str, Any]:
 
 def schedule_columns(timer: NewTimer) -> dict[str, Any]:
     """Return the columns of a timer's schedule; they are empty for a timer that is called once."""
-    recurrence = timer.recurrence
-    if recurrence is None:
-        return dict.fromkeys(("every_seconds", "starts_at", "ends_at", "max_occurrences")) | {
-            "cron": "",
-            "timezone": "",
-        }
-    return {
-        "cron": recurrence.cron,
-        "timezone": recurrence.timezone if recurrence.cron else "",
-        "every_seconds": recurrence.every_seconds,
-        "starts_at": recurrence.starts_at,
-        "ends_at": recurrence.ends_at,
-        "max_occurrences": timer.max_occurrences,
-    }
+    if timer.recurrence is None:
+        return {**CALLED_ONCE, "max_occurrences": None}
+    return timer.recurrence.columns() | {"max_occurrences": timer.max_occurrences}

@@ -43,16 +43,6 @@ logger = logging.getLogger(__name__)
 Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 
-def _recurrence(timer: Timer) -> Recurrence:
-    return Recurrence(
-        cron=timer.cron,
-        timezone=timer.timezone or "UTC",
-        every_seconds=timer.every_seconds,
-        starts_at=timer.starts_at,
-        ends_at=timer.ends_at,
-    )
-
-
 def lock_for_edit(periodic_task_ids: Iterable[int]) -> list[Timer]:
     """Lock and return the timers of PeriodicTasks that are about to be written, and lock their open deliveries.
 
@@ -230,7 +220,7 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
     A recurring timer that should have gone on gets its next delivery.
     """
     if timer.recurring and task.enabled and delivery.state != State.CANCELLED and delivery.finished_at is not None:
-        due_at = _recurrence(timer).next_after(max(states.database_now(), delivery.due_at))
+        due_at = timer.recurrence.next_after(max(states.database_now(), delivery.due_at))
         if due_at is not None and (timer.max_occurrences is None or delivery.occurrence < timer.max_occurrences):
             states.promise(timer, due_at=due_at, occurrence=delivery.occurrence + 1)
             show(timer, task, due_at=due_at)
