@@ -66,7 +66,7 @@ class Host:
     # Average over recent calls; None until the first has ended or has lasted longer than a quick one.
     seconds: float | None = None
     # Time of the fastest recent call: the host's own, without the time that calls wait for each other here.
-    fastest: float = float("inf")
+    fastest: float = 0.0
     # Flows that could go on if this host took more.
     blocked: "list[Flow]" = field(default_factory=list)
 
@@ -82,8 +82,11 @@ class Host:
 
     def took(self, seconds: float) -> None:
         """Note how long a call took, or has lasted so far if that is longer than the average."""
-        self.seconds = seconds if self.seconds is None else self.seconds + WEIGHT * (seconds - self.seconds)
-        self.fastest = min(seconds, self.fastest + FASTEST_WEIGHT * (seconds - self.fastest))
+        if self.seconds is None:
+            self.seconds = self.fastest = seconds
+        else:
+            self.seconds += WEIGHT * (seconds - self.seconds)
+            self.fastest = min(seconds, self.fastest + FASTEST_WEIGHT * (seconds - self.fastest))
 
 
 @dataclass(slots=True)
