@@ -64,11 +64,11 @@ class FilteredAdmin(BoundedAdmin):
         self,
         request: HttpRequest,  # noqa: ARG002 - theirs
         queryset: QuerySet[Any],
-        search_term: str,  # noqa: ARG002 - the change list has put it into the wish
+        search_term: str,  # noqa: ARG002 - the change list has put it into the row_filter
     ) -> tuple[QuerySet[Any], bool]:
         return queryset, False
 
-    def narrow(self, rows: QuerySet[Any], wish: RowFilter) -> tuple[QuerySet[Any], bool]:
+    def narrow(self, rows: QuerySet[Any], row_filter: RowFilter) -> tuple[QuerySet[Any], bool]:
         """Return the rows that fit the filter, and whether there may be more."""
         raise NotImplementedError
 

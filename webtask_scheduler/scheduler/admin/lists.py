@@ -197,14 +197,14 @@ class FilteredChangeList(ChangeList):
 
     def get_queryset(self, request: HttpRequest, exclude_parameters: Any = None) -> QuerySet[Any]:
         rows = super().get_queryset(request, exclude_parameters)
-        wish = RowFilter(term=self.query.strip())
+        row_filter = RowFilter(term=self.query.strip())
         for spec in self.filter_specs:
             if isinstance(spec, SidebarFilter):
-                wish = spec.narrow(wish)
+                row_filter = spec.narrow(row_filter)
         # Shown at the foot of the list.
-        rows, self.more = self.model_admin.narrow(rows, wish)  # type: ignore[attr-defined]
-        if wish.has_due and not self.params.get("o"):
-            past = wish.due_from is not None and wish.due_to is not None and wish.due_to <= _now()
+        rows, self.more = self.model_admin.narrow(rows, row_filter)  # type: ignore[attr-defined]
+        if row_filter.has_due and not self.params.get("o"):
+            past = row_filter.due_from is not None and row_filter.due_to is not None and row_filter.due_to <= _now()
             rows = self.model_admin.in_due_order(rows, latest_first=past)  # type: ignore[attr-defined]
         return cast("QuerySet[Any]", rows)
 
@@ -232,7 +232,7 @@ class SidebarFilter(admin.ListFilter):
     def queryset(self, request: HttpRequest, queryset: QuerySet[Any]) -> QuerySet[Any]:  # noqa: ARG002 - theirs
         return queryset
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
         raise NotImplementedError
 
 
@@ -253,8 +253,8 @@ class StatusFilter(ChoiceFilter):
     parameter_name = "status"
     options = {str(state.value): str(state.label) for state in State}
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
-        return wish.among([State(self.value)]) if self.value in self.options else wish
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
+        return row_filter.among([State(self.value)]) if self.value in self.options else row_filter
 
 
 class DueFilter(ChoiceFilter):
@@ -269,22 +269,22 @@ class DueFilter(ChoiceFilter):
         "past-day": "In the past day",
     }
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
         now, hour, day = _now(), timedelta(hours=1), timedelta(days=1)
         match self.value:
             case "overdue":
-                wish = replace(wish.among(WAITING), due_to=now)
+                row_filter = replace(row_filter.among(WAITING), due_to=now)
             case "hour":
-                wish = replace(wish, due_from=now, due_to=now + hour)
+                row_filter = replace(row_filter, due_from=now, due_to=now + hour)
             case "day":
-                wish = replace(wish, due_from=now, due_to=now + day)
+                row_filter = replace(row_filter, due_from=now, due_to=now + day)
             case "later":
-                wish = replace(wish, due_from=now + day)
+                row_filter = replace(row_filter, due_from=now + day)
             case "past-hour":
-                wish = replace(wish, due_from=now - hour, due_to=now)
+                row_filter = replace(row_filter, due_from=now - hour, due_to=now)
             case "past-day":
-                wish = replace(wish, due_from=now - day, due_to=now)
-        return wish
+                row_filter = replace(row_filter, due_from=now - day, due_to=now)
+        return row_filter
 
 
 class HostFilter(SidebarFilter):
@@ -303,8 +303,8 @@ class HostFilter(SidebarFilter):
             "clear": changelist.get_query_string(remove=[self.parameter_name]),
         }
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
-        return replace(wish, host=host_in(self.value)) if self.value else wish
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
+        return replace(row_filter, host=host_in(self.value)) if self.value else row_filter
 
 
 class EnabledFilter(ChoiceFilter):
@@ -312,8 +312,8 @@ class EnabledFilter(ChoiceFilter):
     parameter_name = "enabled"
     options = {"1": "Yes", "0": "No"}
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
-        return replace(wish, enabled=self.value == "1") if self.value in self.options else wish
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
+        return replace(row_filter, enabled=self.value == "1") if self.value in self.options else row_filter
 
 
 class KindFilter(ChoiceFilter):
@@ -321,5 +321,5 @@ class KindFilter(ChoiceFilter):
     parameter_name = "kind"
     options = {"timers": "Timers", "other": "Other tasks"}
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
-        return replace(wish, kind=self.value) if self.value in self.options else wish
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
+        return replace(row_filter, kind=self.value) if self.value in self.options else row_filter

@@ -81,8 +81,8 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
         rows: QuerySet[Timer] = super().get_queryset(request)
         return rows.prefetch_related(with_latest(""))
 
-    def narrow(self, rows: QuerySet[Timer], wish: RowFilter) -> tuple[QuerySet[Timer], bool]:
-        return self._among(rows, wish.found(of_timer="pk", of_delivery="timer"))
+    def narrow(self, rows: QuerySet[Timer], row_filter: RowFilter) -> tuple[QuerySet[Timer], bool]:
+        return self._among(rows, row_filter.found(of_timer="pk", of_delivery="timer"))
 
     def _timer(self, row: Timer) -> Timer:
         return row
@@ -112,8 +112,8 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
             return link(task, f"{task.name} ({'enabled' if task.enabled else 'disabled'})")
         if timer.outcome_of is None:
             return "deleted"
-        told = Delivery.objects.filter(pk=timer.outcome_of).first()
-        which = link(told, str(told.pk)) if told else f"{timer.outcome_of}, which was pruned"
+        reported = Delivery.objects.filter(pk=timer.outcome_of).first()
+        which = link(reported, str(reported.pk)) if reported else f"{timer.outcome_of}, which was pruned"
         return format_html("none: this is the callback of delivery {}", which)
 
     @admin.display(description=f"newest {INLINE_ROWS}")
@@ -151,9 +151,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
         ("Attempts", {"fields": ("attempts", "attempts_made")}),
     )
 
-    def narrow(self, rows: QuerySet[Delivery], wish: RowFilter) -> tuple[QuerySet[Delivery], bool]:
-        found = wish.found(of_timer="pk", of_delivery="pk")
-        if found is not None and wish.states is None and not wish.has_due:
+    def narrow(self, rows: QuerySet[Delivery], row_filter: RowFilter) -> tuple[QuerySet[Delivery], bool]:
+        found = row_filter.found(of_timer="pk", of_delivery="pk")
+        if found is not None and row_filter.states is None and not row_filter.has_due:
             # Those keys are timers: show all their deliveries, including extra and replaced ones.
             found = Found.of(Delivery.objects.filter(timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
         return self._among(rows, found)
@@ -203,8 +203,8 @@ class OutcomeFilter(ChoiceFilter):
             return rows.exclude(error="")
         return rows.filter(error="" if self.value == "ok" else self.value)
 
-    def narrow(self, wish: RowFilter) -> RowFilter:
-        return wish
+    def narrow(self, row_filter: RowFilter) -> RowFilter:
+        return row_filter
 
 
 @admin.register(Attempt)
@@ -230,8 +230,8 @@ class AttemptAdmin(ReadOnlyAdmin):
         rows: QuerySet[Attempt] = super().get_queryset(request)
         return rows.select_related("delivery__timer")
 
-    def narrow(self, rows: QuerySet[Attempt], wish: RowFilter) -> tuple[QuerySet[Attempt], bool]:
-        found = wish.found(of_timer="pk", of_delivery="timer")
+    def narrow(self, rows: QuerySet[Attempt], row_filter: RowFilter) -> tuple[QuerySet[Attempt], bool]:
+        found = row_filter.found(of_timer="pk", of_delivery="timer")
         if found is not None:
             found = Found.of(Attempt.objects.filter(delivery__timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
         return self._among(rows, found)

@@ -164,21 +164,23 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         schedules = ("interval", "crontab", "solar", "clocked")
         return rows.select_related(*schedules, "timer").prefetch_related(with_latest("timer__"))
 
-    def narrow(self, rows: QuerySet[PeriodicTask], wish: RowFilter) -> tuple[QuerySet[PeriodicTask], bool]:
+    def narrow(self, rows: QuerySet[PeriodicTask], row_filter: RowFilter) -> tuple[QuerySet[PeriodicTask], bool]:
         others = PeriodicTask.objects.exclude(task=TASK_NAME)
         # A filter by something that only timers have leaves the other tasks out.
-        only_timers = wish.kind == "timers" or bool(wish.host) or wish.states is not None or wish.has_due
-        if wish.enabled is not None:
-            rows = rows.filter(enabled=wish.enabled)
+        only_timers = (
+            row_filter.kind == "timers" or bool(row_filter.host) or row_filter.states is not None or row_filter.has_due
+        )
+        if row_filter.enabled is not None:
+            rows = rows.filter(enabled=row_filter.enabled)
             # No index finds enabled rows; the states of deliveries do, and have one.
-            wish = wish.among(WAITING if wish.enabled else NOT_WAITING)
-        if wish.kind == "timers":
+            row_filter = row_filter.among(WAITING if row_filter.enabled else NOT_WAITING)
+        if row_filter.kind == "timers":
             rows = rows.filter(task=TASK_NAME)
-        if wish.kind == "other":
-            return rows.none() if only_timers else self._named(rows.exclude(task=TASK_NAME), wish.term), False
-        found = wish.found(of_timer="periodic_task", of_delivery="timer__periodic_task")
-        if found is not None and not only_timers and ids_in(wish.term) is None:
-            found += Found.of(self._named(others, wish.term)[:SHOWN], "pk")
+        if row_filter.kind == "other":
+            return rows.none() if only_timers else self._named(rows.exclude(task=TASK_NAME), row_filter.term), False
+        found = row_filter.found(of_timer="periodic_task", of_delivery="timer__periodic_task")
+        if found is not None and not only_timers and ids_in(row_filter.term) is None:
+            found += Found.of(self._named(others, row_filter.term)[:SHOWN], "pk")
         return self._among(rows, found)
 
     def in_due_order(self, rows: QuerySet[PeriodicTask], *, latest_first: bool) -> QuerySet[PeriodicTask]:

@@ -59,7 +59,7 @@ class Started:
     # The call is signed with each of these.
     secrets: Sequence[str] = ()
 
-    def told(self) -> EndingDelivery:
+    def as_ending(self) -> EndingDelivery:
         return EndingDelivery(
             delivery_id=self.delivery_id,
             timer_id=self.timer_id,
@@ -299,7 +299,8 @@ def record_missed(missed: Sequence[Started]) -> int:
     """End deliveries that are later than their timers allow, and return how many. Raises DatabaseError."""
     result = {"status_code": None, "error": None, "message": "Its moment had passed by more than its allowed lateness."}
     endings = [
-        ending_of(None, call.told(), begun_at=call.started_at, now=call.started_at, result=result) for call in missed
+        ending_of(None, call.as_ending(), begun_at=call.started_at, now=call.started_at, result=result)
+        for call in missed
     ]
     return _write(missed, [None] * len(missed), endings)
 
@@ -321,7 +322,7 @@ def _ending(outcome: Outcome) -> Ending:
         "message": outcome.message,
         "excerpt": outcome.excerpt,
     }
-    return ending_of(decision, call.told(), begun_at=outcome.called_at, now=now, result=result)
+    return ending_of(decision, call.as_ending(), begun_at=outcome.called_at, now=now, result=result)
 
 
 def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings: Sequence[Ending]) -> int:

@@ -127,7 +127,7 @@ class Ending:
 
 
 def ending_of(
-    decision: Decision | None, told: EndingDelivery, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
+    decision: Decision | None, delivery: EndingDelivery, *, begun_at: datetime, now: datetime, result: Mapping[str, Any]
 ) -> Ending:
     """Return the ending after an attempt begun at `begun_at`; without a decision, that of a missed delivery.
 
@@ -136,22 +136,22 @@ def ending_of(
     state = State(decision.verdict.value) if decision else State.MISSED
     if decision and decision.verdict is Verdict.RETRY:
         return Ending(state=state, wait_seconds=decision.wait_seconds)
-    next_due_at = _next(told, begun_at=begun_at, now=now) if told.terms else None
+    next_due_at = _next(delivery, begun_at=begun_at, now=now) if delivery.terms else None
     return Ending(
         state=state,
         next_due_at=next_due_at,
         pause=bool(decision and decision.pause),
-        callback=_callback(state, told, now=now, result=result) if told.options else None,
+        callback=_callback(state, delivery, now=now, result=result) if delivery.options else None,
     )
 
 
-def _next(told: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetime | None:
-    terms = told.terms or {}
-    if terms["max_occurrences"] is not None and told.occurrence >= terms["max_occurrences"]:
+def _next(delivery: EndingDelivery, *, begun_at: datetime, now: datetime) -> datetime | None:
+    terms = delivery.terms or {}
+    if terms["max_occurrences"] is not None and delivery.occurrence >= terms["max_occurrences"]:
         return None
-    begun_at = max(begun_at, told.due_at)
+    begun_at = max(begun_at, delivery.due_at)
     return Recurrence.read(terms).following(
-        due_at=told.due_at, begun_at=begun_at, now=max(now, begun_at), skip=terms["skip"]
+        due_at=delivery.due_at, begun_at=begun_at, now=max(now, begun_at), skip=terms["skip"]
     )
 
 
@@ -161,20 +161,20 @@ def read(text: str | None) -> dict[str, Any] | None:
 
 
 def _callback(
-    state: State, told: EndingDelivery, *, now: datetime, result: Mapping[str, Any]
+    state: State, delivery: EndingDelivery, *, now: datetime, result: Mapping[str, Any]
 ) -> tuple[str, dict[str, Any]] | None:
-    options = told.options
+    options = delivery.options
     url = options.callback_url(succeeded=state == State.SUCCEEDED)
     if not url:
         return None
     body = {
         "type": f"timer.{state.value}",
-        "task_id": str(told.timer_id),
-        "delivery_id": str(told.delivery_id),
+        "task_id": str(delivery.timer_id),
+        "delivery_id": str(delivery.delivery_id),
         "status": state.value,
-        "due_at": told.due_at.astimezone(UTC).isoformat(),
-        "occurrence": told.occurrence,
-        "attempts": told.attempts,
+        "due_at": delivery.due_at.astimezone(UTC).isoformat(),
+        "occurrence": delivery.occurrence,
+        "attempts": delivery.attempts,
         "finished_at": now.astimezone(UTC).isoformat(),
         **result,
         "labels": options.labels,

@@ -122,7 +122,7 @@ def _ending(row: Any) -> Ending:
         policy=options.policy,
         age_seconds=(row.now - row.since).total_seconds(),
     )
-    told = EndingDelivery(
+    delivery = EndingDelivery(
         delivery_id=row.id,
         timer_id=row.timer_id,
         due_at=row.due_at,
@@ -132,7 +132,7 @@ def _ending(row: Any) -> Ending:
         options=options,
     )
     result = {"status_code": None, "error": "lost", "message": LOST}
-    return ending_of(decision, told, begun_at=row.started_at, now=row.now, result=result)
+    return ending_of(decision, delivery, begun_at=row.started_at, now=row.now, result=result)
 
 
 class Reclaims:
