@@ -269,7 +269,6 @@ class Customers:
         self._random = random.Random(seed)
         self._numbers = itertools.count()
         self._closing = threading.Event()
-        self._threads: list[threading.Thread] = []
 
     def post(self, *, seconds: int, path: str) -> None:
         try:
@@ -305,15 +304,8 @@ class Customers:
                 next_at = max(next_at + threads / rate, time.monotonic())
                 self.post(seconds=self._random.randint(0, 5), path=self._path())
 
-        self._threads = [threading.Thread(target=go_on, name="customer", daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
-        try:
+        with going_on(go_on, self._closing, threads=threads):
             yield
-        finally:
-            self._closing.set()
-            for thread in self._threads:
-                thread.join()
 
     def _path(self) -> str:
         match self._random.random():
@@ -322,6 +314,20 @@ class Customers:
             case x if x < 0.35:
                 return f"/once/{next(self._numbers)}"
         return "/"
+
+
+@contextlib.contextmanager
+def going_on(loop: Callable[[], None], closing: threading.Event, *, threads: int = 1) -> Iterator[None]:
+    """Run a loop in threads while the block runs; it ends when `closing` is set."""
+    running = [threading.Thread(target=loop, daemon=True) for _ in range(threads)]
+    for thread in running:
+        thread.start()
+    try:
+        yield
+    finally:
+        closing.set()
+        for thread in running:
+            thread.join()
 
 
 class Victims:
@@ -334,15 +340,8 @@ class Victims:
         self._random = random.Random(f"victims {seed}")
         self._closing = threading.Event()
 
-    @contextlib.contextmanager
-    def posting(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._go_on, name="victims", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._closing.set()
-            thread.join()
+    def posting(self) -> contextlib.AbstractContextManager[None]:
+        return going_on(self._go_on, self._closing)
 
     def _go_on(self) -> None:
         for number in itertools.count():
@@ -399,15 +398,8 @@ class Operator:
         status, answer = self._stack.post({"timers": [one] * IDLE_TIMERS}, "/timer/batch")
         assert status == 201, answer
 
-    @contextlib.contextmanager
-    def operating(self) -> Iterator[None]:
-        thread = threading.Thread(target=self._go_on, name="operator", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            self._closing.set()
-            thread.join()
+    def operating(self) -> contextlib.AbstractContextManager[None]:
+        return going_on(self._go_on, self._closing)
 
     def _go_on(self) -> None:
         for action in itertools.cycle(["pause", "resume"]):

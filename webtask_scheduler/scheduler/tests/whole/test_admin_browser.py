@@ -1,7 +1,6 @@
 """A person at the admin, with a real browser."""
 
 import os
-import shutil
 from datetime import timedelta
 
 import pytest
@@ -11,24 +10,13 @@ from django.utils import timezone
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
 from webtask_scheduler.users.models import User
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.django_db(transaction=True),
-    pytest.mark.skipif(CHROMIUM is None, reason="No chromium, chromium-browser or google-chrome is installed."),
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
 ]
 
 

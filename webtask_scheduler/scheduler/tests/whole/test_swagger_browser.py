@@ -1,34 +1,15 @@
 """The Swagger page in a real browser: it works, and asks nobody but this service."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from webtask_scheduler.scheduler.models import Timer
-
-CHROMIUM = next(
-    (
-        path
-        for path in ("/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome")
-        if Path(path).exists()
-    ),
-    None,
-)
-ARGUMENTS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium or Chrome in /usr/bin"),
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
     pytest.mark.django_db(transaction=True),
 ]
 
@@ -38,7 +19,7 @@ def test_a_timer_is_created_from_the_page_without_leaving_this_service(live_serv
     asked, complaints = [], []
     # No database here while the browser runs: Playwright's loop makes Django take this thread for an asynchronous one.
     with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         page.on("request", lambda request: asked.append(request.url))
         page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
