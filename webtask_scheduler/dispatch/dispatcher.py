@@ -28,8 +28,8 @@ PAUSE_SECONDS = 1.0
 CHUNK_MOST = 50
 CHUNK_LEAST = 8
 CHUNKS_AT_ONCE = 2
-# Deliveries that come due within this time are gathered: a worker takes between 100 and 150 messages a second, fewer when
-# the processors are busy. A delivery that comes due alone does not wait.
+# Deliveries that come due within this time are gathered: a worker takes between 100 and 150 messages a second, fewer
+# when the processors are busy. A delivery that comes due alone does not wait.
 GATHER_SECONDS = 0.01
 # Deliveries later than this are not spread over messages: workers have enough to do.
 LATE_SECONDS = 0.5
