@@ -33,6 +33,11 @@ class Held:
     host: str = field(compare=False, default="")
     flow: int = field(compare=False, default=0)
 
+    @property
+    def key(self) -> tuple[uuid.UUID, uuid.UUID]:
+        """Return what tells this claim of the delivery from any other claim of it."""
+        return self.delivery_id, self.token
+
 
 @dataclass(frozen=True, slots=True)
 class Chunk:

@@ -280,34 +280,34 @@ class Line:
         held = flow.items.popleft()
         self.queued -= 1
         running = Running(flow, float("inf"), room)
-        self.running[held.delivery_id] = running
-        self._in_slots[held.delivery_id] = (running, room is None)
+        self.running[held.key] = running
+        self._in_slots[held.key] = (running, room is None)
         flow.host.slots += 1
         if room is not None:
             self._in_trial += 1
             room.enter(flow.owner)
         return held
 
-    def seconds_most(self, delivery_id: object) -> float:
+    def seconds_most(self, key: object) -> float:
         """Return how long a picked delivery's call may take at most, infinite but for a first call of a new host."""
-        running = self.running.get(delivery_id)
+        running = self.running.get(key)
         return NEW_SECONDS if running is not None and running.room is self._new_room else float("inf")
 
     def _forget(self, flow: Flow) -> None:
         flow.queued = False
         self._flows.pop((flow.owner, flow.host.name), None)
 
-    def begun(self, delivery_id: object, now: float) -> None:
+    def begun(self, key: object, now: float) -> None:
         """Note that a picked delivery is being called now. PATIENCE counts from here, so a slow database does not."""
-        running = self.running.get(delivery_id)
+        running = self.running.get(key)
         if running is not None:
             running.since = now
 
     def _leave_slots(self, now: float) -> None:
         """Move calls that only wait to the waiting room."""
         until = now - PATIENCE_SECONDS
-        for delivery_id in [key for key, (running, _) in self._in_slots.items() if running.since <= until]:
-            running, quick = self._in_slots.pop(delivery_id)
+        for key in [key for key, (running, _) in self._in_slots.items() if running.since <= until]:
+            running, quick = self._in_slots.pop(key)
             running.waits = True
             flow = running.flow
             flow.host.slots -= 1
@@ -333,9 +333,9 @@ class Line:
         for running in self.running.values():
             running.since += seconds
 
-    def release(self, delivery_id: object, *, answered_at: float | None = None) -> None:
+    def release(self, key: object, *, answered_at: float | None = None) -> None:
         """Forget a picked delivery, whether its call ended or not; ignore an unknown one."""
-        running = self.running.pop(delivery_id, None)
+        running = self.running.pop(key, None)
         if running is None:
             return
         host = running.flow.host
@@ -344,7 +344,7 @@ class Line:
         if running.waits:
             host.waiting -= 1
         else:
-            _, quick = self._in_slots.pop(delivery_id)
+            _, quick = self._in_slots.pop(key)
             host.slots -= 1
             if not quick:
                 self._in_trial -= 1

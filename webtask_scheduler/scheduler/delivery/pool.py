@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 from django.db import DatabaseError, InterfaceError, connection
 
@@ -46,6 +46,9 @@ from webtask_scheduler.scheduler.queue.leases import (
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+# Of a claim: delivery id and lease token. A delivery may be claimed and handed over again while its lost claim is still
+# here, queued or called.
+Key: TypeAlias = tuple[uuid.UUID, uuid.UUID]
 
 RENEW_SECONDS = 5.0
 NOTE_SECONDS = 1.0
@@ -262,7 +265,7 @@ class CallPool:
 
     def _start(self, batch: list[Held]) -> None:
         """Start a batch in which each delivery holds a slot; free the slots of those that do not start."""
-        waiting = {held.delivery_id: held for held in batch}
+        waiting = {held.key: held for held in batch}
         try:
             while waiting and not self._grow():
                 # There is no thread for the last of them: it goes back before an attempt is counted.
@@ -292,41 +295,40 @@ class CallPool:
             nonlocal tried
             if tried:
                 # The try before may have committed though its answer was lost: its starts, never called, are undone.
-                known = {call.delivery_id for call in result.started}
-                pairs = [(held.delivery_id, held.token) for held in some if held.delivery_id not in known]
+                known = {call.key for call in result.started}
+                pairs = [held.key for held in some if held.key not in known]
                 undo_starts(pairs, wait_seconds=[0.0] * len(pairs))
             tried = True
-            more = start_attempts([(held.delivery_id, held.token) for held in some])
+            more = start_attempts([held.key for held in some])
             result.started.extend(more.started)
             result.early.update(more.early)
             result.missed.extend(more.missed)
             result.refused.extend(more.refused)
 
         def refuse(held: Held, error: Exception) -> None:
-            result.refused.append((held.delivery_id, error))
+            result.refused.append((held.key, error))
 
         done = self._persist(partial(each_alone, start, batch, park=refuse), until=max(h.expires for h in batch))
         return result if done or result.started else None
 
-    def _sort(self, result: Batch, waiting: dict[uuid.UUID, Held]) -> dict[uuid.UUID, float]:
+    def _sort(self, result: Batch, waiting: dict[Key, Held]) -> dict[Key, float]:
         """Give what was started to the callers and let go of the rest; what is early stays in `waiting`."""
         with self._changed:
             for call in result.started:
-                waiting.pop(call.delivery_id).expires = call.started + RUNNING_LEASE_SECONDS
-                self._line.begun(call.delivery_id, call.started)
+                waiting.pop(call.key).expires = call.started + RUNNING_LEASE_SECONDS
+                self._line.begun(call.key, call.started)
         for call in result.started:
             self._calls.put(call)
         if result.missed:
             self._each_alone(
                 record_missed, result.missed, refuse=lambda call, error: park(call.delivery_id, error, token=call.token)
             )
-        for delivery_id, reason in result.refused:
-            self._persist(
-                partial(park, delivery_id, reason, token=waiting[delivery_id].token), until=waiting[delivery_id].expires
-            )
+        for (delivery_id, token), reason in result.refused:
+            until = waiting[delivery_id, token].expires
+            self._persist(partial(park, delivery_id, reason, token=token), until=until)
         # A delivery that is neither started nor early has ended or is stale: cancelled, paused, stopped, or reclaimed.
-        for delivery_id in [delivery_id for delivery_id in waiting if delivery_id not in result.early]:
-            self._let_go(waiting.pop(delivery_id))
+        for key in [key for key in waiting if key not in result.early]:
+            self._let_go(waiting.pop(key))
         return result.early
 
     def _grow(self) -> bool:
@@ -356,7 +358,7 @@ class CallPool:
     def _let_go(self, held: Held) -> None:
         """Forget a delivery, and free its slot if it has one."""
         with self._changed:
-            self._line.release(held.delivery_id)
+            self._line.release(held.key)
             # A delivery that was given back may have been claimed and handed over again already.
             if self._held.get(held.delivery_id) is held:
                 del self._held[held.delivery_id]
@@ -380,7 +382,7 @@ class CallPool:
     def _call(self, call: Started) -> None:
         with self._changed:
             held = self._held.get(call.delivery_id)
-            seconds_most = self._line.seconds_most(call.delivery_id)
+            seconds_most = self._line.seconds_most(call.key)
         answered_at = None
         if held is None or held.token != call.token or held.expires <= self._clock():
             # The lease ran out while it waited. Nothing was called, so the start is undone if the lease is still held.
@@ -397,7 +399,7 @@ class CallPool:
                 answered_at = self._clock()
         with self._changed:
             # Only the slot is freed: the lease is held until the outcome is recorded.
-            self._line.release(call.delivery_id, answered_at=answered_at)
+            self._line.release(call.key, answered_at=answered_at)
             self._changed.notify()
 
     # The ledger
@@ -487,7 +489,7 @@ class CallPool:
         short = [(call, error) for call, error in undone if isinstance(error, LocalError)]
         if short:
             logger.warning("calls_not_made count=%d error=%r", len(short), str(short[0][1]))
-            pairs = [(call.delivery_id, call.token) for call, _ in short]
+            pairs = [call.key for call, _ in short]
             waits = [0.0 if isinstance(error, LeaseLostError) else SHORTAGE_SECONDS for _, error in short]
             self._persist(lambda: undo_starts(pairs, wait_seconds=waits), until=math.inf)
         for call, error in undone:
@@ -504,7 +506,7 @@ class CallPool:
 
     def _renew(self) -> None:
         with self._changed:
-            pairs = [(held.delivery_id, held.token) for held in self._held.values()]
+            pairs = [held.key for held in self._held.values()]
         if not pairs:
             return
         now = self._clock()
@@ -516,7 +518,7 @@ class CallPool:
             for delivery_id, token in pairs:
                 held = self._held.get(delivery_id)
                 if held is not None and held.token == token:
-                    lease = RUNNING_LEASE_SECONDS if delivery_id in self._line.running else CLAIMED_LEASE_SECONDS
+                    lease = RUNNING_LEASE_SECONDS if held.key in self._line.running else CLAIMED_LEASE_SECONDS
                     held.expires = now + lease if delivery_id in kept else 0.0
 
     def _persist(self, statement: Callable[[], object], *, until: float) -> bool:

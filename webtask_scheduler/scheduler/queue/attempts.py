@@ -59,6 +59,11 @@ class Started:
     # The call is signed with each of these.
     secrets: Sequence[str] = ()
 
+    @property
+    def key(self) -> tuple[uuid.UUID, uuid.UUID]:
+        """Return the key of the claim that was started, as Held has it."""
+        return self.delivery_id, self.token
+
     def as_ending(self) -> EndingDelivery:
         return EndingDelivery(
             delivery_id=self.delivery_id,
@@ -76,11 +81,11 @@ class Batch(NamedTuple):
 
     started: list[Started]
     # Claimed by this token but not yet due, with the seconds left.
-    early: dict[uuid.UUID, float]
+    early: dict[tuple[uuid.UUID, uuid.UUID], float]
     # Later than their timers allow; the caller passes them to `record_missed`.
     missed: list[Started]
     # Cannot be called at all, and why; the caller parks them.
-    refused: list[tuple[uuid.UUID, Exception | str]]
+    refused: list[tuple[tuple[uuid.UUID, uuid.UUID], Exception | str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,15 +215,15 @@ def start_attempts(items: Sequence[tuple[uuid.UUID, uuid.UUID]]) -> Batch:
     batch = Batch([], {}, [], [])
     for row in map(_StartRow._make, rows):
         if row.exhausted:
-            batch.refused.append((row.delivery_id, EXHAUSTED))
+            batch.refused.append((row.key, EXHAUSTED))
         elif row.attempt is None and not row.late:
-            batch.early[row.delivery_id] = max(0.0, row.left)
+            batch.early[row.key] = max(0.0, row.left)
         else:
             try:
                 call = _started(row, begun=begun)
             except Exception as error:
                 # What is stored cannot be read. That affects only this delivery, not those started with it.
-                batch.refused.append((row.delivery_id, error))
+                batch.refused.append((row.key, error))
             else:
                 (batch.missed if row.late else batch.started).append(call)
     return batch
@@ -245,6 +250,10 @@ class _StartRow(NamedTuple):
     options: str | None
     terms: str | None
     secrets: list[str]
+
+    @property
+    def key(self) -> tuple[uuid.UUID, uuid.UUID]:
+        return self.delivery_id, self.token
 
 
 def _started(row: _StartRow, *, begun: float) -> Started:

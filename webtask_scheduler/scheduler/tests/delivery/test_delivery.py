@@ -56,10 +56,10 @@ def test_second_message_for_the_same_claim_starts_nothing(make_timer):
 
 def test_start_before_its_moment_starts_nothing_and_says_how_long(make_timer, delivery_of):
     timer = make_timer(delay_seconds=0.9)
-    ((delivery_id, _),) = pairs = claim(ahead_seconds=1.0)
+    (key,) = pairs = claim(ahead_seconds=1.0)
     started, early, *_ = start_attempts(pairs)
     assert started == []
-    assert 0.3 < early[delivery_id] <= 0.9
+    assert 0.3 < early[key] <= 0.9
     assert delivery_of(timer).state == State.CLAIMED
 
 

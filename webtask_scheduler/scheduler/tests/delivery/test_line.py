@@ -1,6 +1,7 @@
 """Which delivery a worker calls next: pure, with a clock of the test's own."""
 
 import uuid
+from dataclasses import replace
 
 from webtask_scheduler.dispatch.queue import Held
 from webtask_scheduler.scheduler.delivery import hosts
@@ -20,13 +21,13 @@ def pick(line, now=0.0, *, most=1000):
     """Pick and begin; return the hosts that are called, and those put off."""
     start, later = line.pick(now, most=most)
     for item in start:
-        line.begun(item.delivery_id, now)
+        line.begun(item.key, now)
     return [item.host for item in start], [item.host for item, _ in later]
 
 
 def answer_all(line, now):
-    for delivery_id in list(line.running):
-        line.release(delivery_id, answered_at=now)
+    for key in list(line.running):
+        line.release(key, answered_at=now)
 
 
 def known_as_quick(line, *names, now=0.0):
@@ -117,6 +118,23 @@ def test_hosts_that_hang_leave_places_for_the_first_calls_of_others():
     assert "fresh" in called
 
 
+def test_delivery_that_is_claimed_anew_while_its_lost_claim_is_called_leaves_no_slot_behind():
+    line = Line(slots=32, room=64)
+    known_as_quick(line, "host")
+    for number in range(100):
+        lost = held("host")
+        line.add(lost)
+        line.add(replace(lost, token=uuid.uuid4()))
+        pick(line, float(number))
+        # One of them waits for its answer, as a call that outlives its lease does.
+        line.pick(number + 2 * hosts.PATIENCE_SECONDS, most=0)
+        answer_all(line, number + 0.2)
+    host = line._hosts["host"]
+    assert (host.slots, host.waiting, line._room.used, line._new_room.used, line._in_trial) == (0, 0, 0, 0, 0)
+    add(line, "host", 5)
+    assert pick(line, 1000.0)[0]
+
+
 def test_crowd_of_names_does_not_make_quick_hosts_unknown():
     line = Line(slots=32, room=64)
     known_as_quick(line, "known")
@@ -198,8 +216,8 @@ def test_one_call_that_hangs_among_many_quick_ones_does_not_make_a_host_slow():
         now += 0.1
         add(line, "mixed")
         pick(line, now)
-        for delivery_id in [key for key in line.running if key != hanging]:
-            line.release(delivery_id, answered_at=now + 0.005)
+        for key in [key for key in line.running if key != hanging]:
+            line.release(key, answered_at=now + 0.005)
         line.watch(now)
         slow_for += not line._hosts["mixed"].quick
     assert slow_for < 200

@@ -234,6 +234,29 @@ def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_c
         assert len(second.calls) == 1
 
 
+def test_starts_that_a_crash_of_the_database_forgets_cost_a_host_no_slot(pool, make_timer, receiver, delivery_of, sql):
+    running = pool(callers=8)
+    for number in range(12):
+        timer = make_timer(receiver.url("/sleep/0.3"), delay_seconds=-1)
+        running.hand_over(claim_for_pool())
+        receiver.wait_for(2 * number + 1)
+        # As after a crash: the call is under way, and the row knows nothing of it.
+        sql(
+            "UPDATE scheduler_delivery SET state = 'scheduled', lease_token = NULL, lease_expires_at = NULL,"
+            " attempts = 0, started_at = NULL WHERE timer_id = %s",
+            timer.pk,
+        )
+        running.hand_over(claim_for_pool())
+        receiver.wait_for(2 * number + 2)
+        wait_until(lambda timer=timer: delivery_of(timer).state == State.SUCCEEDED)
+    make_timer(receiver.url("/after"), delay_seconds=-1)
+    running.hand_over(claim_for_pool())
+    receiver.wait_for(1, path="/after", seconds=3)
+    wait_until(lambda: not running._line.running)
+    host = next(iter(running._line._hosts.values()))
+    assert (host.slots, host.waiting, running._line._room.used) == (0, 0, 0)
+
+
 def refuse(monkeypatch, name, culprit):
     """Have a statement of the pool refuse one delivery, as the database does with an impossible row."""
     real = getattr(module, name)

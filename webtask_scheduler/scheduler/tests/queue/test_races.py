@@ -439,7 +439,7 @@ def test_delivery_that_is_handed_over_again_while_it_is_given_back_is_called(
 
     monkeypatch.setattr(pool_module, "put_back", put_back_and_hand_over)
     # Not due yet, by more than a thread waits for: given back.
-    monkeypatch.setattr(pool_module, "start_attempts", lambda items: Batch([], {items[0][0]: 1.0}, [], []))
+    monkeypatch.setattr(pool_module, "start_attempts", lambda items: Batch([], {items[0]: 1.0}, [], []))
     with worker() as pool:
         hand_over(pool, timer)
         receiver.wait_for(1)
