@@ -207,6 +207,10 @@ def _is_fault(record: LogRecord) -> bool:
     return getattr(record, "status_code", None) not in (503, 508)
 
 
+# Who logs a traceback of its own for a database that is away.
+_LOSING = ("celery.app.trace", "django.request", "django_celery_beat.schedulers")
+
+
 def _without_traceback(record: LogRecord) -> bool:
     """Drop a traceback if one line is enough, and return False for a line that repeats another.
 
@@ -222,7 +226,7 @@ def _without_traceback(record: LogRecord) -> bool:
     error = record.exc_info[1] if record.exc_info else None
     if record.name.startswith("celery.worker"):
         record.exc_info = record.exc_text = None
-    elif isinstance(error, OperationalError | InterfaceError) and record.name in ("celery.app.trace", "django.request"):
+    elif isinstance(error, OperationalError | InterfaceError) and record.name in _LOSING:
         task = getattr(record, "data", {}).get("name", "")
         what = f"task_failed task={task.rpartition('.')[2]}" if task else record.getMessage()
         # Later errors, such as a closed cursor, only follow from the first.

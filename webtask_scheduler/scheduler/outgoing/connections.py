@@ -35,6 +35,11 @@ BODY_LIMIT_BYTES = 64 * 1024
 # A kept connection idle for longer is closed: common servers close theirs after two to five seconds, and a call
 # written to a connection that is just being closed is a failed attempt.
 IDLE_LIMIT_SECONDS = 1.5
+# After a receiver sent something that is no answer, or more than one, its connections serve one call each for this
+# long. Surplus bytes that come after the next request was sent cannot be told from its answer, so that answers of one
+# timer would reach another.
+DISTRUST_SECONDS = 600.0
+DISTRUSTED_MOST = 10_000
 # Descriptors left for databases, the broker, logs and libraries that open files.
 DESCRIPTORS_FOR_OTHERS = 64
 # A look-up holds one or two descriptors, a connection one.
@@ -118,6 +123,15 @@ class Connection:
         """Return whether nothing has come since the last answer: neither bytes nor the end of the connection."""
         return not self._poll.poll(0)
 
+    def has_surplus(self) -> bool:
+        """Return whether bytes have come that belong to no answer. Of TLS it is not known without reading them."""
+        if self.sock is None or isinstance(self.sock, ssl.SSLSocket):
+            return False
+        try:
+            return bool(self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+        except OSError:
+            return False
+
     def close(self) -> None:
         sock, self.sock = self.sock, None
         if sock is not None:
@@ -151,6 +165,8 @@ class Connections:
         # Idle connections: by origin, the latest last; and all of them, the oldest first.
         self._stacks: dict[Origin, list[Connection]] = {}
         self._idle: dict[Connection, None] = {}
+        # Until when an origin's connections are not kept, the latest last.
+        self._distrusted: dict[Origin, float] = {}
 
     def take(self, origin: Origin, deadline: Deadline) -> Connection:
         """Return a connection, attached to the deadline. Raises CallError, LocalError, TimeoutError."""
@@ -163,18 +179,36 @@ class Connections:
                     self.close(kept)
                     raise
                 return kept
-            self.close(kept)
+            self._close_kept(kept)
         return self._connect(origin, deadline)
 
     def give_back(self, connection: Connection) -> None:
         """Keep a connection whose last answer was read to its exact end, for the next call."""
         connection.idle_since = time.monotonic()
         with self._lock:
-            stack = self._stacks.setdefault(connection.origin, [])
-            if len(stack) < self._kept_for_each:
+            is_distrusted = self._distrusted.get(connection.origin, 0.0) > connection.idle_since
+            stack = self._stacks.get(connection.origin, [])
+            if not is_distrusted and len(stack) < self._kept_for_each:
+                self._stacks[connection.origin] = stack
                 stack.append(connection)
                 self._idle[connection] = None
                 return
+        self.close(connection)
+
+    def distrust(self, origin: Origin) -> None:
+        """Keep no connection of an origin for a while; those that are kept now serve nobody."""
+        with self._lock:
+            self._distrusted.pop(origin, None)
+            self._distrusted[origin] = time.monotonic() + DISTRUST_SECONDS
+            if len(self._distrusted) > DISTRUSTED_MOST:
+                del self._distrusted[next(iter(self._distrusted))]
+        while (kept := self._take_idle(origin)) is not None:
+            self.close(kept)
+
+    def _close_kept(self, connection: Connection) -> None:
+        """Close a connection that was kept, noting a receiver that sends more than answers."""
+        if connection.has_surplus():
+            self.distrust(connection.origin)
         self.close(connection)
 
     def close(self, connection: Connection) -> None:
@@ -191,7 +225,7 @@ class Connections:
                 if oldest is None or oldest.idle_since > limit:
                     return oldest is not None
                 self._forget(oldest)
-            self.close(oldest)
+            self._close_kept(oldest)
 
     def _take_idle(self, origin: Origin) -> Connection | None:
         with self._lock:
@@ -320,7 +354,14 @@ class Adapter(adapters.HTTPAdapter):
                 # A receiver may answer before it has read everything, and hang up.
                 sent = False
             answer = read_answer(sock.recv, method=request.method or "", body_limit=BODY_LIMIT_BYTES)
-            reusable = sent and answer.reusable and not (isinstance(sock, ssl.SSLSocket) and sock.pending())
+            surplus = answer.surplus or bool(isinstance(sock, ssl.SSLSocket) and sock.pending())
+            reusable = sent and answer.reusable and not surplus
+            if surplus:
+                self._connections.distrust(request.origin)
+        except CallError as failure:
+            if failure.kind == "protocol":
+                self._connections.distrust(request.origin)
+            raise
         finally:
             # Detached first: once given back, it may serve another call, which this call's deadline must not end.
             if deadline.detach() and reusable:

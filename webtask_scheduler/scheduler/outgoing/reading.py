@@ -50,6 +50,8 @@ class ReadAnswer(NamedTuple):
     body: bytes
     # Whether the answer was read to its exact end and the connection may serve another call.
     reusable: bool
+    # Whether bytes came with it that belong to no answer.
+    surplus: bool = False
 
 
 def read_answer(receive: Callable[[int], bytes], *, method: str, body_limit: int) -> ReadAnswer:
@@ -80,8 +82,9 @@ def read_answer(receive: Callable[[int], bytes], *, method: str, body_limit: int
         body, complete = reader.exactly(length), True
     else:
         body, complete = reader.exactly(body_limit), False
-    reusable = complete and minor == "1" and not reader.has_more() and not _says_close(headers)
-    return ReadAnswer(status_code, headers, body, reusable)
+    surplus = complete and reader.has_more()
+    reusable = complete and minor == "1" and not surplus and not _says_close(headers)
+    return ReadAnswer(status_code, headers, body, reusable, surplus)
 
 
 _CHUNKED = -1

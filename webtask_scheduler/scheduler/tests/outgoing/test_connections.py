@@ -372,7 +372,7 @@ def test_answer_is_the_same_in_whatever_pieces_it_comes(size):
     )
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     answer = reading.read_answer(lambda _: pieces.pop(0), method="GET", body_limit=100)
-    assert answer == (200, {"transfer-encoding": "chunked", "x": "y, z"}, b"hello!", True)
+    assert answer == (200, {"transfer-encoding": "chunked", "x": "y, z"}, b"hello!", True, False)
 
 
 def test_client_offers_what_others_import():

@@ -62,6 +62,23 @@ def test_hostile_answer_ends_in_time_and_the_next_call_gets_its_own(client, serv
     assert (first == second) is case.kept
 
 
+def test_receiver_that_was_seen_to_send_too_much_gets_a_connection_for_each_call(client, server):
+    late = next(case for case in CASES if case.name == "another answer a little later")
+    server.case = late.pieces
+
+    def call(path):
+        return client.call(Request(url=server.url(path), timeout_seconds=TIMEOUT_SECONDS)).body
+
+    call("/case")
+    # The surplus answer comes, and is seen when the connection is looked at for the next call.
+    time.sleep(0.2)
+    assert call("/own/1") == b"/own/1"
+    for number in range(2, 12):
+        call("/case")
+        # At once: on the same connection the surplus answer would be taken for this call's own.
+        assert call(f"/own/{number}") == b"/own/%d" % number
+
+
 def test_calls_side_by_side_get_their_own_answers_beside_hostile_ones(client, server):
     turn = itertools.cycle([case for case in CASES if case.outcome != "timeout" and not case.forever])
     server.case = lambda: next(turn).pieces()
