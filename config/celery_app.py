@@ -1,6 +1,7 @@
 """The Celery application; `celery -A config.celery_app worker|beat|flower`."""
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -9,6 +10,9 @@ from typing import Any
 import kombu
 from celery import Celery, signals
 from celery.app.amqp import AMQP
+from django.conf import settings
+
+logger = logging.getLogger(__name__)
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
 
@@ -46,6 +50,31 @@ class Broker(AMQP):
 app = Celery("webtask_scheduler", amqp=Broker)
 app.config_from_object("django.conf:settings", namespace="CELERY")
 app.autodiscover_tasks()
+
+
+@signals.setup_logging.connect
+def _keep_logging(**_: Any) -> None:
+    """Leave the logs as settings.LOGGING has them; if nothing took this signal, Celery would set up its own."""
+
+
+@signals.worker_ready.connect
+def _say_worker(sender: Any, **_: Any) -> None:
+    """Log in one line what this worker is. Celery's banner names its threads, which only take messages."""
+    queues = sorted(app.amqp.queues.consume_from)
+    calls = app.conf.task_default_queue in queues
+    at_once = f"callers={settings.WEBTASK_CALLERS}" if calls else f"threads={sender.controller.concurrency}"
+    logger.info("worker_started node=%s queues=%s %s broker=%s", sender.hostname, ",".join(queues), at_once, _broker())
+
+
+@signals.beat_init.connect
+def _say_beat(**_: Any) -> None:
+    logger.info("beat_started broker=%s", _broker())
+
+
+def _broker() -> str:
+    """Return the broker's URL without its password."""
+    with app.connection_for_read() as connection:
+        return str(connection.as_uri())
 
 
 @signals.worker_init.connect

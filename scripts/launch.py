@@ -32,8 +32,7 @@ from typing import IO, NoReturn
 
 import psutil  # type: ignore[import-untyped]
 
-from scripts import servers
-from scripts.processes import command
+from scripts import processes, servers
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT / ".data"
@@ -516,8 +515,7 @@ def become(name: str) -> NoReturn:
     for server in (servers.Postgres(DATA / "postgres"), servers.Redis(DATA / "redis")):
         if server.name == name:
             server.run_in_foreground()
-    argv = command(name)
-    os.execv(argv[0], argv)
+    processes.become(name)
 
 
 def wind_up(command: subprocess.Popen[bytes]) -> int:

@@ -2,19 +2,24 @@
 
     python -m scripts.processes web|worker|upkeep|beat|flower    become that process
 
-The names may be numbered, as in `worker-2`. HOST, PORT, FLOWER_PORT, WEB_WORKERS and LOG_LEVEL are read from the
-environment.
+The names may be numbered, as in `worker-2`. HOST, PORT, FLOWER_PORT, WEB_WORKERS and NODE, which Flower shows behind
+the @ of a worker's name, are read from the environment; whatever else it holds is for the settings.
 """
 
 import os
 import sys
+import time
 from collections.abc import Mapping
+from typing import NoReturn
 
 # What each worker takes from the broker: deliveries, or whatever takes long.
 QUEUES = {"worker": "celery", "upkeep": "upkeep"}
 KINDS = ("web", *QUEUES, "beat", "flower")
 # What Flower lists of a task. What it was about comes second, where people look for it.
 COLUMNS = "name,args,state,received,runtime,worker,uuid"
+# How long Flower waits for a worker before it starts without one, and how long it waits for an answer to each question.
+WORKER_SECONDS = 20.0
+PING_SECONDS = 1
 
 
 def command(
@@ -37,11 +42,12 @@ def command(
     kind = name.partition("-")[0]
     host = setting("HOST", "127.0.0.1")
     celery = [sys.executable, "-m", "celery", "-A", "config.celery_app"]
-    level = ["-l", setting("LOG_LEVEL", "INFO")]
+    # Without Celery's banners: `config.celery_app` says in a line what it is that starts.
+    unannounced = [*celery, "--quiet"]
     match kind:
         case "web":
             return [
-                *(sys.executable, "-m", "granian", "--interface", "wsgi", "--no-ws"),
+                *(sys.executable, "-m", "config.web", "--interface", "wsgi", "--no-ws"),
                 *("--host", host, "--port", setting("PORT", "8000")),
                 *("--workers", setting("WEB_WORKERS", "2"), "--blocking-threads", "4", "--backlog", "1024"),
                 *("--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"),
@@ -52,25 +58,56 @@ def command(
             pool = ["--pool", "threads", "--concurrency", "4", "--queues", queues or QUEUES[kind]]
             # Workers do not need each other's state; asking for it would cost a second at every start.
             quiet = ["--without-mingle", "--without-gossip"]
-            return [*celery, "worker", *pool, "--hostname", f"{name}@%h", *quiet, *level]
+            return [*unannounced, "worker", *pool, "--hostname", f"{name}@{setting('NODE', '%h')}", *quiet]
         case "beat":
             # No pidfile: one that was left behind would keep the next from starting.
             own = ["--scheduler", scheduler] if scheduler else []
-            return [*celery, "beat", "--pidfile", "", *own, *level]
+            return [*unannounced, "beat", "--pidfile", "", *own]
         case "flower":
             port = setting("FLOWER_PORT", "5555")
-            return [*celery, "flower", f"--address={host}", f"--port={port}", f"--tasks-columns={COLUMNS}"]
+            # The settings say how its lines look and which are written.
+            logs = "--logging=none"
+            return [*celery, "flower", f"--address={host}", f"--port={port}", f"--tasks-columns={COLUMNS}", logs]
     raise ValueError(f"{name!r} is no process: one of {', '.join(KINDS)}.")
+
+
+def become(name: str) -> NoReturn:
+    """Turn into the process of that name. Raises ValueError for an unknown name."""
+    words = command(name)
+    if name.partition("-")[0] == "flower":
+        await_worker()
+    os.execv(words[0], words)
+
+
+def await_worker() -> None:
+    """Wait until a worker answers, but not for ever.
+
+    Flower asks all workers once, at its start. If none answers, it warns four times and does not list any until it is
+    asked to refresh.
+    """
+    # Late: `launch` imports this module too, and only Flower has use for them.
+    from kombu.exceptions import OperationalError
+
+    from config.celery_app import app
+
+    deadline = time.monotonic() + WORKER_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            with app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=PING_SECONDS)
+                if app.control.ping(timeout=PING_SECONDS, limit=1, connection=connection):
+                    return
+        except OperationalError:
+            time.sleep(PING_SECONDS)
 
 
 def main() -> None:
     if len(sys.argv) != 2:  # noqa: PLR2004 - the name
         sys.exit(__doc__)
     try:
-        words = command(sys.argv[1])
+        become(sys.argv[1])
     except ValueError as error:
         sys.exit(str(error))
-    os.execv(words[0], words)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,16 @@ import environ
 
 from webtask_scheduler import __version__
 
-# Numbers with bounds. A bad one ends the process with one line, because a traceback would not help.
+# A missing or bad setting ends the process with one line, because a traceback would not help.
+
+
+def required(name: str, what: str) -> str:
+    """Return a variable of the environment. Exits with a sentence if it is not set; `what` says how it gets a value."""
+    found = os.environ.get(name, "").strip()
+    if not found:
+        print(f"{name} is not set: {what}.", file=sys.stderr, flush=True)
+        sys.exit(os.EX_CONFIG)
+    return found
 
 
 def _refuse(name: str, must: str) -> NoReturn:
@@ -118,7 +127,19 @@ STATIC_ROOT: Path | None = BASE_DIR / "staticfiles"
 
 # PostgreSQL. A stopped or vanished process must not hold rows: the server ends its idle transactions, bounds its
 # statements, and notices dead peers.
-DATABASES: dict[str, dict[str, Any]] = {"default": env.db_url("DATABASE_URL")}
+_DATABASE_URL = required(
+    "DATABASE_URL",
+    "start ./scripts/run, which brings a PostgreSQL for manage.py too; or put /entrypoint before a container's command;"
+    " or name a PostgreSQL, as in postgres://user:password@host:5432/name",
+)
+try:
+    if not _DATABASE_URL.startswith(("postgres://", "postgresql://")):
+        raise ValueError  # noqa: TRY301 - a bad port raises it too
+    DATABASES: dict[str, dict[str, Any]] = {"default": env.db_url_config(_DATABASE_URL)}
+except ValueError:
+    # Its value is not shown: it may hold a password.
+    print("DATABASE_URL is not of the form postgres://user:password@host:5432/name.", file=sys.stderr, flush=True)
+    sys.exit(os.EX_CONFIG)
 DATABASES["default"]["ENGINE"] = "config.database"
 DATABASES["default"]["CONN_MAX_AGE"] = None
 DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
@@ -133,7 +154,10 @@ DATABASES["default"].setdefault("OPTIONS", {}).update(
 )
 
 # Celery
-REDIS_URL = env.str("REDIS_URL")
+REDIS_URL = required(
+    "REDIS_URL",
+    "start ./scripts/run, which brings a Redis for manage.py too, or name a Redis, as in redis://:password@host:6379/0",
+)
 CELERY_BROKER_URL = REDIS_URL
 # Results are not used: the outcome of a call is a row in PostgreSQL.
 CELERY_TASK_IGNORE_RESULT = True
@@ -151,9 +175,6 @@ CELERY_TASK_ROUTES = {
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
 # Events on: Flower shows workers and tasks out of the box.
 CELERY_WORKER_SEND_TASK_EVENTS = True
-CELERY_WORKER_HIJACK_ROOT_LOGGER = False
-# If redirected, a traceback on stderr becomes a log line for each of its characters.
-CELERY_WORKER_REDIRECT_STDOUTS = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
 CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 # No task acknowledges late, so there is nothing to cancel; if unset, Celery warns of it at each loss.
@@ -265,6 +286,9 @@ LOGGING: dict[str, Any] = {
         "django.security.DisallowedHost": {"level": "CRITICAL"},
     },
 }
+
+# Whether the web server writes a line for each request: without its query, which may hold what is not for others.
+WEB_ACCESS_LOG = one_of("WEB_ACCESS_LOG", "off", "on") == "on"
 
 # Timers
 # Calls that one worker process makes side by side.

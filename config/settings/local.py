@@ -1,12 +1,14 @@
 """A laptop: safe for development, nothing to configure."""
 
+import os
 from pathlib import Path
 
 import environ
 
-# Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win.
+# Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win. It is
+# for that account alone, and a container may run under another.
 _servers = Path(__file__).resolve().parents[2] / ".data" / "env"
-if _servers.exists():
+if os.access(_servers, os.R_OK):
     environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402

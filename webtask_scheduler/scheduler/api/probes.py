@@ -1,6 +1,7 @@
 """The probes `/healthz` and `/readyz`."""
 
 import json
+import logging
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connection
@@ -11,7 +12,10 @@ from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
 from config.database.base import wait_at_most
+from config.shared import missing_parts
 from webtask_scheduler.scheduler import facts
+
+logger = logging.getLogger(__name__)
 
 # How long a probe waits for the database: with the broker's own limit, less than the 5 s that probes are given.
 PROBE_SECONDS = 2.5
@@ -49,9 +53,21 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     except (DatabaseError, InterfaceError):
         connection.close()
         checks |= dict.fromkeys(parts, "the database does not answer")
+    _report(checks)
     ready = set(checks.values()) == {"ok"}
     body = {"status": "ok" if ready else "unavailable", "checks": checks} | body
     return HttpResponse(json.dumps(body), content_type="application/json", status=200 if ready else 503)
+
+
+def _report(checks: dict[str, str]) -> None:
+    """Log which parts are missing when these change, and once that none is any more: probes come every few seconds."""
+    missing = {part: trouble for part, trouble in checks.items() if trouble != "ok"}
+    bits = sum(1 << index for index, part in enumerate(checks) if part in missing)
+    before, missing_parts[0] = missing_parts[0], bits
+    if missing and bits != before:
+        logger.warning("not_ready %s", " ".join(f"{part}={trouble!r}" for part, trouble in missing.items()))
+    elif before and not missing:
+        logger.info("ready_again")
 
 
 _seen_migrated = False

@@ -12,6 +12,9 @@ COMMANDS = {
     "manage": ["manage.py", "migrate", "--noinput"],
     "worker": ["-m", "celery", "-A", "config.celery_app", "worker", "--pool", "threads"],
     "beat": ["-m", "celery", "-A", "config.celery_app", "beat", "--pidfile="],
+    "our web": ["-m", "scripts.processes", "web"],
+    "our worker": ["-m", "scripts.processes", "worker"],
+    "our flower": ["-m", "scripts.processes", "flower"],
 }
 
 
@@ -38,6 +41,25 @@ def test_bad_setting_ends_a_command_with_one_line(name):
 
 
 @pytest.mark.processes
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("missing", ["DATABASE_URL", "REDIS_URL"])
+def test_missing_server_ends_a_command_with_one_line_that_says_what_to_do(name, missing):
+    done = run(*COMMANDS[name], **{missing: ""})
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{missing} is not set: start ./scripts/run, which brings a ")
+    assert done.returncode == os.EX_CONFIG
+    assert done.stdout == ""
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("url", ["nonsense", "mysql://u:secret@h/n", "postgres://u:secret@h:port/n"])
+def test_database_that_cannot_be_one_is_named_without_its_password(url):
+    done = run("manage.py", "check", DATABASE_URL=url)
+    assert done.stderr == "DATABASE_URL is not of the form postgres://user:password@host:5432/name.\n"
+    assert done.returncode == os.EX_CONFIG
+
+
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("name", "value", "must"),
     [
@@ -49,6 +71,7 @@ def test_bad_setting_ends_a_command_with_one_line(name):
         ("WEBTASK_BODY_LIMIT_BYTES", "1e9", "a whole number from 0 to 4194304"),
         ("WEBTASK_RETENTION_DAYS", "-1", "a whole number from 0 to 36500"),
         ("WEBTASK_HORIZON_SECONDS", "", ""),
+        ("WEB_ACCESS_LOG", "yes", "one of off, on"),
         ("LOG_LEVEL", "LOUD", "one of INFO, DEBUG, WARNING, ERROR, CRITICAL"),
     ],
 )

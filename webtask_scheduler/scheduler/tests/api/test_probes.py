@@ -14,6 +14,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
+from config.shared import missing_parts
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.api import probes
 from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
@@ -48,6 +49,7 @@ def broker_at(settings):
 @pytest.fixture(autouse=True)
 def _looked_anew(monkeypatch):
     monkeypatch.setattr(probes, "_seen_migrated", False)
+    missing_parts[0] = 0
 
 
 def see_beat(name="beat", *, seconds_ago=0.0):
@@ -257,6 +259,35 @@ def test_probe_counts_what_is_claimed_or_put_off_past_its_moment_and_no_retries(
     backlog = client.get("/readyz").json()["backlog"]
     assert backlog["overdue"] == 2
     assert 40 <= backlog["oldest_seconds"] < 80
+
+
+@db
+@pytest.mark.usefixtures("worker")
+def test_probe_that_fails_is_logged_when_other_parts_are_missing_and_when_none_is(client, caplog):
+    def lines():
+        said = [(record.levelname, record.getMessage()) for record in caplog.records]
+        caplog.clear()
+        return said
+
+    caplog.set_level("INFO")
+    see_beat()
+    ready(client)
+    assert lines() == []
+    see_beat(seconds_ago=7)
+    ready(client)
+    assert lines() == [("WARNING", "not_ready beat='no beat was seen for 7 s'")]
+    see_beat(seconds_ago=9)
+    for _ in range(3):
+        ready(client)
+    assert lines() == []
+    CallStop.objects.create(host="")
+    ready(client)
+    assert lines() == [("WARNING", "not_ready beat='no beat was seen for 9 s' calls='calls are stopped'")]
+    CallStop.objects.all().delete()
+    see_beat()
+    for _ in range(3):
+        ready(client)
+    assert lines() == [("INFO", "ready_again")]
 
 
 @db
