@@ -1,4 +1,4 @@
-"""All routes: the API under its version and its short name, its description, the admin, the probes."""
+"""All routes: the API under its version and its short name, its description, the admin, the probes, metrics."""
 
 from django.contrib import admin
 from django.urls import include, path, re_path
@@ -13,6 +13,7 @@ urlpatterns: list[object] = [
     path("", include("webtask_scheduler.scheduler.urls")),
     path("", RedirectView.as_view(pattern_name="docs")),
     path("", include("webtask_scheduler.scheduler.api.probes")),
+    path("", include("webtask_scheduler.scheduler.api.metrics")),
     path("admin/", admin.site.urls),
 ]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import django
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
+from django.utils.module_loading import import_string
 
 from config.database.base import bound_waits
 
@@ -30,4 +31,7 @@ STATEMENT_SECONDS = 6.0
 
 django.setup(set_prefix=False)
 bound_waits(statement_seconds=STATEMENT_SECONDS, reports=True)
+# This process stores what it counts, and may answer for metrics at a port of its own.
+import_string("webtask_scheduler.scheduler.queue.rollups.keep")()
+import_string("webtask_scheduler.scheduler.api.metrics.listen")()
 application = Handler()

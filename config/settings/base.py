@@ -310,6 +310,13 @@ WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
 )
 
+# Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
+# refused unless they are open.
+METRICS_TOKEN = env.str("METRICS_TOKEN", default="")
+METRICS_PORT = whole_number("METRICS_PORT", default=0, least=0, most=65_535)
+METRICS_ADDRESS = env.str("METRICS_ADDRESS", default="127.0.0.1")
+METRICS_OPEN = False
+
 # Upkeep, declared as ordinary periodic tasks. A message that is not taken before the next one is due is dropped.
 CELERY_BEAT_SCHEDULE = {
     "webtask_scheduler reconcile": {

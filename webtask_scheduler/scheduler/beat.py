@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -18,8 +19,9 @@ from django_celery_beat.schedulers import DatabaseScheduler
 
 from webtask_scheduler.dispatch.dispatcher import PAUSE_SECONDS, Dispatcher
 from webtask_scheduler.dispatch.publisher import BULK_SECONDS, Publisher
-from webtask_scheduler.dispatch.queue import PublishError
+from webtask_scheduler.dispatch.queue import Chunk, PublishError
 from webtask_scheduler.scheduler.models import TASK_NAME
+from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,9 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     # Whether its lead ran out and it is not known yet if another beat took it.
     _lapsed = False
     _bulk_at = 0.0
+    _flush_at = 0.0
+    # When the lead was last taken or kept; 0 while another beat leads.
+    _led_at = 0.0
 
     def setup_schedule(self) -> None:
         """Set up the schedule after waiting for the database, without which the stock constructor ends the process."""
@@ -96,13 +101,16 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             self._publisher = Publisher(self.app)
             self._dispatcher = Dispatcher(
                 queue=DeliveryQueue(),
-                publish=self._publisher.deliver,
+                publish=partial(self._publish, self._publisher),
                 dispute=self._dispute,
                 backlog_per_second=settings.WEBTASK_BACKLOG_PER_SECOND,
             )
         if time.monotonic() >= self._seen_at:
             self._seen_at = time.monotonic() + SEEN_SECONDS
             self._seen()
+        if time.monotonic() >= self._flush_at:
+            self._flush_at = time.monotonic() + rollups.FLUSH_SECONDS
+            self._flush()
         if time.monotonic() >= self._stock_at:
             self._stock_at = time.monotonic() + self._stock_tick(self._publisher, *args, **kwargs)
         delay = self._dispatcher.turn()
@@ -116,6 +124,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
         """
         if self._dispatcher is not None:
             self._dispatcher.close()
+            self._flush()
         self._leads()
         super().close()
         if self._led:
@@ -185,7 +194,26 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             self._stock_at = 0.0
             self._led = True
         if leads:
+            # Only what is certain: a beat that does not see itself for longer than its lease does not lead meanwhile.
+            if self._led_at:
+                rollups.tally.led(min(before - self._led_at, LEAD_SECONDS))
             self._leads_until = before + LEAD_SECONDS
+        self._led_at = before if leads else 0.0
+
+    def _flush(self) -> None:
+        """Store what this beat counted."""
+        try:
+            rollups.tally.flush()
+        except (DatabaseError, InterfaceError):
+            # Kept for the next time; the dispatcher logs that the database is away.
+            connection.close()
+
+    @staticmethod
+    def _publish(publisher: Publisher, chunk: Chunk) -> None:
+        """Publish a chunk, and count how long after their due times. Raises PublishError."""
+        publisher.deliver(chunk)
+        now = time.monotonic()
+        rollups.tally.published([now - held.at for held in chunk.items])
 
     def _dispute(self, periodic_task_ids: list[int]) -> None:
         if self._publisher is not None:

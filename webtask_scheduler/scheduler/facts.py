@@ -32,6 +32,8 @@ WORKERS_MOST = 200
 PUT_OFF_MOST_SECONDS = 16.0
 # Waiting for a worker for longer than this is worth a word.
 BEHIND_SECONDS = 2.0
+# Due for longer than this is backlog, as claims.FRESH_SECONDS has it.
+BACKLOG_SECONDS = 5.0
 
 CALLS = "calls"
 UPKEEP = "upkeep"
@@ -80,6 +82,71 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
          WHERE attempts = attempts_before
            AND due_at < statement_timestamp() - make_interval(secs => %(behind)s)) put_off
 """
+
+# What is counted, each with an order that an index gives, so that a count that stops early reads no other rows:
+# delivery_due_idx, delivery_lease_idx, delivery_held_idx, delivery_ended_idx.
+_WAITING = "state = 'scheduled' AND NOT extra"
+_COUNTED = {
+    "waiting": (_WAITING, "next_attempt_at"),
+    "due": (f"{_WAITING} AND next_attempt_at <= statement_timestamp()", "next_attempt_at"),
+    "backlog": (
+        f"{_WAITING} AND next_attempt_at <= statement_timestamp() - make_interval(secs => %(backlog)s)",
+        "next_attempt_at",
+    ),
+    "claimed": ("state = 'claimed'", "lease_expires_at"),
+    "running": ("state = 'running'", "lease_expires_at"),
+    "held": ("state = 'held'", "id"),
+    "paused": ("state = 'paused'", "due_at"),
+    "dead": ("state = 'failed'", "due_at"),
+}
+_COUNTS = ", ".join(
+    f"(SELECT count(*) FROM (SELECT FROM scheduler_delivery WHERE {where} ORDER BY {order} LIMIT %(most)s) {name})"  # noqa: S608
+    f" AS {name}"
+    for name, (where, order) in _COUNTED.items()
+)
+# The low half of a flow stands for its host.
+_NUMBERS = f"""
+SELECT {_COUNTS},
+       (SELECT count(DISTINCT flow & 4294967295)
+          FROM (SELECT flow, due_at, attempts, attempts_before FROM scheduler_delivery
+                 WHERE state = 'scheduled' AND NOT extra AND next_attempt_at > statement_timestamp()
+                   AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(soon)s)
+                 ORDER BY next_attempt_at LIMIT %(most)s) soon
+         WHERE attempts = attempts_before
+           AND due_at < statement_timestamp() - make_interval(secs => %(behind)s)) AS put_off_hosts,
+       (SELECT count(*) FROM scheduler_beat
+         WHERE seen_at >= clock_timestamp() - make_interval(secs => %(seen)s)) AS beats,
+       (SELECT name FROM scheduler_leader WHERE expires_at > clock_timestamp()) AS leader,
+       (SELECT coalesce(sum(slots), 0) FROM scheduler_worker worker
+          JOIN scheduler_minute ever ON ever.seconds = 0 AND ever.process = worker.name
+         WHERE worker.kind = 'calls'
+           AND worker.seen_at >= clock_timestamp() - make_interval(secs => %(seen)s))::int AS slots
+"""  # noqa: S608 - only constants are put in
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """How many deliveries are in which state, and how many beats and slots for calls there are."""
+
+    # All that are scheduled, with those due; those due; those due for longer than BACKLOG_SECONDS.
+    waiting: int
+    due: int
+    backlog: int
+    claimed: int
+    running: int
+    held: int
+    paused: int
+    # Failed deliveries that are kept.
+    dead: int
+    # Hosts with deliveries that a worker put off for want of a place.
+    put_off_hosts: int
+    beats: int
+    # The beat that leads; None if none does.
+    leader: str | None
+    # Calls that the live workers begin side by side.
+    slots: int
+    # Which of the counts are the planner's estimates, being COUNT_MOST or more.
+    estimated: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +339,24 @@ def gather(*, at_once: bool = False) -> Facts:
             row[name] = max(0.0, row[name] or 0.0)
         _gathered = now, Facts(**row)
     return _gathered[1]
+
+
+def count() -> Numbers:
+    """Return how many there are of each, read now. Raises DatabaseError.
+
+    It costs the same with a million rows: counts stop at COUNT_MOST, and beyond it the planner is asked.
+    """
+    bounds: dict[str, float] = {"most": COUNT_MOST, "soon": PUT_OFF_MOST_SECONDS, "behind": BEHIND_SECONDS}
+    bounds |= {"seen": SEEN_SECONDS, "backlog": BACKLOG_SECONDS}
+    with connection.cursor() as cursor:
+        cursor.execute(_NUMBERS, bounds)
+        names = [column.name for column in cursor.description]
+        row = dict(zip(names, cursor.fetchone(), strict=True))
+        estimated = frozenset(name for name in _COUNTED if row[name] >= COUNT_MOST)
+        for name in estimated:
+            cursor.execute(f"EXPLAIN (FORMAT JSON) SELECT FROM scheduler_delivery WHERE {_COUNTED[name][0]}", bounds)
+            row[name] = max(COUNT_MOST, int(cursor.fetchone()[0][0]["Plan"]["Plan Rows"]))
+    return Numbers(**row, estimated=estimated)
 
 
 def broker_trouble(*, at_once: bool = False) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import uuid_utils.compat
 from django.conf import settings
+from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce
@@ -544,3 +545,78 @@ class Worker(models.Model):
 
     def __str__(self) -> str:
         return self.name
+
+
+def _counts() -> Any:
+    """Return the column of a histogram, or of other counts in a fixed order."""
+    return ArrayField(models.BigIntegerField())
+
+
+class Minute(models.Model):
+    """What a process counted in a minute; or all of them in an hour; or, with 0 seconds, a process in all its time.
+
+    `queue.rollups` writes and reads the rows, and says what each column counts.
+    """
+
+    # Its index serves all reads: the rows of one kind by time, and those of all time.
+    pk = models.CompositePrimaryKey("seconds", "begins_at", "process")
+    # How long the time is that the row covers: 60, 3600, or 0 for all time.
+    seconds = models.PositiveIntegerField()
+    begins_at = models.DateTimeField()
+    # Empty for a row of all processes.
+    process = models.CharField(max_length=100)
+    # The latest that was added: one that is sent twice is added once.
+    batch = models.UUIDField()
+    stored_at = models.DateTimeField()
+    # Calls that a worker begins side by side; 0 for other processes.
+    slots = models.PositiveIntegerField()
+    first_late = _counts()
+    first_late_seconds = models.FloatField()
+    retry_late = _counts()
+    retry_late_seconds = models.FloatField()
+    durations = _counts()
+    duration_seconds = models.FloatField()
+    claims = _counts()
+    claim_seconds = models.FloatField()
+    publishes = _counts()
+    publish_seconds = models.FloatField()
+    outcomes = _counts()
+    succeeded = models.BigIntegerField()
+    failed = models.BigIntegerField()
+    cancelled = models.BigIntegerField()
+    missed = models.BigIntegerField()
+    retried = models.BigIntegerField()
+    created = models.BigIntegerField()
+    put_off = models.BigIntegerField()
+    reclaimed = models.BigIntegerField()
+    led_seconds = models.FloatField()
+    window_most = models.BigIntegerField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(condition=Q(seconds__in=[0, 60, 3600]), name="minute_span_known"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.seconds} s from {self.begins_at} of {self.process or 'all processes'}"
+
+
+class HostHour(models.Model):
+    """What a process counted of the calls to one host in an hour, or all processes; see `queue.rollups`."""
+
+    # Its index serves reads by time, of all hosts or of one.
+    pk = models.CompositePrimaryKey("hour", "host", "process")
+    hour = models.DateTimeField()
+    # "other hosts" for those without a row of their own.
+    host = models.CharField(max_length=HOST_MAX_LENGTH)
+    # As in Minute, like the next.
+    process = models.CharField(max_length=100)
+    batch = models.UUIDField()
+    calls = models.BigIntegerField()
+    failed = models.BigIntegerField()
+    put_off = models.BigIntegerField()
+    late = _counts()
+    durations = _counts()
+
+    def __str__(self) -> str:
+        return f"{self.host} in the hour from {self.hour}"

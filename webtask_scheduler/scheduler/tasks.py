@@ -24,6 +24,7 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.delivery.pool import CallPool, waiting_room
 from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
+from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.claims import call_stops, claim_timer
 from webtask_scheduler.scheduler.services import retention
 
@@ -72,6 +73,7 @@ def _open(sender: Any, **_: Any) -> None:
         return
     global _pool  # noqa: PLW0603 - one pool a process is the point
     raise_descriptor_limit()
+    rollups.tally.slots = settings.WEBTASK_CALLERS
     threads = settings.WEBTASK_CALLERS + waiting_room(settings.WEBTASK_CALLERS)
     client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
     _pool = CallPool(
@@ -79,6 +81,7 @@ def _open(sender: Any, **_: Any) -> None:
         client=client,
         timeout_seconds=settings.WEBTASK_CALL_TIMEOUT_SECONDS,
         note=partial(_note_calls, client),
+        flush=rollups.tally.flush,
     )
 
 
@@ -95,6 +98,9 @@ def _note_upkeep() -> None:
     while not _ending.wait(NOTE_SECONDS):
         try:
             facts.note_worker(name=name, kind=kind, starter_idle_seconds=0.0, held=0, running=0)
+            if _pool is None:
+                # A task of another app may make timers here.
+                rollups.tally.flush()
         except (DatabaseError, InterfaceError):
             # The next second tries again; tasks with work for the database log that it is away.
             connection.close()

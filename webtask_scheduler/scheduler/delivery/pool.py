@@ -43,6 +43,7 @@ from webtask_scheduler.scheduler.queue.leases import (
     renew_leases,
     undo_starts,
 )
+from webtask_scheduler.scheduler.queue.rollups import FLUSH_SECONDS, tally
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -100,17 +101,20 @@ class CallPool:
         client: Client,
         timeout_seconds: float,
         note: Callable[[float, int, int], None] | None = None,
+        flush: Callable[[], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a pool and start its threads.
 
         `note` is called about once a second with the seconds since the starter last moved, the number of deliveries
-        held, and the number of calls under way; it may raise an error of the database.
+        held, and the number of calls under way; `flush` about every FLUSH_SECONDS and at the end, to store what was
+        counted. Both may raise an error of the database.
         """
         self._client = client
         self._timeout_seconds = timeout_seconds
         self._clock = clock
         self._note = note
+        self._flush = flush
         self._threads_most = waiting_room(callers) + 2 * callers
         self._calls: queue.SimpleQueue[Started | None] = queue.SimpleQueue()
         self._ended: queue.SimpleQueue[Outcome | tuple[Started, Exception] | None] = queue.SimpleQueue()
@@ -238,6 +242,9 @@ class CallPool:
             if last:
                 later += [(held, 0.0) for held in [*self._line.drain(), *self._later]]
                 self._later.clear()
+        for held, wait in later:
+            if wait:
+                tally.put_off(held.host)
         try:
             if start:
                 self._start(start)
@@ -407,6 +414,7 @@ class CallPool:
     def _keep_ledger(self) -> None:
         self._renew_at = self._clock() + RENEW_SECONDS
         self._watched_at = self._noted_at = self._clock()
+        self._flush_at = self._clock()
         self._turns(self._record_some)
 
     def _record_some(self) -> bool:
@@ -435,6 +443,13 @@ class CallPool:
         if self._clock() >= self._renew_at:
             self._renew_at = self._clock() + RENEW_SECONDS
             self._renew()
+        if self._flush is not None and (last or self._clock() >= self._flush_at):
+            self._flush_at = self._clock() + FLUSH_SECONDS
+            try:
+                self._flush()
+            except (DatabaseError, InterfaceError):
+                # As in `_watch`; the counts are kept for the next time.
+                connection.close()
         return not last
 
     def _watch(self) -> None:

@@ -27,6 +27,7 @@ from webtask_scheduler.scheduler.queue.endings import (
 )
 from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
+from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
@@ -183,10 +184,12 @@ done AS (
                                 THEN greatest(clock_timestamp() + make_interval(secs => item.wait), delivery.due_at)
                                 ELSE delivery.next_attempt_at END
     FROM held JOIN item USING (id) WHERE delivery.id = held.id
-  RETURNING delivery.timer_id, delivery.extra, delivery.state{returned}
+  RETURNING delivery.id, delivery.timer_id, delivery.extra, delivery.state{returned}
 ),
 {close}
-SELECT count(*) FROM done
+-- Almost always all were written, and none was cancelled meanwhile: then no ids are sent.
+SELECT count(*), CASE WHEN count(*) <> (SELECT count(*) FROM item) THEN array_agg(id) END,
+       array_agg(id) FILTER (WHERE state = 'cancelled') FROM done
 """  # noqa: S608 - only constants are put in
 
 
@@ -196,7 +199,7 @@ _RECORD_PLAIN = _record(item_types="", item_columns="", returned="", close=APPLY
 _RECORD = f"{LOCK_TIMERS};" + _record(
     item_types=f", {ITEM_TYPES}",
     item_columns=f", {ITEM_COLUMNS}",
-    returned=f", delivery.id, delivery.occurrence, {ITEM_COLUMNS}",
+    returned=f", delivery.occurrence, {ITEM_COLUMNS}",
     close=APPLY_ENDINGS,
 )
 
@@ -282,7 +285,10 @@ def record_outcomes(outcomes: Sequence[Outcome]) -> int:
 
     An attempt whose lease was lost is not written: another process records it. Raises DatabaseError.
     """
-    return _write([outcome.call for outcome in outcomes], outcomes, [_ending(outcome) for outcome in outcomes])
+    endings = [_ending(outcome) for outcome in outcomes]
+    written = _write([outcome.call for outcome in outcomes], outcomes, endings)
+    _count(outcomes, endings, written)
+    return written.number
 
 
 def record_refused(outcome: Outcome, error: Exception) -> None:
@@ -296,12 +302,14 @@ def record_refused(outcome: Outcome, error: Exception) -> None:
     bare = replace(plain, call=replace(call, options=NO_OPTIONS, terms=None))
     try:
         with transaction.atomic():
-            _write([bare.call], [bare], [Ending(state=State.FAILED)])
+            written = _write([bare.call], [bare], [Ending(state=State.FAILED)])
             set_fault(call.delivery_id, error)
     except Exception as refused:
         if is_away(refused):
             raise
         park(call.delivery_id, error, token=call.token)
+    else:
+        _count([bare], [Ending(state=State.FAILED)], written)
 
 
 def record_missed(missed: Sequence[Started]) -> int:
@@ -311,7 +319,9 @@ def record_missed(missed: Sequence[Started]) -> int:
         ending_of(None, call.as_ending(), begun_at=call.started_at, now=call.started_at, result=result)
         for call in missed
     ]
-    return _write(missed, [None] * len(missed), endings)
+    written = _write(missed, [None] * len(missed), endings)
+    tally.missed(written.number - len(written.cancelled))
+    return written.number
 
 
 def _ending(outcome: Outcome) -> Ending:
@@ -334,7 +344,33 @@ def _ending(outcome: Outcome) -> Ending:
     return ending_of(decision, call.as_ending(), begun_at=outcome.called_at, now=now, result=result)
 
 
-def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings: Sequence[Ending]) -> int:
+class Written(NamedTuple):
+    """How many of the deliveries that were to be written were, and which were cancelled meanwhile.
+
+    `ids` is None if all were written.
+    """
+
+    number: int
+    ids: Sequence[uuid.UUID] | None
+    cancelled: Sequence[uuid.UUID]
+
+
+def _count(outcomes: Sequence[Outcome], endings: Sequence[Ending], written: Written) -> None:
+    for outcome, ending in zip(outcomes, endings, strict=True):
+        call = outcome.call
+        if written.ids is None or call.delivery_id in written.ids:
+            tally.attempt(
+                at=outcome.called_at,
+                error=outcome.error,
+                state=State.CANCELLED if call.delivery_id in written.cancelled else ending.state,
+                first=call.attempt == 1,
+                late_seconds=max(0.0, (outcome.called_at - call.meant_for).total_seconds()),
+                duration_seconds=outcome.duration_ms / 1000,
+                host=call.host,
+            )
+
+
+def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings: Sequence[Ending]) -> Written:
     values: dict[str, Any] = {
         "ids": [call.delivery_id for call in calls],
         "tokens": [call.token for call in calls],
@@ -353,5 +389,5 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         values |= arguments(endings) | {"timer_ids": [call.timer_id for call in calls if call.terms]}
     with connection.cursor() as cursor:
         cursor.execute(_RECORD_PLAIN if plain else _RECORD, values)
-        written: int = cursor.fetchone()[0]
-    return written
+        count, ids, cancelled = cursor.fetchone()
+    return Written(count, ids, cancelled or ())

@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler.mirror import RUN_BY_STOCK
 from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
 from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired
+from webtask_scheduler.scheduler.queue.rollups import tally
 
 logger = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -260,16 +261,20 @@ def _reaching(function: Callable[P, T]) -> Callable[P, T]:
 
 
 class DeliveryQueue:
-    """The table of deliveries as a dispatcher's queue; see dispatch.queue.Queue."""
+    """The table of deliveries as a dispatcher's queue; see dispatch.queue.Queue. It counts what is claimed."""
 
     def __init__(self) -> None:
+        # How many were claimed and not started at the latest look, and since then.
+        self._window = 0
         self._reclaims = Reclaims()
         self._stops: set[str] = set()
         self._release_at = 0.0
 
     @_reaching
     def look(self) -> Look:
-        return look()
+        found = look()
+        self._window = sum(found.claimed.values())
+        return found
 
     @_reaching
     def flows(self, lanes: Sequence[int], after: Mapping[int, int]) -> tuple[list[int], dict[int, int]]:
@@ -278,8 +283,13 @@ class DeliveryQueue:
     @_reaching
     def claim(self, portions: Sequence[Portion], *, backlog: bool) -> Claim:
         if backlog:
-            return claim_due(portions, until_seconds=-FRESH_SECONDS)
-        return claim_due(portions, until_seconds=AHEAD_SECONDS, since_seconds=FRESH_SECONDS)
+            claim = claim_due(portions, until_seconds=-FRESH_SECONDS)
+        else:
+            claim = claim_due(portions, until_seconds=AHEAD_SECONDS, since_seconds=FRESH_SECONDS)
+        self._window += len(claim.held)
+        now = time.monotonic()
+        tally.claimed([now - held.at for held in claim.held], window=self._window)
+        return claim
 
     @_reaching
     def put_back(self, held: Sequence[Held]) -> None:

@@ -23,6 +23,7 @@ from webtask_scheduler.scheduler.queue.endings import (
 )
 from webtask_scheduler.scheduler.queue.faults import each_alone, park
 from webtask_scheduler.scheduler.queue.leases import MEANT_FOR
+from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import Options
 
@@ -88,16 +89,26 @@ def reclaim_expired(*, limit: int = RECLAIM_LIMIT) -> Reclaimed:
     A delivery that cannot be taken back is parked as failed with its reason; the others are taken back. Raises
     DatabaseError where the database is away.
     """
+    ended: list[State] = []
+
+    def take_back(rows: Sequence[Any]) -> None:
+        ended.extend(_take_back(rows))
+
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_EXPIRED, {"limit": limit})
         names = [column.name for column in cursor.description]
         expired = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in cursor.fetchall()]
-        each_alone(_take_back, expired, park=lambda row, error: park(row.id, error))
+        each_alone(take_back, expired, park=lambda row, error: park(row.id, error))
     running = sum(row.state == State.RUNNING for row in expired)
-    return Reclaimed(claimed=len(expired) - running, running=running)
+    taken = Reclaimed(claimed=len(expired) - running, running=running)
+    if expired:
+        tally.lost(ended)
+        tally.reclaimed(taken.claimed)
+    return taken
 
 
-def _take_back(expired: Sequence[Any]) -> None:
+def _take_back(expired: Sequence[Any]) -> list[State]:
+    """Take deliveries back; return the states of those that were being called."""
     endings = [_ending(row) for row in expired]
     values: dict[str, Any] = {
         "ids": [row.id for row in expired],
@@ -108,6 +119,7 @@ def _take_back(expired: Sequence[Any]) -> None:
     # A savepoint: a refused batch must not undo those before it.
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(_TAKE_BACK, values | arguments(endings))
+    return [ending.state for row, ending in zip(expired, endings, strict=True) if row.state == State.RUNNING]
 
 
 def _ending(row: Any) -> Ending:

@@ -5,10 +5,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db import connection
+from django.db import connection, transaction
 
 from webtask_scheduler.scheduler.mirror import celery_shape
 from webtask_scheduler.scheduler.models import (
@@ -16,6 +17,7 @@ from webtask_scheduler.scheduler.models import (
     host_of,
     new_id,
 )
+from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import (
     CALLED_ONCE,
@@ -159,6 +161,8 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
             cursor.execute(_INSERT_PLAIN, arguments)
         else:
             cursor.execute(_INSERT, [*arguments, [json.dumps(one) if one else None for one in more]])
+        # At once where there is no transaction of the caller's.
+        transaction.on_commit(partial(tally.created, len(timers)))
         return [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in cursor.fetchall()]
 
 

@@ -11,6 +11,7 @@ from django.conf import settings
 from django.db import connection, transaction
 
 from webtask_scheduler.scheduler.models import MARKED_EVERY
+from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.services import idempotency
 
@@ -32,11 +33,16 @@ def run(*, seconds: float) -> None:
 
     The steps take turns, a batch each, so that a step that has much to do or fails does not hold up the others.
     """
-    steps: dict[str, Callable[[], int]] = {"idempotency keys": idempotency.prune, "sessions": prune_sessions}
+    steps: dict[str, Callable[[], int]] = {
+        "idempotency keys": idempotency.prune,
+        "sessions": prune_sessions,
+        "minutes": rollups.fold,
+    }
     if settings.WEBTASK_KEEP_DELIVERIES:
         steps["older deliveries"] = partial(trim, keep=settings.WEBTASK_KEEP_DELIVERIES)
     if settings.WEBTASK_RETENTION_DAYS:
         older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
+        steps["hours"] = partial(rollups.prune, older_than=older_than)
         steps["bulk operations"] = partial(prune_bulk, older_than=older_than)
         steps["timers"] = partial(prune, older_than=older_than)
         steps["past deliveries"] = partial(prune_past, older_than=older_than)

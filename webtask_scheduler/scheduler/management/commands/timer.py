@@ -4,6 +4,7 @@ Input is checked as the API checks it, and options have the names of its fields.
 timers without an owner, as the API does without a login, and sees all timers.
 """
 
+import contextlib
 import json
 import sys
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import DatabaseError, InterfaceError
 from rest_framework import exceptions
 
 from webtask_scheduler.scheduler import services
@@ -23,6 +25,7 @@ from webtask_scheduler.scheduler.api.problems import PastDue, invalid
 from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerializer, read_timer
 from webtask_scheduler.scheduler.api.showing import show_timers, stored_body
 from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
+from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import crontab, recurrence
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
@@ -81,7 +84,12 @@ class Command(BaseCommand):
             shown.add_argument("--json", dest="as_json", action="store_true", help="as the API answers it")
 
     def handle(self, *_: Any, action: str, **options: Any) -> None:
-        getattr(self, f"_{action}")(options)
+        try:
+            getattr(self, f"_{action}")(options)
+        finally:
+            # What it made is counted by this process, which ends here.
+            with contextlib.suppress(DatabaseError, InterfaceError):
+                tally.flush()
 
     def _create(self, options: dict[str, Any]) -> None:
         timer = _checked(read_timer, _fields(options))
