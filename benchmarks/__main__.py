@@ -31,6 +31,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--rate", type=float, default=50.0, help="timers due a second, default 50")
     one.add_argument("--seconds", type=float, default=20.0, help="for so long, default 20")
     one.add_argument("--creating", type=float, default=0.0, help="timers created a second over HTTP meanwhile")
+    one.add_argument("--metrics", action="store_true", help="compare what /metrics says with what the receiver saw")
     one = add("burst", "many timers due at one instant, beside bare `requests` calls")
     one.add_argument("--due", type=int, default=10_000)
     one.add_argument("--hosts", type=int, action="append", help="may be given twice; default 100 and 1")
@@ -88,7 +89,15 @@ def run_lateness(sites: rig.Sites, given: argparse.Namespace) -> Result:
     rate = 50.0 if everything else given.rate
     if given.quick:
         waiting, seconds = [min(number, 5000) for number in waiting], min(seconds, 5.0)
-    return lateness.measure(sites, waiting=waiting, rate=rate, seconds=seconds, creating=creating, runs=given.runs)
+    return lateness.measure(
+        sites,
+        waiting=waiting,
+        rate=rate,
+        seconds=seconds,
+        creating=creating,
+        runs=given.runs,
+        scraping=not everything and given.metrics,
+    )
 
 
 def run_peers(sites: rig.Sites, given: argparse.Namespace) -> Result:

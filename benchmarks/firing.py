@@ -16,6 +16,7 @@ WARM_SECONDS = 2.0
 # How long a run waits for calls after the last due time, and for a duplicate after the last call.
 PATIENCE_SECONDS = 30.0
 DUPLICATE_SECONDS = 1.5
+SCRAPE_SECONDS = 6.0
 
 # (seconds after the beginning, path)
 Plan = Sequence[tuple[float, str]]
@@ -31,6 +32,8 @@ class Fired:
     cpu: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     created: list[tuple[float, float, int, int]] = field(default_factory=list)
+    # What `/metrics` counted in the run: cumulative counts of lateness by upper bound; empty if it was not asked.
+    scraped: dict[str, int] = field(default_factory=dict)
 
 
 class Engine(Protocol):
@@ -85,7 +88,8 @@ def summary(found: Mapping[str, Any]) -> dict[str, float]:
 class Ours:
     """The service as shipped, beside a site; optionally while timers are created over HTTP.
 
-    `counting` names what the run is to count by PostgreSQL's own counters, each by a query for one number.
+    `counting` names what the run is to count by PostgreSQL's own counters, each by a query for one number. With
+    `scraping`, `/metrics` is read before and after.
     """
 
     def __init__(
@@ -97,12 +101,14 @@ class Ours:
         workers: int = 1,
         beats: int = 1,
         counting: Mapping[str, str] | None = None,
+        scraping: bool = False,
         **variables: str,
     ) -> None:
         self.site = site
         self.name = name
         self._creating = creating
         self._counting = counting or {}
+        self._scraping = scraping
         self._workers = workers
         self._beats = beats
         self._variables = variables
@@ -118,6 +124,7 @@ class Ours:
             self.site.schedule([(begin + offset, receiver.url(path, host_of(path))) for offset, path in plan])
             if time.time() > begin + plan[0][0] - 0.5:
                 raise rig.BenchmarkError("Storing the timers took longer than thought.")
+            scraped = service.first_late() if self._scraping else {}
             last = begin + max(offset for offset, _ in plan)
             orders = self._orders(receiver, begin, last)
             client = service.create(orders) if orders else None
@@ -132,7 +139,11 @@ class Ours:
             created = rig.finish_client(client, patience) if client else []
             time.sleep(DUPLICATE_SECONDS)
             self._wait_for_records(begin, last, until=time.time() + patience)
-            return Fired(begin, receiver.take(), machine, cpu, counted, created)
+            if self._scraping:
+                # Processes store what they counted every five seconds.
+                time.sleep(SCRAPE_SECONDS)
+                scraped = {bound: count - scraped[bound] for bound, count in service.first_late().items()}
+            return Fired(begin, receiver.take(), machine, cpu, counted, created, scraped)
 
     def _count(self) -> dict[str, int]:
         return {name: int(self.site.query(sql)[0][0]) for name, sql in self._counting.items()}

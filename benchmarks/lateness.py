@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks import peers, report, rig
-from benchmarks.firing import Engine, Fired, Ours, at_once, lateness, steady, summary
+from benchmarks.firing import Engine, Fired, Ours, Plan, at_once, lateness, steady, summary
 from benchmarks.report import Result, bar, median, table
 
 # The bars are set against stock django-celery-beat at its best, in the same run.
@@ -18,15 +18,25 @@ POINTS = (*range(100), 99.5, 99.9, 100)
 
 
 def measure(
-    sites: rig.Sites, *, waiting: Sequence[int], rate: float, seconds: float, creating: float, runs: int
+    sites: rig.Sites,
+    *,
+    waiting: Sequence[int],
+    rate: float,
+    seconds: float,
+    creating: float,
+    runs: int,
+    scraping: bool = False,
 ) -> Result:
-    """Run stock and ours in turn; while creating, ours once more at the largest number waiting."""
+    """Run stock and ours in turn; while creating, ours once more at the largest number waiting.
+
+    With `scraping`, compare what `/metrics` says of each run of ours with what the receiver saw.
+    """
     engines: dict[str, Engine] = {STOCK: peers.Stock(sites, STOCK)}
     settings: dict[str, Any] = {}
     processes: dict[str, str] = {}
     for number in waiting:
         site = sites.ours(waiting=number)
-        ours = Ours(site, f"ours, {number:,} waiting")
+        ours = Ours(site, f"ours, {number:,} waiting", scraping=scraping)
         engines[ours.name] = ours
         settings, processes = site.settings(), ours.service().commands()
     if creating:
@@ -43,7 +53,43 @@ def measure(
         found = run_all(record, engines, receiver, rate=rate, seconds=seconds, runs=runs)
     show_lateness(record, found)
     add_bars(record, found)
+    if scraping:
+        add_scrapes(record, found)
     return record
+
+
+def add_scrapes(record: Result, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Compare percentiles of `/metrics` and of the receiver by bucket: they may differ by one.
+
+    Ours is counted until the call begins; the receiver's holds the connection and its own turn too.
+    """
+    rows, worst = [], 0
+    for name, runs in found.items():
+        for number, run in enumerate(runs, 1):
+            if not run["scraped"]:
+                continue
+            bounds = [float(bound) for bound in run["scraped"]]
+            reached = list(run["scraped"].values())
+            seen = sorted(run["all_late_ms"])
+            for percent in (50, 90, 99, 100):
+                counted = next(at for at, count in enumerate(reached) if count >= reached[-1] * percent / 100)
+                exact = rig.percentile(seen, percent)
+                arrived = next(at for at, bound in enumerate(bounds) if exact <= bound * 1000)
+                worst = max(worst, abs(arrived - counted))
+                at_most = f"<= {bounds[counted] * 1000:g}"
+                rows.append(
+                    [name, number, f"p{percent}", at_most, exact, f"{arrived - counted:+d}", reached[-1], len(seen)]
+                )
+    head = ["", "run", "", "/metrics, ms", "receiver, ms", "buckets apart", "counted", "arrived"]
+    table(
+        record,
+        "Lateness as `/metrics` counts it (due to start) and as the receiver sees it (due to arrival)",
+        head,
+        rows,
+    )
+    bar(record, "/metrics and the receiver agree", limit="1 bucket", value=f"{worst} apart", met=worst <= 1)
+    same = all(row[-1] == row[-2] for row in rows)
+    bar(record, "/metrics counts every call", limit="all", value="all" if same else "not all", met=bool(rows) and same)
 
 
 def run_all(
@@ -62,16 +108,24 @@ def run_all(
     for number, name in rig.rounds(runs, list(engines)):
         fired = engines[name].fire(receiver, plan, patience=patience)
         measured = {"machine": fired.machine, "cpu": fired.cpu, "counted": fired.counted}
-        one = lateness(plan, fired) | measured | zero_seconds(fired)
+        one = lateness(plan, fired) | measured | zero_seconds(fired) | {"scraped": fired.scraped}
+        one["all_late_ms"] = all_late(plan, fired) if fired.scraped else []
         found[name].append(one)
         values = summary(one)
         rig.say(
             f"  p50 {report.text(values['p50'])} ms, p99 {report.text(values['p99'])} ms, early {one['early']},"
             f" lost {one['lost']}, twice {one['duplicates']}; {rig.disturbance(fired.machine)}"
         )
-        kept = {key: value for key, value in one.items() if key not in ("late_ms", "zero_ms")}
+        kept = {key: value for key, value in one.items() if key not in ("late_ms", "zero_ms", "all_late_ms")}
         record["runs"].append({"subject": name, "run": number, **kept, "late_ms": values})
     return found
+
+
+def all_late(plan: Plan, fired: Fired) -> list[float]:
+    """Return how late every timer of a plan was called, those of the warm-up included, in milliseconds."""
+    due = {path: fired.begin + offset for offset, path in plan}
+    first = {path: at for at, path in reversed(fired.arrivals) if path in due}
+    return [(at - due[path]) * 1000 for path, at in first.items()]
 
 
 def zero_seconds(fired: Fired) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import re
 import shlex
 import shutil
 import signal
@@ -371,6 +372,13 @@ class Service:
     def create(self, order: dict[str, Any]) -> subprocess.Popen[bytes]:
         """Start the client with an order; see benchmarks.client."""
         return start_client(order | {"port": self.web_port})
+
+    def first_late(self) -> dict[str, int]:
+        """Return the histogram of lateness of first attempts from `/metrics`: cumulative counts by upper bound."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        found = re.findall(r'^webtask_lateness_seconds_bucket{attempt="first",le="([^"]+)"} (\S+)$', text, re.MULTILINE)
+        return {bound: int(float(count)) for bound, count in found}
 
     def log(self, name: str) -> str:
         return self._log(name).read_text(errors="replace")

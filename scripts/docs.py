@@ -49,7 +49,7 @@ def problems(page: Path) -> Iterator[str]:
 
 
 def main() -> int:
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
     found = [f"{page.relative_to(ROOT)}: {problem}" for page in pages for problem in problems(page)]
     print("\n".join(found) or f"{len(pages)} pages are in order.")
     return 1 if found else 0

@@ -21,7 +21,7 @@ from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
 from webtask_scheduler.scheduler.outgoing.client import Client
-from webtask_scheduler.scheduler.queue import attempts, claims, leases
+from webtask_scheduler.scheduler.queue import attempts, claims, leases, rollups
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -37,6 +37,7 @@ KINDS = {
     attempts._RECORD_PLAIN: "record",
     leases._RENEW: "renew",
     leases._PUT_BACK: "put back",
+    rollups._FLUSH: "flush",
 }
 
 
@@ -84,7 +85,8 @@ def statements():
 def worker(*, callers):
     """A worker process in small: as many threads as Celery has there hand to one pool what beat publishes."""
     messages = queue.SimpleQueue()
-    pool = CallPool(callers=callers, client=Client(callers=callers, user_agent="t"), timeout_seconds=10.0)
+    client = Client(callers=callers, user_agent="t")
+    pool = CallPool(callers=callers, client=client, timeout_seconds=10.0, flush=rollups.tally.flush)
 
     def take():
         while (chunk := messages.get()) is not None:
@@ -107,6 +109,8 @@ def worker(*, callers):
 @pytest.mark.parametrize("hosts", [1, 5])
 def test_statements_for_a_thousand_due_at_once(hosts, statements, settings, monkeypatch):
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.2)
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.2)
+    rollups.tally.forget()
     with contextlib.ExitStack() as stack:
         receivers = [stack.enter_context(Receiver()) for _ in range(hosts)]
         urls = [receivers[number % hosts].url(f"/{number}") for number in range(COUNT)]
@@ -121,11 +125,13 @@ def test_statements_for_a_thousand_due_at_once(hosts, statements, settings, monk
         seconds = time.monotonic() - begun
         counts = Counter(statements.counts)
     assert Delivery.objects.filter(state=State.SUCCEEDED, attempts=1).count() == COUNT == Attempt.objects.count()
+    assert (rollups.ever().succeeded, sum(rollups.ever().first_late)) == (COUNT, COUNT)
     # For each delivery: two full claims would do; twice as many are forgiven.
     assert 2 <= counts["claim"] <= 2 * COUNT / dispatch.CLAIM_LIMIT
     assert counts["start"] + counts["record"] + counts["put back"] <= MOST, counts
     # By the clock, however much is due: a look at each poll and after each claim, one renewal of all that is held each
     # time, and once a second the look, the expired leases, the stops and what they held.
     assert counts["look"] <= seconds / dispatch.POLL_SECONDS + seconds / dispatch.RECLAIM_SECONDS + counts["claim"] + 2
+    assert 1 <= counts["flush"] <= seconds / module.FLUSH_SECONDS + 1
     assert 1 <= counts["renew"] <= seconds / module.RENEW_SECONDS + 1
     assert counts["other"] <= 3 * (seconds / dispatch.RECLAIM_SECONDS + 1), counts
