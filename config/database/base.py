@@ -18,7 +18,7 @@ import psycopg2  # type: ignore[import-untyped]
 from django.db.backends.postgresql import base
 from psycopg2 import extensions
 
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 # How long connecting may take. A server may be slow to fork, but not this slow.
 CONNECT_SECONDS = 3.0
@@ -116,11 +116,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
         except psycopg2.OperationalError as error:
             if _reports and not _away:
                 _away = True
-                logger.error("database_away error=%r", " ".join(str(error).split()))  # noqa: TRY400 - one line is enough
+                event("database_away", level=logging.ERROR, error=" ".join(str(error).split()))
             raise
         if _away:
             _away = False
-            logger.warning("database_back")
+            event("database_back", level=logging.WARNING)
         return connection
 
     def _connect(self, conn_params: dict[str, Any]) -> Any:

@@ -84,6 +84,8 @@ INSTALLED_APPS = [
 ]
 
 MIDDLEWARE = [
+    # First, so that whatever is logged and answered has the request's id.
+    "webtask_scheduler.telemetry.origin.Middleware",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
@@ -243,38 +245,47 @@ def _without_traceback(record: LogRecord) -> bool:
     from django.db import InterfaceError, OperationalError
 
     from config.database.base import is_away
+    from webtask_scheduler.telemetry.events import Message
 
     error = record.exc_info[1] if record.exc_info else None
     if record.name.startswith("celery.worker"):
         record.exc_info = record.exc_text = None
     elif isinstance(error, OperationalError | InterfaceError) and record.name in _LOSING:
         task = getattr(record, "data", {}).get("name", "")
-        what = f"task_failed task={task.rpartition('.')[2]}" if task else record.getMessage()
+        what = "task_failed" if task else record.getMessage()
         # Later errors, such as a closed cursor, only follow from the first.
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        record.msg, record.args = "%s error=%r", (what, " ".join(str(first).split()))
+        record.msg, record.args = Message(what, {"error": " ".join(str(first).split())}), ()
         record.exc_info = record.exc_text = None
     return not (record.name == "django.request" and getattr(record, "status_code", 0) == 503 and is_away())  # noqa: PLR2004
 
 
-# Logs: one line each, time first, fields after the event's name.
+# Logs: readable lines, or JSON for programs; docs/logs.md lists what is logged.
+LOG_FORMAT = one_of("LOG_FORMAT", "line", "json")
 LOGGING: dict[str, Any] = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {
-        "line": {
-            "format": "%(asctime)s.%(msecs)03d %(levelname)s %(name)s: %(message)s",
-            "datefmt": "%Y-%m-%dT%H:%M:%S",
-        }
+        "line": {"()": "webtask_scheduler.telemetry.logs.LineFormatter"},
+        "json": {
+            "()": "webtask_scheduler.telemetry.logs.JSONFormatter",
+            # Datadog's own variables.
+            "service": env.str("DD_SERVICE", default=""),
+            "env": env.str("DD_ENV", default=""),
+            "version": env.str("DD_VERSION", default=""),
+        },
     },
     "filters": {
         # What is refused with 503 or 508 is said once by whoever finds the cause, not again for every request.
         "faults": {"()": "django.utils.log.CallbackFilter", "callback": _is_fault},
         "one_line": {"()": "django.utils.log.CallbackFilter", "callback": _without_traceback},
+        "exporter": {"()": "webtask_scheduler.telemetry.logs.Seldom", "name": "opentelemetry"},
     },
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line", "filters": ["one_line"]}},
+    "handlers": {
+        "console": {"class": "logging.StreamHandler", "formatter": LOG_FORMAT, "filters": ["one_line", "exporter"]}
+    },
     "root": {"handlers": ["console"], "level": one_of("LOG_LEVEL", "INFO", "DEBUG", "WARNING", "ERROR", "CRITICAL")},
     "loggers": {
         # A line for every message received and done is noise: the attempt row holds the outcome.
@@ -284,11 +295,35 @@ LOGGING: dict[str, Any] = {
         # What a client got wrong is told to the client.
         "django.request": {"level": "ERROR", "filters": ["faults"]},
         "django.security.DisallowedHost": {"level": "CRITICAL"},
+        # The HTTP clients of Sentry and OpenTelemetry warn of each try.
+        "urllib3": {"level": "ERROR"},
     },
 }
 
 # Whether the web server writes a line for each request: without its query, which may hold what is not for others.
 WEB_ACCESS_LOG = one_of("WEB_ACCESS_LOG", "off", "on") == "on"
+# Errors go to Sentry too, if there is one. Its library is loaded by the handler alone.
+SENTRY_DSN = env.str("SENTRY_DSN", default="")
+if SENTRY_DSN:
+    LOGGING["handlers"]["sentry"] = {
+        "()": "webtask_scheduler.telemetry.errors.SentryHandler",
+        "dsn": SENTRY_DSN,
+        "release": __version__,
+        "environment": env.str("SENTRY_ENVIRONMENT", default="production"),
+        "filters": ["one_line", "exporter"],
+    }
+    LOGGING["root"]["handlers"].append("sentry")
+
+# OpenTelemetry reads its own variables. Here is only whether it is on, and what is sent where.
+_exporters = one_of("OTEL_TRACES_EXPORTER", "otlp", "console", "none")
+_endpoints = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+_is_traced = any(env.str(name, default="") for name in _endpoints) and _exporters != "none"
+TRACES_EXPORTERS = (
+    [_exporters] if _is_traced and env.str("OTEL_SDK_DISABLED", default="").strip().lower() != "true" else []
+)
+if TRACES_EXPORTERS == ["otlp"]:
+    # The one that is installed.
+    one_of("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf")
 
 # Timers
 # Calls that one worker process makes side by side.

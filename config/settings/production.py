@@ -1,8 +1,10 @@
 """A server on a public address: nothing is assumed; a missing setting stops the start and is named."""
 
 from config.settings.base import *
-from config.settings.base import env
+from config.settings.base import LOGGING, env, one_of
 
+LOG_FORMAT = one_of("LOG_FORMAT", "json", "line")
+LOGGING["handlers"]["console"]["formatter"] = LOG_FORMAT
 SECRET_KEY = env.str("DJANGO_SECRET_KEY")
 ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS")
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")

@@ -13,8 +13,7 @@ from collections.abc import Callable, Sequence
 
 from webtask_scheduler.dispatch.queue import Chunk, Claim, Held, Lane, Portion, PublishError, Queue, QueueError
 from webtask_scheduler.dispatch.share import CLAIM_LIMIT, FLOW_FLOOR, WINDOW, allot, lane_of
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 # The longest time between two claims; a timer that is due when it is made waits half of it on average.
 POLL_SECONDS = 0.04
@@ -95,7 +94,7 @@ class Dispatcher:
         try:
             self._queue.put_back(self._unpublished)
         except QueueError as error:
-            logger.warning("put_back_failed held=%d error=%r", len(self._unpublished), str(error).strip())
+            event("put_back_failed", level=logging.WARNING, held=len(self._unpublished), error=str(error).strip())
         self._unpublished = []
 
     def _poll(self, now: float) -> None:
@@ -204,12 +203,12 @@ class Dispatcher:
         self._poll_at = self._clock() + PAUSE_SECONDS
         if what not in self._failing:
             # Logged once, not at every turn.
-            logger.error("dispatch_failing what=%s error=%r", what, str(error).strip())
+            event("dispatch_failing", level=logging.ERROR, what=what, error=str(error).strip())
         self._failing.add(what)
 
     def _works(self, what: str) -> None:
         if what in self._failing:
-            logger.warning("dispatch_recovered what=%s", what)
+            event("dispatch_recovered", level=logging.WARNING, what=what)
             self._failing.discard(what)
 
 

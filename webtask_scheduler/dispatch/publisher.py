@@ -1,5 +1,6 @@
 """Sends messages to workers, by the names of their tasks, over a broker connection of its own."""
 
+import time
 from typing import Any
 
 import kombu.exceptions
@@ -7,6 +8,7 @@ import redis
 from celery.app.base import Celery
 
 from webtask_scheduler.dispatch.queue import Chunk, PublishError
+from webtask_scheduler.telemetry import tracing
 
 # The names live in queues and dashboards and never change.
 TASKS = "webtask_scheduler.scheduler.tasks."
@@ -26,7 +28,12 @@ class Publisher:
 
     def deliver(self, chunk: Chunk) -> None:
         """Publish a chunk of claimed deliveries. Raises PublishError."""
-        items = [[str(held.delivery_id), str(held.token), held.host, held.flow] for held in chunk.items]
+        items: list[list[Any]] = [
+            [str(held.delivery_id), str(held.token), held.host, held.flow] for held in chunk.items
+        ]
+        if tracing.is_on():
+            # When it was claimed and sent, for its trace.
+            items = [[*item, *held.marks, time.time()] for item, held in zip(items, chunk.items, strict=True)]
         # `argsrepr` and `shadow` are for people who read Flower and the worker's log.
         self._send("deliver", [items], argsrepr=f"({chunk.label})", shadow="deliver")
 

@@ -32,6 +32,8 @@ class Held:
     # The host of its URL and its flow: a worker decides by them what may be called now.
     host: str = field(compare=False, default="")
     flow: int = field(compare=False, default=0)
+    # When it was claimed, published and received, for its trace; empty where none is kept.
+    marks: tuple[float, ...] = field(compare=False, default=())
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID]:

@@ -6,6 +6,13 @@ class SchedulerConfig(AppConfig):
     verbose_name = "Timers"
 
     def ready(self) -> None:
+        # Late: they need the settings and the models.
+        from django.conf import settings
+
+        from webtask_scheduler import __version__
         from webtask_scheduler.scheduler import receivers
+        from webtask_scheduler.telemetry import tracing
 
         receivers.connect()
+        if settings.TRACES_EXPORTERS:
+            tracing.start(exporters=settings.TRACES_EXPORTERS, version=__version__)

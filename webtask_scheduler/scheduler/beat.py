@@ -23,8 +23,7 @@ from webtask_scheduler.dispatch.queue import Chunk, PublishError
 from webtask_scheduler.scheduler.models import TASK_NAME
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 SEEN_SECONDS = 1.0
 
@@ -78,7 +77,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             except (DatabaseError, InterfaceError) as error:
                 connection.close()
                 if not failing:
-                    logger.error("database_awaited error=%r", str(error).strip())  # noqa: TRY400 - one line is enough
+                    event("database_awaited", level=logging.ERROR, error=str(error).strip())
                 failing = True
                 time.sleep(PAUSE_SECONDS)
             else:
@@ -148,7 +147,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             return PAUSE_SECONDS
         except (DatabaseError, InterfaceError) as error:
             connection.close()
-            logger.warning("stock_tick_failed error=%r", str(error).strip())
+            event("stock_tick_failed", level=logging.WARNING, error=str(error).strip())
             return PAUSE_SECONDS
         # No longer than the lead is certain: a beat that was stopped must check before it goes on.
         return min(delay or 0.0, SEEN_SECONDS)
@@ -182,11 +181,11 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             with contextlib.suppress(PublishError):
                 self._publisher.bulk()
         if self._lapsed and not leads:
-            logger.warning("lead_lost beat=%s", self._name)
+            event("lead_lost", level=logging.WARNING, beat=self._name)
             self._lapsed = False
         if leads and not self._led:
             if not (self._lapsed and row[1] == self._name):
-                logger.info("lead_taken beat=%s", self._name)
+                event("lead_taken", beat=self._name)
             self._lapsed = False
             # Another beat led meanwhile and wrote to the rows: read them again.
             self._initial_read = True

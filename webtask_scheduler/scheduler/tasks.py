@@ -130,10 +130,9 @@ def _close(**_: Any) -> None:
 @shared_task(name="webtask_scheduler.scheduler.tasks.deliver")
 def deliver(items: list[list[Any]]) -> None:
     """Hand claimed deliveries, as [delivery id, lease token, host, flow] lists, to the callers of this process."""
-    # A beat of the previous release sends no flow.
+    # A beat of the previous release sends no flow. One that traces sends when it claimed and published.
     call_pool().hand_over(
-        (uuid.UUID(delivery_id), uuid.UUID(token), host, flow[0] if flow else 0)
-        for delivery_id, token, host, *flow in items
+        (uuid.UUID(delivery_id), uuid.UUID(token), host, *(more or (0,))) for delivery_id, token, host, *more in items
     )
 
 
@@ -144,7 +143,9 @@ def call_timer(timer_id: str) -> None:
     A timer's PeriodicTask names this task, so that a stock scheduler that finds the row fires it too, once.
     """
     for item in claim_timer(uuid.UUID(timer_id), until_seconds=STOCK_AHEAD_SECONDS).held:
-        call_pool().hand_over([(item.delivery_id, item.token, item.host, item.flow)], at=item.at)
+        # It is claimed here: no message is between.
+        marks = item.marks * 2
+        call_pool().hand_over([(item.delivery_id, item.token, item.host, item.flow, *marks)], at=item.at)
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.obey")

@@ -49,6 +49,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.scheduler.rules.options import shown as shown_options
 
 # Our own pages
 
@@ -97,9 +98,8 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
 
     @admin.display(description="as given")
     def options_shown(self, timer: Timer) -> SafeString | str:
-        if not timer.options:
-            return "a plain POST, with the default retries"
-        return shown_json(timer.options)
+        given = shown_options(timer.options)
+        return shown_json(given) if given else "a plain POST, with the default retries"
 
     @admin.display(description="created")
     def created(self, timer: Timer) -> SafeString | str:

@@ -49,6 +49,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import METHODS, WITHOUT_BODY, Options
+from webtask_scheduler.telemetry.origin import STORED
 
 # Timers of one batch.
 BATCH_MOST = 1000
@@ -285,7 +286,8 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     schedule = schedule_given(timer)
     given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
     given |= timer.options or {}
-    depth = given.pop("depth", None)
+    # These are the service's own, and stay.
+    own = {name: given.pop(name) for name in ("depth", *STORED) if name in given}
     serializer: NewTimerSerializer = EditSerializer()
     unknown = patch.keys() - serializer.fields.keys()
     # Removing an absent field is no change.
@@ -305,8 +307,8 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     if reschedule:
         serializer = NewTimerSerializer()
     new: services.NewTimer = serializer.run_validation(merged)
-    if depth is not None:
-        new = replace(new, options={**new.options, "depth": depth})
+    if own:
+        new = replace(new, options={**new.options, **own})
     return new, reschedule
 
 

@@ -132,7 +132,7 @@ def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: lis
         body |= {"occurrence": delivery.occurrence} | schedule_given(timer)
     if timer.outcome_of is not None:
         body["callback_for"] = str(timer.outcome_of)
-    return body | (timer.options or {})
+    return body | options.shown(timer.options) if timer.options else body
 
 
 class DeliverySerializer(serializers.ModelSerializer[Delivery]):

@@ -3,7 +3,10 @@
 import json
 import logging
 import math
+import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH, ErrorKind
@@ -12,36 +15,73 @@ from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Local
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import WITH_BODY
-
-logger = logging.getLogger(__name__)
-
+from webtask_scheduler.telemetry import origin as origins
+from webtask_scheduler.telemetry import tracing
+from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.telemetry.origin import Origin
 
 GIVEN_UP = "All places for calls that wait are taken; a first call to this host is given up early and made again later."
 # Hops of a redirect that are followed where a timer asks for it.
 REDIRECTS_MOST = 3
 
 
-def call_url(call: Started, *, client: Client, timeout_seconds: float, seconds_most: float = math.inf) -> Outcome:
+def call_url(
+    call: Started,
+    *,
+    client: Client,
+    timeout_seconds: float,
+    seconds_most: float = math.inf,
+    marks: Sequence[float] = (),
+) -> Outcome:
     """Make the HTTP call of a started attempt. What goes wrong with it is the outcome; raises LocalError.
 
     `timeout_seconds` is for a timer that says nothing of it. A call that this process gives up after `seconds_most`,
-    though its timer allows more, is interrupted: it is made again, and not counted.
+    though its timer allows more, is interrupted: it is made again, and not counted. `marks` are those of its trace, see
+    `telemetry.tracing`.
     """
     allowed_seconds = call.options.timeout_seconds(timeout_seconds)
     begun = time.monotonic()
     # When the call itself begins: the start statement's clock, carried on by the monotonic one.
     called_at = call.started_at + timedelta(seconds=begun - call.started)
+    traced = _traced(call, called_at=called_at, marks=marks) if tracing.is_on() else None
+    origin = Origin(call.options.request_id, traced.traceparent if traced else call.options.traceparent)
+    with origins.of(origin):
+        try:
+            outcome = _outcome(call, client, called_at, begun, seconds=min(allowed_seconds, seconds_most))
+        except BaseException:
+            if traced:
+                traced.end(status_code=None, error="not_made")
+            raise
+        if outcome.error == ErrorKind.TIMEOUT and seconds_most < allowed_seconds:
+            outcome = replace(outcome, error=ErrorKind.INTERRUPTED.value, message=GIVEN_UP)
+        if traced:
+            traced.end(status_code=outcome.status_code, error=outcome.error)
+        event(
+            "attempt_ended",
+            level=logging.WARNING if outcome.error else logging.INFO,
+            timer=call.timer_id,
+            delivery=call.delivery_id,
+            attempt=call.attempt,
+            host=_host(call),
+            status=outcome.status_code,
+            error=outcome.error or None,
+            late_ms=round((called_at - call.meant_for) / timedelta(milliseconds=1), 1),
+            took_ms=outcome.duration_ms,
+        )
+    return outcome
+
+
+def _outcome(call: Started, client: Client, called_at: datetime, begun: float, *, seconds: float) -> Outcome:
+    """Make the call in at most `seconds` and return its outcome. Raises LocalError."""
     status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
     try:
-        answer = client.call(_request(call, called_at=called_at, timeout_seconds=min(allowed_seconds, seconds_most)))
+        answer = client.call(_request(call, called_at=called_at, timeout_seconds=seconds))
     except CallError as failure:
         error, message = failure.kind, str(failure)
-        if error == ErrorKind.TIMEOUT and seconds_most < allowed_seconds:
-            error, message = ErrorKind.INTERRUPTED.value, GIVEN_UP
     except LocalError:
         raise
     except Exception:
-        logger.exception("call_crashed delivery=%s", call.delivery_id)
+        event("call_crashed", level=logging.ERROR, exc_info=True, delivery=call.delivery_id)
         error, message = "protocol", "The answer could not be understood."
     else:
         status_code = answer.status_code
@@ -52,19 +92,31 @@ def call_url(call: Started, *, client: Client, timeout_seconds: float, seconds_m
             if answer.retry_after:
                 retry_after_seconds = retry.retry_after_seconds(answer.retry_after, now=called_at)
     duration_ms = round((time.monotonic() - begun) * 1000)
-    logger.log(
-        logging.INFO if not error else logging.WARNING,
-        "attempt_ended timer=%s delivery=%s attempt=%d host=%s status=%s error=%s late_ms=%.1f took_ms=%d",
-        call.timer_id,
-        call.delivery_id,
-        call.attempt,
-        call.host.rpartition("@")[2],
-        status_code or "-",
-        error or "-",
-        (called_at - call.meant_for) / timedelta(milliseconds=1),
-        duration_ms,
-    )
     return Outcome(call, called_at, duration_ms, status_code, error, message, excerpt, retry_after_seconds)
+
+
+def _host(call: Started) -> str:
+    """Return the host as a log may have it: one that is not valid is stored as the URL that it came from."""
+    return re.split(r"[/?#]", call.host.rpartition("@")[2], maxsplit=1)[0]
+
+
+def _traced(call: Started, *, called_at: datetime, marks: Sequence[float]) -> tracing.Attempt:
+    return tracing.Attempt(
+        call.options.traceparent,
+        method=call.options.method,
+        host=_host(call),
+        number=call.attempt,
+        started_at=call.started_at,
+        called_at=called_at,
+        marks=marks,
+        follows=call.occurrence > 1,
+        attributes={
+            "webtask.timer": str(call.timer_id),
+            "webtask.delivery": str(call.delivery_id),
+            "webtask.attempt": call.attempt,
+            "webtask.due_at": call.due_at.astimezone(UTC).isoformat(),
+        },
+    )
 
 
 def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> Request:
@@ -93,6 +145,12 @@ def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> R
     headers["webtask-due-at"] = due_at
     headers["webtask-occurrence"] = str(call.occurrence)
     headers["webtask-attempt"] = str(call.attempt)
+    origin = origins.current()
+    if origin.request_id:
+        headers["webtask-request-id"] = origin.request_id
+    # One that the timer gives itself is kept.
+    if origin.traceparent and "traceparent" not in {name.lower() for name in headers}:
+        headers["traceparent"] = origin.traceparent
     headers["webtask-lateness-ms"] = f"{(called_at - call.meant_for) / timedelta(milliseconds=1):.1f}"
     return Request(
         url=call.web_url,

@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from django.db import DatabaseError, InterfaceError, connection
 
@@ -44,8 +44,8 @@ from webtask_scheduler.scheduler.queue.leases import (
     undo_starts,
 )
 from webtask_scheduler.scheduler.queue.rollups import FLUSH_SECONDS, tally
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 # Of a claim: delivery id and lease token. A delivery may be claimed and handed over again while its lost claim is still
 # here, queued or called.
@@ -135,14 +135,19 @@ class CallPool:
         self._starter = self._thread(self._start_all, "starter")
         self._ledger = self._thread(self._keep_ledger, "ledger")
 
-    def hand_over(self, items: Iterable[tuple[uuid.UUID, uuid.UUID, str, int]], *, at: float | None = None) -> None:
+    def hand_over(self, items: Iterable[tuple[Any, ...]], *, at: float | None = None) -> None:
         """Take (delivery id, lease token, host, flow) of claimed deliveries, and return at once.
 
-        With `at`, a time of the monotonic clock, they are not started before it.
+        With `at`, a time of the monotonic clock, they are not started before it. What follows in a tuple are the marks
+        of its trace, see `telemetry.tracing`.
         """
         now = self._clock()
         expires = now + CLAIMED_LEASE_SECONDS
-        work = [Held(at or now, expires, key, token, host=host, flow=flow) for key, token, host, flow in items]
+        received = time.time()
+        work = [
+            Held(at or now, expires, key, token, host=host, flow=flow, marks=(*marks, received) if marks else ())
+            for key, token, host, flow, *marks in items
+        ]
         if self._closing.is_set() and not self._starter.is_alive():
             put_back(work)
             return
@@ -174,7 +179,7 @@ class CallPool:
         while self._line.running and self._clock() < drained_at:
             time.sleep(0.05)
         if self._line.running:
-            logger.warning("calls_interrupted running=%d", len(self._line.running))
+            event("calls_interrupted", level=logging.WARNING, running=len(self._line.running))
             self._client.interrupt()
         with self._changed:
             threads = list(self._threads)
@@ -190,7 +195,7 @@ class CallPool:
             try:
                 loop()
             except BaseException:
-                logger.critical("thread_ended thread=%s", name, exc_info=True)
+                event("thread_ended", level=logging.CRITICAL, exc_info=True, thread=name)
                 self._give_up()
 
         thread = threading.Thread(target=run, name=name, daemon=True)
@@ -214,7 +219,7 @@ class CallPool:
                 if failures >= FAILURES_MOST:
                     raise
                 if failures == 1:
-                    logger.exception("turn_failed thread=%s", threading.current_thread().name)
+                    event("turn_failed", level=logging.ERROR, exc_info=True, thread=threading.current_thread().name)
                 connection.close()
                 time.sleep(PAUSE_SECONDS)
             else:
@@ -351,7 +356,7 @@ class CallPool:
                         threading.stack_size(before)
                 except (RuntimeError, MemoryError) as error:
                     if self._clock() >= self._short_until:
-                        logger.error("threads_short threads=%d error=%r", len(self._threads), str(error))  # noqa: TRY400
+                        event("threads_short", level=logging.ERROR, threads=len(self._threads), error=str(error))
                     self._short_until = self._clock() + SHORTAGE_SECONDS
                     return False
                 self._threads.add(thread)
@@ -397,7 +402,11 @@ class CallPool:
         else:
             try:
                 outcome = call_url(
-                    call, client=self._client, timeout_seconds=self._timeout_seconds, seconds_most=seconds_most
+                    call,
+                    client=self._client,
+                    timeout_seconds=self._timeout_seconds,
+                    seconds_most=seconds_most,
+                    marks=held.marks,
                 )
             except Exception as error:
                 self._ended.put((call, error))
@@ -478,7 +487,7 @@ class CallPool:
         # piles up meanwhile, since starting needs the database too.
         written = self._each_alone(record_outcomes, outcomes, refuse=record_refused)
         if written != len(outcomes):
-            logger.warning("outcomes_not_recorded count=%d", len(outcomes) - written)
+            event("outcomes_not_recorded", level=logging.WARNING, count=len(outcomes) - written)
         self._forget([outcome.call for outcome in outcomes])
 
     def _each_alone(
@@ -503,7 +512,7 @@ class CallPool:
         """Give back deliveries that were started and could not be called here; no attempt is counted."""
         short = [(call, error) for call, error in undone if isinstance(error, LocalError)]
         if short:
-            logger.warning("calls_not_made count=%d error=%r", len(short), str(short[0][1]))
+            event("calls_not_made", level=logging.WARNING, count=len(short), error=str(short[0][1]))
             pairs = [call.key for call, _ in short]
             waits = [0.0 if isinstance(error, LeaseLostError) else SHORTAGE_SECONDS for _, error in short]
             self._persist(lambda: undo_starts(pairs, wait_seconds=waits), until=math.inf)
@@ -548,12 +557,12 @@ class CallPool:
                 # Logged once for all threads together, until a statement works again.
                 if not self._failing:
                     self._failing = True
-                    logger.warning("database_failing error=%r", " ".join(str(error).split()))
+                    event("database_failing", level=logging.WARNING, error=" ".join(str(error).split()))
                 if self._clock() + PAUSE_SECONDS > (self._end_at if self._closing.is_set() else until):
                     return False
                 time.sleep(PAUSE_SECONDS)
             else:
                 if self._failing:
                     self._failing = False
-                    logger.warning("database_recovered")
+                    event("database_recovered", level=logging.WARNING)
                 return True

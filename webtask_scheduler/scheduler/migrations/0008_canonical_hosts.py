@@ -10,8 +10,8 @@ import logging
 from django.db import migrations, transaction
 
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
 
 # Read at a time, and written in one transaction: some tens of milliseconds each.
 READ_ROWS = 10_000
@@ -46,7 +46,7 @@ def _widen_stops(cursor):
     for host, reason, created_at in cursor.fetchall():
         new = canonical_host(host)
         if new != host:
-            logger.warning("call_stop_renamed from=%s to=%s", host, new)
+            event("call_stop_renamed", level=logging.WARNING, host=host, to=new)
             replaced.append(host)
             cursor.execute(
                 "INSERT INTO scheduler_callstop (host, reason, created_at) VALUES (%s, %s, %s)"

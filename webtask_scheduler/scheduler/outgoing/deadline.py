@@ -10,9 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-WATCH_INTERVAL_SECONDS = 0.1
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
+WATCH_INTERVAL_SECONDS = 0.1
 
 
 class Stoppable(Protocol):
@@ -104,5 +104,5 @@ class Watchdog:
                         deadline.end("timeout")
                 more = self._tidy() or bool(self._deadlines)
             except Exception:
-                logger.exception("call_watchdog_failed")
+                event("call_watchdog_failed", level=logging.ERROR, exc_info=True)
                 more = True

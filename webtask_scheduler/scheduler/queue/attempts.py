@@ -383,7 +383,7 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         "messages": [outcome and outcome.message for outcome in outcomes],
         "excerpts": [outcome and outcome.excerpt for outcome in outcomes],
     }
-    plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options for call in calls)
+    plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options.calls_back for call in calls)
     if not plain:
         # Only timers that recur get another delivery.
         values |= arguments(endings) | {"timer_ids": [call.timer_id for call in calls if call.terms]}

@@ -3,7 +3,6 @@
 The database's clock decides what is due. Row locks keep the claims of any number of beats apart.
 """
 
-import logging
 import time
 import uuid
 from collections import Counter
@@ -21,8 +20,8 @@ from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
 from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired
 from webtask_scheduler.scheduler.queue.rollups import tally
+from webtask_scheduler.telemetry import tracing
 
-logger = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -208,8 +207,9 @@ def _claim(statement: str, values: Mapping[str, Any], until_seconds: float, sinc
     # Read after the answer came, so a due time in memory is never before the database's; one in the past is overdue.
     now = time.monotonic()
     expires = now + CLAIMED_LEASE_SECONDS
+    marks = (time.time(),) if tracing.is_on() else ()
     held = [
-        Held(now + row.left, expires, row.delivery_id, token, row.timer_id, row.due_at, row.host, row.flow)
+        Held(now + row.left, expires, row.delivery_id, token, row.timer_id, row.due_at, row.host, row.flow, marks)
         for row in rows
         if row.state == State.CLAIMED
     ]

@@ -180,9 +180,7 @@ def _callback(
         "labels": options.labels,
         "metadata": options.given.get("metadata"),
     }
-    # A callback inherits its timer's depth, so that a loop of calls stays bounded.
-    depth = {} if options.depth is None else {"depth": options.depth}
-    return url, {"body": json.dumps(body), "content_type": "application/json", **depth}
+    return url, {"body": json.dumps(body), "content_type": "application/json", **options.inherited}
 
 
 def arguments(endings: Sequence[Ending]) -> dict[str, list[Any]]:

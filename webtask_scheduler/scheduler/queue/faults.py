@@ -12,8 +12,9 @@ from typing import TypeVar
 from django.db import DatabaseError, InterfaceError, OperationalError, connection, transaction
 
 from webtask_scheduler.scheduler.models import FAULT_MAX_LENGTH
+from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.telemetry.redaction import said
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # Ends a delivery that no other statement can write. The PeriodicTask shows the end, as after any failure.
@@ -69,7 +70,14 @@ def set_fault(delivery_id: uuid.UUID, error: Exception | str) -> None:
 def _said(delivery_id: uuid.UUID, error: Exception | str) -> str:
     fault = str(error).strip().partition("\n")[0][:FAULT_MAX_LENGTH] or type(error).__name__
     cause = error if isinstance(error, Exception) else None
-    logger.error("delivery_parked delivery=%s fault=%r", delivery_id, fault, exc_info=cause)
+    event(
+        "delivery_parked",
+        level=logging.ERROR,
+        exc_info=cause,
+        delivery=delivery_id,
+        # The row keeps what it says; the log must not hold what it quotes.
+        fault=said(cause) if cause else fault,
+    )
     return fault
 
 
@@ -85,4 +93,4 @@ def park(delivery_id: uuid.UUID, error: Exception | str, *, token: uuid.UUID | N
     except DatabaseError as refused:
         if is_away(refused):
             raise
-        logger.exception("delivery_not_parked delivery=%s", delivery_id)
+        event("delivery_not_parked", level=logging.ERROR, exc_info=refused, delivery=delivery_id)

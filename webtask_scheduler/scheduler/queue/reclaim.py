@@ -26,8 +26,7 @@ from webtask_scheduler.scheduler.queue.leases import MEANT_FOR
 from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import Options
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 RECLAIM_LIMIT = 500
 # The time between two log lines about leases that ran out.
@@ -163,16 +162,16 @@ class Reclaims:
         if taken.claimed or self._deserted:
             deserted = not _worker_is_live()
             if deserted and not self._deserted:
-                logger.error("no_worker_answers claimed=%d", self._claimed)
+                event("no_worker_answers", level=logging.ERROR, claimed=self._claimed)
             elif self._deserted and not deserted:
-                logger.warning("workers_answer_again")
+                event("workers_answer_again", level=logging.WARNING)
             self._deserted = deserted
         if self._deserted:
             # The same claims are taken back again and again until a worker is live.
             self._claimed = 0
         now = time.monotonic()
         if (self._claimed or self._running) and now >= self._say_at:
-            logger.warning("leases_reclaimed claimed=%d running=%d", self._claimed, self._running)
+            event("leases_reclaimed", level=logging.WARNING, claimed=self._claimed, running=self._running)
             self._claimed = self._running = 0
             self._say_at = now + RECLAIMS_SAID_SECONDS
 

@@ -1,6 +1,7 @@
 """A timer's options beyond a URL and a time: their defaults, and what they mean for a call.
 
-`models.Timer.options` keeps them as they were given, in their own order, without those that have the default.
+`models.Timer.options` keeps them as they were given, in their own order, without those that have the default. It also
+keeps what the service itself has to know: `depth`, and the request that made the timer (telemetry.origin).
 """
 
 import base64
@@ -11,6 +12,7 @@ from typing import Any
 
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.retry import Policy
+from webtask_scheduler.telemetry.origin import STORED
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD")
 WITHOUT_BODY = ("GET", "HEAD")
@@ -104,6 +106,25 @@ class Options:
         """Return how many calls of this service led to this timer; None if no call did."""
         return self.given.get("depth")
 
+    @property
+    def request_id(self) -> str:
+        """Return the id of the request that made this timer, empty if no request did."""
+        return str(self.given.get("request_id", ""))
+
+    @property
+    def traceparent(self) -> str:
+        """Return the trace context of the request that made this timer, empty outside a trace."""
+        return str(self.given.get("traceparent", ""))
+
+    @property
+    def inherited(self) -> dict[str, Any]:
+        """Return what a callback has from its timer: the depth, which bounds a loop of calls, and the origin."""
+        return {name: self.given[name] for name in ("depth", *STORED) if name in self.given}
+
+    @property
+    def calls_back(self) -> bool:
+        return "callback_url" in self.given or "failure_callback_url" in self.given
+
     def timeout_seconds(self, default: float) -> float:
         return float(self.given.get("timeout_seconds", default))
 
@@ -132,6 +153,11 @@ class Options:
 
     def _value(self, name: str) -> Any:
         return self.given.get(name, DEFAULTS[name])
+
+
+def shown(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return what is shown of the options that the database keeps: not the request that made the timer."""
+    return {name: value for name, value in given.items() if name not in STORED} if given else {}
 
 
 NO_OPTIONS = Options({})

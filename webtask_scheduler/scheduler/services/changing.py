@@ -3,7 +3,6 @@
 Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
 """
 
-import logging
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
@@ -24,8 +23,8 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.services.creating import NewTimer, first_due, schedule_columns
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
 # Returns the timer as an edit wants it, and whether another due time is promised.
 Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
 
@@ -85,7 +84,7 @@ def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False)
             else:
                 due_at = new.due_at or states.database_now() + timedelta(seconds=new.delay_seconds or 0.0)
             promise(timer, delivery, due_at=due_at)
-    logger.info("timer_edited timer=%s rescheduled=%s", timer_id, reschedule)
+    event("timer_edited", timer=timer_id, rescheduled=reschedule)
 
 
 def set_schedule(timer: Timer, new: NewTimer) -> None:
@@ -111,7 +110,7 @@ def cancel(timer_id: uuid.UUID) -> None:
         _, deliveries = _lock(timer_id)
         states.end(deliveries)
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False)
-    logger.info("timer_cancelled timer=%s", timer_id)
+    event("timer_cancelled", timer=timer_id)
 
 
 def pause(timer_id: uuid.UUID) -> None:
@@ -124,7 +123,7 @@ def pause(timer_id: uuid.UUID) -> None:
         states.pause([_promised(timer_id)])
         # Pausing clears the last run, as the stock admin does: see `note_run_by_stock`.
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
-    logger.info("timer_paused timer=%s", timer_id)
+    event("timer_paused", timer=timer_id)
 
 
 def resume(timer_id: uuid.UUID) -> None:
@@ -136,7 +135,7 @@ def resume(timer_id: uuid.UUID) -> None:
         _lock(timer_id)
         states.resume([_promised(timer_id)])
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=True)
-    logger.info("timer_resumed timer=%s", timer_id)
+    event("timer_resumed", timer=timer_id)
 
 
 def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
@@ -162,7 +161,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
         replay_locked(timer, delivery)
-    logger.info("timer_replayed timer=%s delivery=%s", timer_id, delivery.pk)
+    event("timer_replayed", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 
 
@@ -201,7 +200,7 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
         (delivery,) = states.make_extras([timer])
-    logger.info("timer_run_now timer=%s delivery=%s", timer_id, delivery.pk)
+    event("timer_run_now", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 
 

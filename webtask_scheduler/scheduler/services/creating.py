@@ -23,6 +23,8 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     CALLED_ONCE,
     Recurrence,
 )
+from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.telemetry.origin import to_store
 
 
 class NothingPromisedError(ValidationError):
@@ -65,10 +67,9 @@ def _insert(*, full: bool) -> str:
 
     It makes four rows for each of any number of timers. Ids of the stock tables are drawn first, to connect the rows of
     one timer. It fires no signal and leaves alone the shared marker row that makes stock beat reload. The full form is
-    for batches in which a timer has more than a URL and a time: planning it takes longer.
+    for batches in which a timer has more than a URL, a time and options: planning it takes longer.
     """
-    types = ", %s::json[]" if full else ""
-    more = ", more" if full else ""
+    more = "more" if full else "options"
     rows = """
          CASE WHEN more->'crontab' IS NOT NULL
               THEN nextval(pg_get_serial_sequence('django_celery_beat_crontabschedule', 'id')) END AS crontab_id,
@@ -93,7 +94,7 @@ label AS (
   INSERT INTO scheduler_timerlabel (timer_id, label)
   SELECT timer_id, json_array_elements_text(more->'labels') FROM item WHERE more->'labels' IS NOT NULL
 ),"""
-    columns = """, options, every_seconds, starts_at, ends_at, max_occurrences, max_lateness_seconds"""
+    columns = """, every_seconds, starts_at, ends_at, max_occurrences, max_lateness_seconds"""
     values = """coalesce(more->>'name', ''), coalesce(more->>'cron', ''), coalesce(more->>'timezone', ''),
          more->'options', (more->>'every_seconds')::float8, (more->>'starts_at')::timestamptz,
          (more->>'ends_at')::timestamptz, (more->>'max_occurrences')::int, (more->>'max_lateness_seconds')::float8"""
@@ -104,8 +105,9 @@ item AS MATERIALIZED (
          {rows if full else only_clocked}
          nextval(pg_get_serial_sequence('django_celery_beat_periodictask', 'id')) AS task_id
     FROM clock,
-         unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[]{types})
-      WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id{more}, position)
+         unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[],
+         %s::json[])
+      WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id, {more}, position)
 ),
 clocked AS (
   INSERT INTO django_celery_beat_clockedschedule (id, clocked_time)
@@ -122,8 +124,8 @@ task AS (
 ),
 timer AS (
   INSERT INTO scheduler_timer
-    (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone{columns if full else ""})
-  SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', ''"} FROM item
+    (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone, options{columns if full else ""})
+  SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', '', options"} FROM item
   RETURNING id AS timer_id, flow
 ),
 delivery AS (
@@ -145,7 +147,8 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     is due at once. Raises NothingPromisedError.
     """
     due_ats = [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
-    more = [_more(timer) for timer in timers]
+    origin = to_store()
+    more = [_more(timer, origin) for timer in timers]
     arguments: list[Any] = [
         [new_id() for _ in timers],
         [new_id() for _ in timers],
@@ -155,15 +158,27 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
         due_ats,
         [timer.owner_id for timer in timers],
     ]
-    plain = not any(more)
+    plain = all(one.keys() <= {"options"} for one in more)
+    columns = [one.get("options") for one in more] if plain else more
     with connection.cursor() as cursor:
-        if plain:
-            cursor.execute(_INSERT_PLAIN, arguments)
-        else:
-            cursor.execute(_INSERT, [*arguments, [json.dumps(one) if one else None for one in more]])
-        # At once where there is no transaction of the caller's.
-        transaction.on_commit(partial(tally.created, len(timers)))
-        return [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in cursor.fetchall()]
+        cursor.execute(
+            _INSERT_PLAIN if plain else _INSERT, [*arguments, [json.dumps(one) if one else None for one in columns]]
+        )
+        rows = cursor.fetchall()
+    stored = [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in rows]
+    # What is rolled back was not created. At once where there is no transaction of the caller's.
+    transaction.on_commit(partial(_report, stored, arguments[3]))
+    return stored
+
+
+def _report(stored: Sequence[Scheduled], hosts: Sequence[str]) -> None:
+    """Count and log what was created."""
+    tally.created(len(stored))
+    if len(stored) == 1:
+        event("timer_created", timer=stored[0].timer_id, host=hosts[0], due_at=stored[0].due_at.isoformat())
+    elif stored:
+        # One line, because a batch has up to a thousand; the request's id is stored with each of them.
+        event("timers_created", timers=len(stored), first=stored[0].timer_id, last=stored[-1].timer_id)
 
 
 def first_due(recurrence: Recurrence) -> datetime:
@@ -174,13 +189,13 @@ def first_due(recurrence: Recurrence) -> datetime:
     return first
 
 
-def _more(timer: NewTimer) -> dict[str, Any]:
-    """Return the values of a timer beyond a URL and a time, for `_INSERT`; empty for a plain timer."""
+def _more(timer: NewTimer, origin: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values of a timer beyond a URL and a time, for `_INSERT`; with options at most for a plain timer."""
     more: dict[str, Any] = {}
     if timer.name:
         more["name"] = timer.name
-    if timer.options:
-        more["options"] = timer.options
+    if timer.options or origin:
+        more["options"] = {**timer.options, **origin}
         if timer.options.get("labels"):
             more["labels"] = Options(timer.options).label_rows
     if timer.max_lateness_seconds is not None:

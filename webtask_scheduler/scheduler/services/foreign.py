@@ -38,8 +38,8 @@ from webtask_scheduler.scheduler.rules.recurrence import (
 )
 from webtask_scheduler.scheduler.services.changing import TimerEndedError, latest_of, promise, set_schedule
 from webtask_scheduler.scheduler.services.creating import NewTimer, NothingPromisedError
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
 Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 
@@ -151,7 +151,7 @@ def reconcile(*, after: int, limit: int) -> int | None:
         recurring = cursor.fetchall()
     disputed = (disputed or []) + [task_id for task_id, *row in recurring if differs(*row)]
     if disputed:
-        logger.info("foreign_edits_obeyed timers=%d", obey(disputed))
+        event("foreign_edits_obeyed", timers=obey(disputed))
     return last if rows == limit else None
 
 
@@ -200,7 +200,7 @@ def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
         adopted = _adopt(timer, task)
     except ScheduleError as error:
         # Logged once, because the row then shows the timer's own schedule again.
-        logger.warning("foreign_schedule_refused timer=%s error=%s", timer.pk, error)
+        event("foreign_schedule_refused", level=logging.WARNING, timer=timer.pk, error=str(error))
         show(timer, task, due_at=delivery.due_at)
         refused = True
     if adopted is not None:

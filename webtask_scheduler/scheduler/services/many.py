@@ -18,8 +18,8 @@ from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
+from webtask_scheduler.telemetry.events import event
 
-logger = logging.getLogger(__name__)
 # Rows of one transaction of many: it holds their locks for some tens of milliseconds.
 BATCH_ROWS = 1000
 
@@ -40,7 +40,7 @@ def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
             batch = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
         done += batch.done
         ended += batch.ended
-    logger.info("timers_switched enabled=%s done=%d ended=%d", enabled, done, len(ended))
+    event("timers_switched", enabled=enabled, done=done, ended=len(ended))
     return Switched(done=done, ended=ended)
 
 
@@ -65,7 +65,7 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
             done += len(states.make_extras([timer for timer in timers if timer.pk not in over | crowded]))
             ended += [pk for pk in ids if pk in over]
             full += [pk for pk in ids if pk in crowded]
-    logger.info("timers_run_now timers=%d ended=%d full=%d", done, len(ended), len(full))
+    event("timers_run_now", timers=done, ended=len(ended), full=len(full))
     return Ran(done=done, ended=ended, full=full)
 
 
@@ -93,7 +93,7 @@ def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
 def begin_bulk(operation: BulkOperation) -> None:
     """Store a bulk operation; a worker takes it up within seconds."""
     operation.save(force_insert=True)
-    logger.info("bulk_begun bulk=%s action=%s dry_run=%s", operation.pk, operation.action, operation.dry_run)
+    event("bulk_begun", bulk=operation.pk, action=operation.action, dry_run=operation.dry_run)
 
 
 # Timers of one step of a bulk operation: its transaction holds their locks for some tens of milliseconds.
@@ -103,7 +103,7 @@ BULK_ROWS = 200
 def _end_bulk(operation: BulkOperation, *, error: str) -> None:
     """End a bulk operation that cannot go on, and store why."""
     BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
-    logger.warning("bulk_failed bulk=%s error=%s", operation.pk, error)
+    event("bulk_failed", level=logging.WARNING, bulk=operation.pk, error=error)
 
 
 def step_bulk(operation: BulkOperation) -> bool:
@@ -129,7 +129,7 @@ def step_bulk(operation: BulkOperation) -> bool:
             operation.finished_at = states.database_now()
         operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
     if page.next is None:
-        logger.info("bulk_ended bulk=%s matched=%d changed=%d", operation.pk, operation.matched, operation.changed)
+        event("bulk_ended", bulk=operation.pk, matched=operation.matched, changed=operation.changed)
     return page.next is not None
 
 

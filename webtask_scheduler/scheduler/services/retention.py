@@ -14,8 +14,7 @@ from webtask_scheduler.scheduler.models import MARKED_EVERY
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.services import idempotency
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 # PostgreSQL's code for a statement that took too long; it concerns one step only.
 TIMED_OUT = "57014"
@@ -56,7 +55,7 @@ def run(*, seconds: float) -> None:
                 if is_away(error) and getattr(error.__cause__, "pgcode", None) != TIMED_OUT:
                     # The other steps would fail too; the task logs it.
                     raise
-                logger.exception("prune_failed step=%r", name)
+                event("prune_failed", level=logging.ERROR, exc_info=error, step=name)
                 more = False
             if more:
                 time.sleep(PAUSE_SECONDS)

@@ -11,8 +11,7 @@ from webtask_scheduler.scheduler.models import (
     CallStop,
     host_of,
 )
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 
 class CallStopRefusedError(ValidationError):
@@ -49,7 +48,7 @@ def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by
     """
     host = _stopped_host(host, everything=everything)
     stop, _ = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})
-    logger.warning("calls_stopped host=%s by=%s reason=%r", host or "*", by or "?", reason)
+    event("calls_stopped", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return stop
 
 
@@ -62,7 +61,7 @@ def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", 
     host = _stopped_host(host, everything=everything)
     lifted, _ = CallStop.objects.filter(host=host).delete()
     if lifted:
-        logger.warning("calls_resumed host=%s by=%s reason=%r", host or "*", by or "?", reason)
+        event("calls_resumed", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return bool(lifted)
 
 
