@@ -1,7 +1,6 @@
 """The Celery application; `celery -A config.celery_app worker|beat|flower`."""
 
 import contextlib
-import logging
 import math
 import os
 import time
@@ -12,7 +11,7 @@ from celery import Celery, signals
 from celery.app.amqp import AMQP
 from django.conf import settings
 
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
 
@@ -62,13 +61,13 @@ def _say_worker(sender: Any, **_: Any) -> None:
     """Log in one line what this worker is. Celery's banner names its threads, which only take messages."""
     queues = sorted(app.amqp.queues.consume_from)
     calls = app.conf.task_default_queue in queues
-    at_once = f"callers={settings.WEBTASK_CALLERS}" if calls else f"threads={sender.controller.concurrency}"
-    logger.info("worker_started node=%s queues=%s %s broker=%s", sender.hostname, ",".join(queues), at_once, _broker())
+    at_once = settings.WEBTASK_CALLERS if calls else sender.controller.concurrency
+    event("worker_started", node=sender.hostname, queues=",".join(queues), at_once=at_once, broker=_broker())
 
 
 @signals.beat_init.connect
 def _say_beat(**_: Any) -> None:
-    logger.info("beat_started broker=%s", _broker())
+    event("beat_started", broker=_broker())
 
 
 def _broker() -> str:

@@ -42,8 +42,7 @@ from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.api.problems import MEDIA_TYPE, problem
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.rules import histogram
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 # How long one wait for the database may take: a scrape is given ten seconds, and asks four times.
 SCRAPE_SECONDS = 2.0
@@ -260,7 +259,7 @@ def _application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
         try:
             body, content_type = _answer(environ.get("HTTP_ACCEPT", ""))
         except Exception:
-            logger.exception("scrape_failed")
+            event("scrape_failed", level=logging.ERROR, exc_info=True)
             status, body = "500 Internal Server Error", b"The log says why.\n"
         finally:
             # Each request has a thread of its own, which ends.
@@ -277,7 +276,7 @@ def listen() -> None:
         server = _Server(settings.METRICS_ADDRESS, settings.METRICS_PORT)
     except OSError as error:
         # The service itself goes on; the alert for a scrape that fails tells of it.
-        logger.error("metrics_port_refused port=%d error=%r", settings.METRICS_PORT, str(error))  # noqa: TRY400
+        event("metrics_port_refused", level=logging.ERROR, port=settings.METRICS_PORT, error=str(error))
         return
     threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
 

@@ -14,8 +14,7 @@ from django.views.decorators.http import require_safe
 from config.database.base import wait_at_most
 from config.shared import missing_parts
 from webtask_scheduler.scheduler import facts
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 # How long a probe waits for the database: with the broker's own limit, less than the 5 s that probes are given.
 PROBE_SECONDS = 2.5
@@ -65,9 +64,13 @@ def _report(checks: dict[str, str]) -> None:
     bits = sum(1 << index for index, part in enumerate(checks) if part in missing)
     before, missing_parts[0] = missing_parts[0], bits
     if missing and bits != before:
-        logger.warning("not_ready %s", " ".join(f"{part}={trouble!r}" for part, trouble in missing.items()))
+        event(
+            "not_ready",
+            level=logging.WARNING,
+            parts="; ".join(f"{part}: {trouble}" for part, trouble in missing.items()),
+        )
     elif before and not missing:
-        logger.info("ready_again")
+        event("ready_again")
 
 
 _seen_migrated = False

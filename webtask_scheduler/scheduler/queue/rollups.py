@@ -28,8 +28,7 @@ from config.database.base import wait_at_most
 from webtask_scheduler.scheduler.models import State
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.rules import histogram
-
-logger = logging.getLogger(__name__)
+from webtask_scheduler.telemetry.events import event
 
 FLUSH_SECONDS = 5.0
 # A process with slots stores its row this often though it has nothing to add: rows of others are taken for dead.
@@ -328,7 +327,7 @@ class Tally:
                 if is_away(error):
                     raise
                 # It would be refused again and again.
-                logger.exception("counts_refused")
+                event("counts_refused", level=logging.ERROR, exc_info=True)
             self._batch = None
 
     def keep(self) -> None:
@@ -416,7 +415,7 @@ class _Flusher:
                 # The next time tries again; requests log that the database is away.
                 self._wanted.set()
                 if not is_away(error):
-                    logger.exception("counts_not_stored")
+                    event("counts_not_stored", level=logging.ERROR, exc_info=True)
             finally:
                 connection.close()
 
@@ -425,7 +424,7 @@ class _Flusher:
             with wait_at_most(LAST_SECONDS):
                 self._tally.flush()
         except Exception as error:
-            logger.warning("counts_lost error=%r", " ".join(str(error).split()))
+            event("counts_lost", level=logging.WARNING, error=" ".join(str(error).split()))
         finally:
             connection.close()
 

@@ -275,14 +275,14 @@ def test_probe_that_fails_is_logged_when_other_parts_are_missing_and_when_none_i
     assert lines() == []
     see_beat(seconds_ago=7)
     ready(client)
-    assert lines() == [("WARNING", "not_ready beat='no beat was seen for 7 s'")]
+    assert lines() == [("WARNING", "not_ready parts='beat: no beat was seen for 7 s'")]
     see_beat(seconds_ago=9)
     for _ in range(3):
         ready(client)
     assert lines() == []
     CallStop.objects.create(host="")
     ready(client)
-    assert lines() == [("WARNING", "not_ready beat='no beat was seen for 9 s' calls='calls are stopped'")]
+    assert lines() == [("WARNING", "not_ready parts='beat: no beat was seen for 9 s; calls: calls are stopped'")]
     CallStop.objects.all().delete()
     see_beat()
     for _ in range(3):
