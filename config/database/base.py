@@ -7,6 +7,7 @@ Management commands leave it off, since a migration may take as long as it takes
 """
 
 import logging
+import re
 import select
 import threading
 import time
@@ -29,6 +30,8 @@ MARGIN_SECONDS = 1.0
 SILENT_SECONDS = 1.0
 
 _OK, _READ = extensions.POLL_OK, extensions.POLL_READ
+# How a parameter stands in the options of a connection.
+_PARAMETER = re.compile(r"-c (\w+)=(\S+)")
 
 
 class _Limits(threading.local):
@@ -45,6 +48,8 @@ _trying = threading.Lock()
 # Whether this process logs that the database is away and back, and whether it is away.
 _reports = False
 _away = False
+# Whether it was logged that the database's role lacks parameters, which behind a pooler only the role can set.
+_lack_logged = False
 
 
 def bound_waits(*, statement_seconds: float, reports: bool = False) -> None:
@@ -97,7 +102,14 @@ def _patience(connection: Any) -> float:
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Bounds every wait, and asks the socket whether a kept connection is still good; see `is_usable`."""
+    """Bounds every wait, and asks the socket whether a kept connection is still good; see `is_usable`.
+
+    A connection's parameters are sent as it begins, where a pooler such as PgBouncer refuses them. If it gives each
+    client a session of its own (DATABASE_POOLER=session), they are set by a statement. If clients share sessions
+    (transaction), that would change the session of another: the role must have them, and a warning names what it lacks.
+    """
+
+    _parameters: dict[str, str]
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return parameters by which the server ends a statement before this process gives up on the server."""
@@ -106,7 +118,35 @@ class DatabaseWrapper(base.DatabaseWrapper):
             limit = f"-c statement_timeout={round(_statement_seconds * 1000)}"
             # If an option repeats, the last one counts.
             params["options"] = f"{params.get('options', '')} {limit}".strip()
+        self._parameters = {}
+        if self.settings_dict.get("POOLER", "none") != "none":
+            self._parameters = dict(_PARAMETER.findall(params.pop("options", "")))
         return params
+
+    def init_connection_state(self) -> None:
+        """Set, or behind a shared session look for, the parameters that a pooler does not pass on."""
+        super().init_connection_state()
+        if not self._parameters:
+            return
+        shared = self.settings_dict["POOLER"] == "transaction"
+        wanted = ", ".join(["(%s, %s)"] * len(self._parameters))
+        found = "current_setting(name)" if shared else "set_config(name, value, false)"
+        with self.cursor() as cursor:
+            cursor.execute(
+                f"SELECT name, {found} FROM (VALUES {wanted}) AS wanted (name, value)",  # noqa: S608
+                [word for parameter in self._parameters.items() for word in parameter],
+            )
+            values = dict(cursor.fetchall())
+        if shared:
+            self._report_lack(values)
+
+    def _report_lack(self, values: dict[str, str]) -> None:
+        """Log once which time-outs the role does not have. Another length of them is the operator's choice."""
+        global _lack_logged  # noqa: PLW0603 - once a process
+        lacking = [f"{name} = '{self._parameters[name]}'" for name, value in values.items() if value == "0"]
+        if lacking and not _lack_logged:
+            _lack_logged = True
+            logger.warning("pooler_role_lacks %s", "; ".join(f"ALTER ROLE ... SET {each}" for each in lacking))
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Connect, and log that the database is away or back."""

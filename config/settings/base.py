@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import environ
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from webtask_scheduler import __version__
 
@@ -154,6 +156,9 @@ DATABASES["default"].setdefault("OPTIONS", {}).update(
     # The queue's pages are in memory, so an index probe costs no disk seek, which the default of 4 assumes.
     options="-c idle_in_transaction_session_timeout=5s -c statement_timeout=30s -c random_page_cost=1.1",
 )
+# What stands between us and PostgreSQL, and whether it gives each client a session of its own; see config.database.
+DATABASES["default"]["POOLER"] = one_of("DATABASE_POOLER", "none", "session", "transaction")
+DATABASES["default"]["DISABLE_SERVER_SIDE_CURSORS"] = DATABASES["default"]["POOLER"] == "transaction"
 
 # Celery
 REDIS_URL = required(
@@ -161,6 +166,24 @@ REDIS_URL = required(
     "start ./scripts/run, which brings a Redis for manage.py too, or name a Redis, as in redis://:password@host:6379/0",
 )
 CELERY_BROKER_URL = REDIS_URL
+# With REDIS_URL=sentinel://:PASSWORD@HOST:26379/0;sentinel://:PASSWORD@HOST:26379/0 the sentinels say which server
+# takes messages, by this name. They have a password of their own, or none.
+REDIS_SENTINEL_MASTER = env.str("REDIS_SENTINEL_MASTER", default="")
+CELERY_BROKER_TRANSPORT_OPTIONS: dict[str, Any] = {}
+if REDIS_URL.startswith("sentinel://"):
+    if not REDIS_SENTINEL_MASTER:
+        print("REDIS_SENTINEL_MASTER is not set, and REDIS_URL leads to sentinels.", file=sys.stderr, flush=True)
+        sys.exit(os.EX_CONFIG)
+    CELERY_BROKER_TRANSPORT_OPTIONS = {
+        "master_name": REDIS_SENTINEL_MASTER,
+        "sentinel_kwargs": {
+            "password": env.str("REDIS_SENTINEL_PASSWORD", default="") or None,
+            # A sentinel that is away costs this once; then the next one is asked.
+            "socket_timeout": 1.0,
+            "socket_connect_timeout": 1.0,
+            "retry": Retry(NoBackoff(), 0),
+        },
+    }
 # Results are not used: the outcome of a call is a row in PostgreSQL.
 CELERY_TASK_IGNORE_RESULT = True
 CELERY_RESULT_BACKEND = None

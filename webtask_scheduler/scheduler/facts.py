@@ -9,10 +9,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import redis
 from django.conf import settings
 from django.db import connection
+from redis.sentinel import Sentinel
 
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
 
@@ -25,6 +27,7 @@ STUCK_SECONDS = 10.0
 FRESH_SECONDS = 1.0
 BROKER_AWAY_SECONDS = 5.0
 BROKER_TIMEOUT_SECONDS = 1.5
+SENTINEL_PORT = 26379
 # Counts stop at this number.
 COUNT_MOST = 10_000
 WORKERS_MOST = 200
@@ -388,9 +391,21 @@ def forget() -> None:
 
 @functools.cache
 def _broker_client() -> redis.Redis:
-    return redis.Redis.from_url(
-        settings.REDIS_URL, socket_timeout=BROKER_TIMEOUT_SECONDS, socket_connect_timeout=BROKER_TIMEOUT_SECONDS
+    timeouts = {"socket_timeout": BROKER_TIMEOUT_SECONDS, "socket_connect_timeout": BROKER_TIMEOUT_SECONDS}
+    if not settings.REDIS_URL.startswith("sentinel://"):
+        return redis.Redis.from_url(settings.REDIS_URL, **timeouts)
+    # As kombu reads it: the password and the database are those of the server, and the same in each part.
+    parts = [urlsplit(part) for part in settings.REDIS_URL.split(";")]
+    sentinels = Sentinel(  # type: ignore[no-untyped-call]
+        [(part.hostname, part.port or SENTINEL_PORT) for part in parts],
+        sentinel_kwargs=settings.CELERY_BROKER_TRANSPORT_OPTIONS["sentinel_kwargs"],
+        username=unquote(parts[0].username or "") or None,
+        password=unquote(parts[0].password or "") or None,
+        db=parts[0].path.strip("/") or 0,
+        **timeouts,
     )
+    master: redis.Redis = sentinels.master_for(settings.REDIS_SENTINEL_MASTER)  # type: ignore[no-untyped-call]
+    return master
 
 
 def warnings() -> list[str]:

@@ -35,6 +35,8 @@ SWEEP_PAUSE_SECONDS = 0.05
 PRUNE_SECONDS = 50.0
 # One run of bulk operations, and the pause after each step: running timers come first.
 BULK_SECONDS = 30.0
+# Upkeep that takes longer is no longer alone. A process that was stopped (SIGSTOP) must not hold the lock for ever.
+HOLD_LOCK_MOST = "15min"
 BULK_PAUSE_SECONDS = 0.02
 # A stock scheduler's clock may run ahead of the database's by this much.
 STOCK_AHEAD_SECONDS = 2.0
@@ -156,15 +158,21 @@ def obey(periodic_task_ids: list[int]) -> None:
 
 @contextmanager
 def _alone(name: str) -> Iterator[bool]:
-    """Yield whether no other process does this upkeep now; a lost connection releases the lock."""
-    with connection.cursor() as cursor:
-        cursor.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [f"webtask_scheduler {name}"])
-        alone = bool(cursor.fetchone()[0])
-        try:
-            yield alone
-        finally:
-            if alone:
-                cursor.execute("SELECT pg_advisory_unlock(hashtext(%s))", [f"webtask_scheduler {name}"])
+    """Yield whether no other process does this upkeep now; a lost connection releases the lock.
+
+    The lock is held by a transaction of a connection of its own. A lock of a session would be lost, or never released,
+    behind a pooler that lets clients share sessions. The open transaction has no snapshot, so it keeps no old rows.
+    """
+    holder = connection.copy()
+    try:
+        holder.set_autocommit(False)
+        with holder.cursor() as cursor:
+            cursor.execute("SET LOCAL idle_in_transaction_session_timeout = %s", [HOLD_LOCK_MOST])
+            cursor.execute("SELECT pg_try_advisory_xact_lock(hashtext(%s))", [f"webtask_scheduler {name}"])
+            alone = bool(cursor.fetchone()[0])
+        yield alone
+    finally:
+        holder.close()
 
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.reconcile")
