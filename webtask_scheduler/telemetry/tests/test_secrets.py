@@ -113,7 +113,7 @@ def fail_in_every_way(service, receiver, sql):
         == 400
     )
     # Rows that our code and the database refuse.
-    held = [send(service, timer_to(host, f"/held/{number}", seconds=60))[1]["task_id"] for number in range(2)]
+    held = [send(service, timer_to(host, path, seconds=60))[1]["task_id"] for path in ("/held", "/status/500")]
     sql(
         "UPDATE scheduler_timer SET options = %s WHERE id = %s",
         json.dumps({"headers": SECRETS["header"], "body": SECRETS["body"]}),
@@ -227,9 +227,11 @@ def _check_json(logs):
         assert {one["dd.service"] for one in ours} == {"timers"}
     web = [json.loads(line) for line in logs["web"].splitlines() if line.startswith("{")]
     worker = [json.loads(line) for line in logs["worker"].splitlines() if line.startswith("{")]
-    made = {one["timer"] for one in web if one.get("event") == "timer_created" and one["request_id"] == "the-request"}
+    made = {
+        one["timer"] for one in web if one.get("event") == "timer_created" and one.get("request_id") == "the-request"
+    }
     ended = {
-        one["timer"] for one in worker if one.get("event") == "attempt_ended" and one["request_id"] == "the-request"
+        one["timer"] for one in worker if one.get("event") == "attempt_ended" and one.get("request_id") == "the-request"
     }
     assert len(made) >= 10
     # Callbacks are timers of their own and carry the same id.
@@ -257,7 +259,8 @@ import sys, django
 django.setup()
 import config.wsgi, webtask_scheduler.scheduler.tasks, webtask_scheduler.scheduler.beat
 # The Redis client imports OpenTelemetry's metrics by itself.
-print(sorted(sys.modules.keys() & {"sentry_sdk", "opentelemetry.sdk.trace", "opentelemetry.exporter", "google.protobuf"}))
+ours = {"sentry_sdk", "opentelemetry.sdk.trace", "opentelemetry.exporter", "google.protobuf"}
+print(sorted(sys.modules.keys() & ours))
 """
 
 
