@@ -41,10 +41,12 @@ def test_metrics_hold_what_every_process_did_and_outlive_them(receiver, own_port
         wait_until(lambda: scrape(own_port)["webtask_worker_slots",] == 32)
         for number in range(COUNT):
             assert service.post({"seconds": 1, "web_url": receiver.url(f"/{number}")})[0] == 201
+        # Before the next time that it stores by itself.
+        service.stop("web")
+        assert rollups.ever().created == COUNT
         receiver.wait_for(COUNT)
         wait_until(lambda: Delivery.objects.filter(state=State.SUCCEEDED).count() == COUNT)
-        # Before the next time that they store by themselves.
-        for name in ("beat", "worker", "web"):
+        for name in ("beat", "worker"):
             service.stop(name)
         service.start("web")
         for port in (own_port, service.port):
