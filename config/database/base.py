@@ -146,7 +146,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
         lacking = [f"{name} = '{self._parameters[name]}'" for name, value in values.items() if value == "0"]
         if lacking and not _lack_logged:
             _lack_logged = True
-            logger.warning("pooler_role_lacks %s", "; ".join(f"ALTER ROLE ... SET {each}" for each in lacking))
+            statements = "; ".join(f"ALTER ROLE ... SET {each}" for each in lacking)
+            event("pooler_role_lacks", level=logging.WARNING, statements=statements)
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Connect, and log that the database is away or back."""

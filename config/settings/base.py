@@ -63,12 +63,23 @@ env = environ.Env()
 DEBUG = False
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
+CSRF_FAILURE_VIEW = "webtask_scheduler.pages.csrf_failure"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 AUTH_USER_MODEL = "users.User"
 TIME_ZONE = "UTC"
 USE_TZ = True
-LANGUAGE_CODE = "en-us"
 USE_I18N = True
+LANGUAGES = [
+    ("en", "English"),
+    ("ar", "العربية"),
+    ("fr", "Français"),
+    ("de", "Deutsch"),
+    ("es", "Español"),
+    ("pt-br", "Português (Brasil)"),
+]
+# The language of commands, and of answers to requests that ask for none of these.
+LANGUAGE_CODE = one_of("DJANGO_LANGUAGE_CODE", *(code for code, _ in LANGUAGES))
+LOCALE_PATHS = [BASE_DIR / "webtask_scheduler" / "locale"]
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -91,6 +102,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.locale.LocaleMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -102,6 +114,8 @@ TEMPLATES = [
     {
         "BACKEND": "django.template.backends.django.DjangoTemplates",
         "APP_DIRS": True,
+        # The error pages.
+        "DIRS": [BASE_DIR / "webtask_scheduler" / "templates"],
         "OPTIONS": {
             "context_processors": [
                 "django.template.context_processors.request",
@@ -222,6 +236,8 @@ SPECTACULAR_SETTINGS = {
     "VERSION": __version__,
     "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    # The document is in English whatever language a request asks for.
+    "DEFAULT_GENERATOR_CLASS": "webtask_scheduler.scheduler.api.document.EnglishGenerator",
     "PREPROCESSING_HOOKS": ["webtask_scheduler.scheduler.api.document.versioned_only"],
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",

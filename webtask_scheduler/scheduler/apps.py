@@ -1,9 +1,10 @@
 from django.apps import AppConfig
+from django.utils.translation import gettext_lazy as _
 
 
 class SchedulerConfig(AppConfig):
     name = "webtask_scheduler.scheduler"
-    verbose_name = "Timers"
+    verbose_name = _("Timers")
 
     def ready(self) -> None:
         # Late: they need the settings and the models.

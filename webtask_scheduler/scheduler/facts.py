@@ -6,7 +6,6 @@ disagree. Reading them is one statement on indexes; `gather` keeps the answer fo
 
 import functools
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -14,9 +13,14 @@ from urllib.parse import unquote, urlsplit
 import redis
 from django.conf import settings
 from django.db import connection
+from django.utils.formats import number_format
+from django.utils.text import capfirst
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 from redis.sentinel import Sentinel
 
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
+from webtask_scheduler.wording import Sentence, sentence, translated
 
 # A beat or a worker that was not seen for this long counts as gone. They write once a second.
 SEEN_SECONDS = 5.0
@@ -171,9 +175,11 @@ class Worker:
     @property
     def trouble(self) -> str:
         """Return which thread does not move in a live process; empty if all move."""
-        for part, seconds in (("starter", self.starter_seconds), ("ledger", self.ledger_seconds)):
+        starter = _("worker %(name)s: its starter has not moved for %(seconds)s s")
+        ledger = _("worker %(name)s: its ledger has not moved for %(seconds)s s")
+        for text, seconds in ((starter, self.starter_seconds), (ledger, self.ledger_seconds)):
             if self.is_live and seconds > STUCK_SECONDS:
-                return f"worker {self.name}: its {part} has not moved for {seconds + self.seen_seconds:.0f} s"
+                return text % {"name": self.name, "seconds": f"{seconds + self.seen_seconds:.0f}"}
         return ""
 
 
@@ -219,8 +225,10 @@ class Facts:
     def beat_trouble(self) -> str:
         """Return what is wrong with beats, in lower case; empty if one is at work."""
         if self.beat_seconds is None:
-            return "no beat was ever seen"
-        return "" if self.beat_seconds <= SEEN_SECONDS else f"no beat was seen for {self.beat_seconds:.0f} s"
+            return _("no beat was ever seen")
+        if self.beat_seconds <= SEEN_SECONDS:
+            return ""
+        return _("no beat was seen for %(seconds)s s") % {"seconds": f"{self.beat_seconds:.0f}"}
 
     @property
     def worker_trouble(self) -> str:
@@ -232,8 +240,16 @@ class Facts:
         """Return how much waits for a worker, in words; empty if it is too little to report."""
         if self.unstarted_seconds <= BEHIND_SECONDS:
             return ""
-        waits = "waits" if self.unstarted == 1 else "wait"
-        return f"{counted(self.unstarted)} {waits} for a worker, the oldest for {self.unstarted_seconds:.0f} s."
+        values = {"count": shown_number(self.unstarted), "seconds": f"{self.unstarted_seconds:.0f}"}
+        if self.unstarted >= COUNT_MOST:
+            text = _("%(count)s deliveries or more wait for a worker, the oldest for %(seconds)s s.")
+        else:
+            text = ngettext(
+                "%(count)s delivery waits for a worker, the oldest for %(seconds)s s.",
+                "%(count)s deliveries wait for a worker, the oldest for %(seconds)s s.",
+                self.unstarted,
+            )
+        return text % values
 
     @property
     def upkeep_trouble(self) -> str:
@@ -248,26 +264,40 @@ class Facts:
             self._stopped(host)
             or (self._awaited_beat() if not claimed else "")
             or self._awaited_worker()
-            or _sentence(broker_trouble(), "; it is called when it does.")
+            or self._awaited_broker()
         )
 
     def _stopped(self, host: str) -> str:
         if self.all_stopped:
-            return "All calls are stopped by an operator; it is called when they are resumed."
+            return _("All calls are stopped by an operator; it is called when they are resumed.")
         if host in self.stops:
-            return f"Calls to {host} are stopped by an operator; it is called when they are resumed."
+            text = _("Calls to %(host)s are stopped by an operator; it is called when they are resumed.")
+            return text % {"host": host}
         return ""
 
+    def _awaited_broker(self) -> str:
+        trouble = broker_trouble()
+        return _("%(trouble)s; it is called when it does.") % {"trouble": capfirst(trouble)} if trouble else ""
+
     def _awaited_beat(self) -> str:
-        return _awaited("beat", self.beat_seconds) if self.beat_trouble else ""
+        if not self.beat_trouble:
+            return ""
+        if self.beat_seconds is None:
+            return _("No beat has been at work yet; it is called when one is.")
+        text = _("No beat has been at work for %(seconds)s s; it is called when one is back.")
+        return text % {"seconds": f"{self.beat_seconds:.0f}"}
 
     def _awaited_worker(self) -> str:
         seen = [worker.seen_seconds for worker in self._of(CALLS)]
         live = [worker for worker in self._of(CALLS) if worker.is_live]
+        if not seen:
+            return _("No worker has been at work yet; it is called when one is.")
         if not live:
-            return _awaited("worker", min(seen, default=None))
+            text = _("No worker has been at work for %(seconds)s s; it is called when one is back.")
+            return text % {"seconds": f"{min(seen):.0f}"}
         if all(worker.trouble for worker in live):
-            return f"No worker starts calls ({live[0].trouble}); it is called when one does."
+            text = _("No worker starts calls (%(trouble)s); it is called when one does.")
+            return text % {"trouble": live[0].trouble}
         return ""
 
     def _of(self, kind: str) -> list[Worker]:
@@ -275,19 +305,12 @@ class Facts:
 
     def _absent(self, kind: str) -> str:
         seen = [worker.seen_seconds for worker in self._of(kind)]
-        what = "worker" if kind == CALLS else f"{kind} worker"
         if not seen:
-            return f"no {what} was ever seen"
-        return "" if min(seen) <= SEEN_SECONDS else f"no {what} was seen for {min(seen):.0f} s"
-
-
-def _awaited(what: str, seconds: float | None) -> str:
-    since = "yet" if seconds is None else f"for {seconds:.0f} s"
-    return f"No {what} has been at work {since}; it is called when one is{'' if seconds is None else ' back'}."
-
-
-def _sentence(trouble: str, rest: str) -> str:
-    return f"{trouble[0].upper()}{trouble[1:]}{rest}" if trouble else ""
+            return _("no worker was ever seen") if kind == CALLS else _("no upkeep worker was ever seen")
+        if min(seen) <= SEEN_SECONDS:
+            return ""
+        calls, upkeep = _("no worker was seen for %(seconds)s s"), _("no upkeep worker was seen for %(seconds)s s")
+        return (calls if kind == CALLS else upkeep) % {"seconds": f"{min(seen):.0f}"}
 
 
 def note_worker(
@@ -322,7 +345,7 @@ def forget_worker(*, name: str, kind: str) -> None:
 
 
 _gathered: tuple[float, Facts] | None = None
-_broker: tuple[float, str] | None = None
+_broker: tuple[float, Sentence] | None = None
 
 
 def gather(*, at_once: bool = False) -> Facts:
@@ -369,17 +392,17 @@ def broker_trouble(*, at_once: bool = False) -> str:
     if _broker is not None and not at_once:
         known_at, trouble = _broker
         if now - known_at < (BROKER_AWAY_SECONDS if trouble else FRESH_SECONDS):
-            return trouble
-    trouble = ""
+            return translated(trouble)
+    trouble = sentence("")
     try:
         # A full broker, or a replica, answers a ping and refuses a message.
         _broker_client().set("webtask_scheduler:check", "", px=1000)
     except (redis.ConnectionError, redis.TimeoutError):
-        trouble = "the broker does not answer"
+        trouble = sentence(gettext_noop("the broker does not answer"))
     except redis.RedisError as error:
-        trouble = f"the broker does not take messages ({error})"
+        trouble = sentence(gettext_noop("the broker does not take messages (%(error)s)"), error=error)
     _broker = time.monotonic(), trouble
-    return trouble
+    return translated(trouble)
 
 
 def forget() -> None:
@@ -415,15 +438,15 @@ def warnings() -> list[str]:
     """
     found = gather()
     said: list[str] = []
-    if found.all_stopped:
-        said.append(f"All calls are stopped; {_waiting(found)} for them to be resumed.")
-    elif found.stops:
-        said.append(f"Calls to {_listed(found.stops)} are stopped; {_waiting(found)} for them to be resumed.")
+    if found.stops:
+        said.append(_stops_said(found))
     troubles = [found.beat_trouble, found.worker_trouble, broker_trouble()]
     if any(troubles):
-        said.append(f"Timers are not called as they should be: {'; '.join(filter(None, troubles))}.")
+        text = _("Timers are not called as they should be: %(troubles)s.")
+        said.append(text % {"troubles": "; ".join(filter(None, troubles))})
     if found.upkeep_trouble:
-        said.append(f"Bulk operations, pruning and edits by other programs wait: {found.upkeep_trouble}.")
+        text = _("Bulk operations, pruning and edits by other programs wait: %(trouble)s.")
+        said.append(text % {"trouble": found.upkeep_trouble})
     return said
 
 
@@ -435,18 +458,35 @@ def waiting_for_stops(found: Facts) -> int:
     return min(COUNT_MOST, found.held + (found.overdue if found.all_stopped else 0))
 
 
-def _waiting(found: Facts) -> str:
+def waiting_said(found: Facts) -> str:
+    """Return in words how many deliveries wait because calls are stopped."""
     waiting = waiting_for_stops(found)
-    return f"{counted(waiting)} {'waits' if waiting == 1 else 'wait'}"
+    if waiting >= COUNT_MOST:
+        text = _("%(count)s deliveries or more wait for calls to be resumed")
+    else:
+        text = ngettext(
+            "%(count)s delivery waits for calls to be resumed",
+            "%(count)s deliveries wait for calls to be resumed",
+            waiting,
+        )
+    return text % {"count": shown_number(waiting)}
 
 
-def counted(number: int, what: str = "delivery", several: str = "deliveries") -> str:
-    """Return a bounded count in words."""
-    if number >= COUNT_MOST:
-        return f"{COUNT_MOST:,} {several} or more"
-    return f"{number:,} {what if number == 1 else several}"
+def shown_number(number: int) -> str:
+    """Return a number as the reader's language groups it."""
+    return number_format(number, use_l10n=True, force_grouping=True)
 
 
-def _listed(names: Sequence[str], *, most: int = 3) -> str:
-    shown = ", ".join(names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} other hosts"
+def _stops_said(found: Facts, *, most: int = 3) -> str:
+    waiting, more = waiting_said(found), len(found.stops) - most
+    if found.all_stopped:
+        return _("All calls are stopped; %(waiting)s.") % {"waiting": waiting}
+    values = {"hosts": ", ".join(found.stops[:most]), "waiting": waiting, "more": more}
+    if more <= 0:
+        return _("Calls to %(hosts)s are stopped; %(waiting)s.") % values
+    text = ngettext(
+        "Calls to %(hosts)s and %(more)s other host are stopped; %(waiting)s.",
+        "Calls to %(hosts)s and %(more)s other hosts are stopped; %(waiting)s.",
+        more,
+    )
+    return text % values

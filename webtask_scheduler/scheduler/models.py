@@ -17,6 +17,8 @@ from django.db import models
 from django.db.models import F, Q
 from django.db.models.functions import Cast, Coalesce
 from django.db.models.lookups import Exact
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
@@ -54,15 +56,18 @@ def host_of(web_url: str) -> str:
 class State(models.TextChoices):
     """The states of a delivery. Every change of state is a guarded update by a statement in `queue`."""
 
-    SCHEDULED = "scheduled"  # waits for next_attempt_at; a retry waits here too, `attempts` tells them apart
-    CLAIMED = "claimed"  # a beat took it and rang for a worker; no call was made
-    RUNNING = "running"  # a worker is calling
-    PAUSED = "paused"  # a person disabled it
-    HELD = "held"  # a person stopped all calls, or those to its host
-    SUCCEEDED = "succeeded"
-    FAILED = "failed"  # the dead letters
-    CANCELLED = "cancelled"
-    MISSED = "missed"  # later than its allowed lateness
+    SCHEDULED = (
+        "scheduled",
+        _("Scheduled"),
+    )  # waits for next_attempt_at; a retry waits here too, `attempts` tells them apart
+    CLAIMED = "claimed", _("Claimed")  # a beat took it and rang for a worker; no call was made
+    RUNNING = "running", _("Running")  # a worker is calling
+    PAUSED = "paused", _("Paused")  # a person disabled it
+    HELD = "held", _("Held")  # a person stopped all calls, or those to its host
+    SUCCEEDED = "succeeded", _("Succeeded")
+    FAILED = "failed", _("Failed")  # the dead letters
+    CANCELLED = "cancelled", _("Cancelled")
+    MISSED = "missed", _("Missed")  # later than its allowed lateness
 
 
 LEASED = (State.CLAIMED, State.RUNNING)
@@ -112,17 +117,23 @@ def _flow() -> Any:
 class Timer(models.Model):
     """A URL and when to call it. Its state is that of its latest promised delivery, so the two cannot disagree."""
 
-    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    id = models.UUIDField(_("id"), primary_key=True, default=new_id, editable=False)
     # Null after the PeriodicTask is deleted, which cancels the timer and keeps its record.
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.SET_NULL, null=True, related_name="timer")
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.SET_NULL, null=True, related_name="timers")
-    web_url = models.CharField(max_length=URL_MAX_LENGTH)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL,
+        on_delete=models.SET_NULL,
+        null=True,
+        related_name="timers",
+        verbose_name=_("owner"),
+    )
+    web_url = models.CharField(_("web URL"), max_length=URL_MAX_LENGTH)
     # Canonical host of web_url, so that one host has one name here: see rules.hosts.
-    host = models.CharField(max_length=HOST_MAX_LENGTH)
+    host = models.CharField(_("host"), max_length=HOST_MAX_LENGTH)
     # Which flow its deliveries belong to: those of one owner to one host. The queue is fair among flows.
     flow = models.GeneratedField(expression=_flow(), output_field=models.BigIntegerField(), db_persist=True)
     created_at = models.DateTimeField()
-    name = models.CharField(max_length=NAME_MAX_LENGTH, blank=True, default="")
+    name = models.CharField(_("name"), max_length=NAME_MAX_LENGTH, blank=True, default="")
     # Options beyond a URL and a time, under the API's names and only if they differ from the default: how it is called,
     # its retry policy, labels, metadata, callbacks; and `depth`, how many calls led to its creation. Null for a plain
     # timer, as most are.
@@ -136,12 +147,14 @@ class Timer(models.Model):
     ends_at = models.DateTimeField(null=True)
     max_occurrences = models.PositiveIntegerField(null=True)
     # A first attempt later than this is not made, and the delivery is missed. Null means no limit.
-    max_lateness_seconds = models.FloatField(null=True)
+    max_lateness_seconds = models.FloatField(_("max lateness seconds"), null=True)
     # The delivery whose outcome this callback reports; null for a timer that is no callback. It has no constraint,
     # because that delivery may be pruned first.
     outcome_of = models.UUIDField(null=True)
 
     class Meta:
+        verbose_name = _("timer")
+        verbose_name_plural = _("timers")
         constraints = [
             models.CheckConstraint(
                 condition=Q(cron="") | Q(every_seconds__isnull=True), name="timer_one_kind_of_schedule"
@@ -180,7 +193,7 @@ class Timer(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"timer {self.pk}"
+        return gettext("timer %(id)s") % {"id": self.pk}
 
     @property
     def recurrence(self) -> Recurrence:
@@ -232,15 +245,15 @@ class Delivery(models.Model):
     """The whole effort for one promised due time, over all attempts."""
 
     # Sent as `webhook-id` with every attempt, so that a receiver can drop a duplicate.
-    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
+    id = models.UUIDField(_("id"), primary_key=True, default=new_id, editable=False)
     # No index of its own: delivery_timer_number_unique begins with it.
     timer = models.ForeignKey(Timer, on_delete=models.CASCADE, related_name="deliveries", db_index=False)
     # Counts a timer's deliveries in the order in which they were made.
-    number = models.PositiveIntegerField()
+    number = models.PositiveIntegerField(_("number"))
     # Counts the promised moments of a schedule from 1, also if one was moved; max_occurrences bounds it.
     occurrence = models.PositiveIntegerField(default=1)
     # Made by "run now", or replayed, in addition to the promised one.
-    extra = models.BooleanField(default=False)
+    extra = models.BooleanField(_("extra"), default=False)
     # A copy of the timer's, so that the claim is fair without reading timers.
     flow = models.BigIntegerField(default=0, db_default=0)
     lane = models.GeneratedField(
@@ -253,23 +266,24 @@ class Delivery(models.Model):
     # When the claim may take it; equals due_at at first.
     next_attempt_at = models.DateTimeField()
     state = models.CharField(max_length=9, choices=State.choices, default=State.SCHEDULED)
-    attempts = models.PositiveSmallIntegerField(default=0)
+    attempts = models.PositiveSmallIntegerField(_("attempts"), default=0)
     # When a replay began fresh attempts, and how many had been made before.
     replayed_at = models.DateTimeField(null=True)
     attempts_before = models.PositiveSmallIntegerField(default=0)
     # When the latest attempt was started; null before the first.
     started_at = models.DateTimeField(null=True)
-    lease_token = models.UUIDField(null=True)
-    lease_expires_at = models.DateTimeField(null=True)
-    cancel_requested_at = models.DateTimeField(null=True)
+    lease_token = models.UUIDField(_("lease token"), null=True)
+    lease_expires_at = models.DateTimeField(_("lease expires at"), null=True)
+    cancel_requested_at = models.DateTimeField(_("cancel requested at"), null=True)
     finished_at = models.DateTimeField(null=True)
     # Why this service itself could not go on with the delivery and failed it; null otherwise.
-    fault = models.CharField(max_length=FAULT_MAX_LENGTH, null=True)
+    fault = models.CharField(_("fault"), max_length=FAULT_MAX_LENGTH, null=True)
 
     objects = DeliveryQuerySet.as_manager()
 
     class Meta:
-        verbose_name_plural = "deliveries"
+        verbose_name = _("delivery")
+        verbose_name_plural = _("deliveries")
         constraints = [
             models.UniqueConstraint(fields=["timer", "number"], name="delivery_timer_number_unique"),
             # Deliveries of one timer do not overlap, except that a cancelled call in flight may still be ending.
@@ -329,7 +343,7 @@ class Delivery(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"delivery {self.pk}"
+        return gettext("delivery %(id)s") % {"id": self.pk}
 
     @property
     def is_final(self) -> bool:
@@ -345,36 +359,38 @@ class Delivery(models.Model):
 class ErrorKind(models.TextChoices):
     """Why an attempt did not succeed; empty for one that did."""
 
-    STATUS = "status"  # an answer that is not a success
-    TIMEOUT = "timeout"  # connecting, waiting or reading took longer than allowed
-    DNS = "dns"  # the name did not resolve
-    CONNECT = "connect"  # refused, unreachable
-    TLS = "tls"  # the certificate or the handshake
-    CONNECTION = "connection"  # broken off after connecting
-    PROTOCOL = "protocol"  # an answer that is not HTTP
-    REDIRECT = "redirect"  # a redirect that may not be followed, or one too many
-    URL = "url"  # a URL that cannot be called
-    INTERRUPTED = "interrupted"  # this service was shut down in the middle
-    LOST = "lost"  # the process that called vanished; the outcome is unknown
+    STATUS = "status", _("Status")  # an answer that is not a success
+    TIMEOUT = "timeout", _("Timeout")  # connecting, waiting or reading took longer than allowed
+    DNS = "dns", _("Dns")  # the name did not resolve
+    CONNECT = "connect", _("Connect")  # refused, unreachable
+    TLS = "tls", _("Tls")  # the certificate or the handshake
+    CONNECTION = "connection", _("Connection")  # broken off after connecting
+    PROTOCOL = "protocol", _("Protocol")  # an answer that is not HTTP
+    REDIRECT = "redirect", _("Redirect")  # a redirect that may not be followed, or one too many
+    URL = "url", _("Url")  # a URL that cannot be called
+    INTERRUPTED = "interrupted", _("Interrupted")  # this service was shut down in the middle
+    LOST = "lost", _("Lost")  # the process that called vanished; the outcome is unknown
 
 
 class Attempt(models.Model):
     """One HTTP call. Written once, when it ends."""
 
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="history", db_index=False)
-    number = models.PositiveSmallIntegerField()
+    number = models.PositiveSmallIntegerField(_("number"))
     meant_for = models.DateTimeField()
     started_at = models.DateTimeField()
     # Null if the process vanished.
-    duration_ms = models.PositiveIntegerField(null=True)
-    status_code = models.PositiveSmallIntegerField(null=True)
-    error = models.CharField(max_length=11, blank=True, choices=ErrorKind.choices)
+    duration_ms = models.PositiveIntegerField(_("duration (ms)"), null=True)
+    status_code = models.PositiveSmallIntegerField(_("status code"), null=True)
+    error = models.CharField(_("error"), max_length=11, blank=True, choices=ErrorKind.choices)
     # A sentence for a person; empty for a success.
-    message = models.CharField(max_length=MESSAGE_MAX_LENGTH, blank=True)
+    message = models.CharField(_("message"), max_length=MESSAGE_MAX_LENGTH, blank=True)
     # The beginning of the answer's body.
-    excerpt = models.CharField(max_length=EXCERPT_MAX_LENGTH, blank=True)
+    excerpt = models.CharField(_("excerpt"), max_length=EXCERPT_MAX_LENGTH, blank=True)
 
     class Meta:
+        verbose_name = _("attempt")
+        verbose_name_plural = _("attempts")
         constraints = [
             models.UniqueConstraint(fields=["delivery", "number"], name="attempt_delivery_number_unique"),
             models.CheckConstraint(condition=Q(number__gte=1), name="attempt_numbered_from_one"),
@@ -383,7 +399,7 @@ class Attempt(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"attempt {self.number}"
+        return gettext("attempt %(number)s") % {"number": self.number}
 
     @property
     def lateness_ms(self) -> float:
@@ -395,19 +411,26 @@ class SigningSecret(models.Model):
     """A Standard Webhooks secret of an owner: every call of the owner's timers is signed with each of them."""
 
     owner = models.ForeignKey(
-        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, related_name="signing_secrets", db_index=False
+        settings.AUTH_USER_MODEL,
+        on_delete=models.CASCADE,
+        null=True,
+        related_name="signing_secrets",
+        db_index=False,
+        verbose_name=_("owner"),
     )
-    secret = models.CharField(max_length=100)
+    secret = models.CharField(_("secret"), max_length=100)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
+        verbose_name = _("signing secret")
+        verbose_name_plural = _("signing secrets")
         indexes = [
             # Serves attempts.start_attempts, for timers with an owner and without one.
             models.Index(Coalesce("owner", 0), name="signing_secret_owner_idx"),
         ]
 
     def __str__(self) -> str:
-        return f"signing secret {self.pk}"
+        return gettext("signing secret %(id)s") % {"id": self.pk}
 
 
 class IdempotencyKey(models.Model):
@@ -441,13 +464,15 @@ class BulkOperation(models.Model):
     """An action on all timers that fit a filter, done page by page, with its progress."""
 
     class Action(models.TextChoices):
-        CANCEL = "cancel"
-        PAUSE = "pause"
-        RESUME = "resume"
-        REPLAY = "replay"
+        CANCEL = "cancel", _("Cancel")
+        PAUSE = "pause", _("Pause")
+        RESUME = "resume", _("Resume")
+        REPLAY = "replay", _("Replay")
 
-    id = models.UUIDField(primary_key=True, default=new_id, editable=False)
-    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
+    id = models.UUIDField(_("id"), primary_key=True, default=new_id, editable=False)
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False, verbose_name=_("owner")
+    )
     action = models.CharField(max_length=6, choices=Action.choices)
     # In the form that the API's list takes.
     filter = models.JSONField()
@@ -455,14 +480,16 @@ class BulkOperation(models.Model):
     # Where the next page begins; empty at the beginning.
     cursor = models.TextField(blank=True, default="")
     # Timers that fit so far, and those among them that were changed.
-    matched = models.PositiveIntegerField(default=0)
-    changed = models.PositiveIntegerField(default=0)
+    matched = models.PositiveIntegerField(_("matched"), default=0)
+    changed = models.PositiveIntegerField(_("changed"), default=0)
     created_at = models.DateTimeField(auto_now_add=True)
     finished_at = models.DateTimeField(null=True)
     # Why it stopped early; empty otherwise.
     error = models.CharField(max_length=300, blank=True, default="")
 
     class Meta:
+        verbose_name = _("bulk operation")
+        verbose_name_plural = _("bulk operations")
         indexes = [
             # Serves retention.prune_bulk.
             models.Index(F("finished_at"), name="bulk_finished_idx", condition=Q(finished_at__isnull=False)),
@@ -471,7 +498,7 @@ class BulkOperation(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"bulk {self.action} {self.pk}"
+        return gettext("bulk operation %(id)s") % {"id": self.pk}
 
 
 class CallStop(models.Model):
@@ -481,19 +508,23 @@ class CallStop(models.Model):
     """
 
     host = models.CharField(
+        _("host"),
         unique=True,
         max_length=HOST_MAX_LENGTH,
         blank=True,
-        help_text="As in the URL, with its port if it has one.",
+        help_text=_("As in the URL, with its port if it has one."),
     )
-    reason = models.CharField(max_length=200, blank=True)
-    created_at = models.DateTimeField(auto_now_add=True)
+    reason = models.CharField(_("reason"), max_length=200, blank=True)
+    created_at = models.DateTimeField(_("created at"), auto_now_add=True)
 
     class Meta:
-        verbose_name = "call stop"
+        verbose_name = _("call stop")
+        verbose_name_plural = _("call stops")
 
     def __str__(self) -> str:
-        return f"calls to {self.host or 'all hosts'} are stopped"
+        if not self.host:
+            return gettext("calls to all hosts are stopped")
+        return gettext("calls to %(host)s are stopped") % {"host": self.host}
 
 
 class Leader(models.Model):

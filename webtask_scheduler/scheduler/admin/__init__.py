@@ -3,10 +3,11 @@ through a row's own `save()`, which `receivers` applies to the timer.
 """
 
 from django.contrib import admin
+from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler.admin import pages as pages
 from webtask_scheduler.scheduler.admin import stock as stock
 
-admin.site.site_header = "Webtask scheduler"
-admin.site.site_title = "Webtask scheduler"
-admin.site.index_title = "Timers, tasks and users"
+admin.site.site_header = _("Webtask scheduler")
+admin.site.site_title = _("Webtask scheduler")
+admin.site.index_title = _("Timers, tasks and users")

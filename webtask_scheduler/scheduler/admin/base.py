@@ -7,6 +7,9 @@ from django.contrib import admin, messages
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.utils.safestring import SafeString
+from django.utils.text import format_lazy
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.admin.lists import (
@@ -16,7 +19,7 @@ from webtask_scheduler.scheduler.admin.lists import (
     Found,
     RowFilter,
 )
-from webtask_scheduler.scheduler.admin.showing import shown_id
+from webtask_scheduler.scheduler.admin.showing import lazy_number, shown_id
 
 # The confirmation page names every row and sends every id back, and Django takes a thousand fields.
 DELETED_AT_ONCE = 500
@@ -52,9 +55,12 @@ class FilteredAdmin(BoundedAdmin):
     """A list whose filters and search are a `RowFilter`."""
 
     search_fields = ("pk",)
-    search_help_text = (
-        "The beginning of an id, a host, or a part of a URL or of a timer's name; text is looked for among the newest"
-        f" {WINDOW:,} timers."
+    search_help_text = format_lazy(
+        _(
+            "The beginning of an id, a host, or a part of a URL or of a timer's name; text is looked for among the"
+            " newest {count} timers."
+        ),
+        count=lazy_number(WINDOW),
     )
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[FilteredChangeList]:  # noqa: ARG002 - theirs
@@ -93,7 +99,7 @@ class ViewOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
 
-    @admin.display(description="id")
+    @admin.display(description=_("id"))
     def id_shown(self, row: Any) -> SafeString:
         return shown_id(row.pk)
 
@@ -107,7 +113,9 @@ def _few(stock: Callable[..., Any]) -> Callable[..., Any]:
 
     def delete_selected(modeladmin: Any, request: HttpRequest, queryset: QuerySet[Any]) -> Any:
         if queryset.order_by()[: DELETED_AT_ONCE + 1].count() > DELETED_AT_ONCE:
-            modeladmin.message_user(request, f"Delete at most {DELETED_AT_ONCE} at once.", messages.ERROR)
+            modeladmin.message_user(
+                request, gettext("Delete at most %(most)s at once.") % {"most": DELETED_AT_ONCE}, messages.ERROR
+            )
             return None
         return stock(modeladmin, request, queryset)
 

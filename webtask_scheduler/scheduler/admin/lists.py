@@ -6,7 +6,7 @@ and text only among the newest. A list that does not show everything says so.
 
 import re
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -19,6 +19,8 @@ from django.db.models import Exists, OuterRef, Prefetch, QuerySet
 from django.db.models.expressions import RawSQL
 from django.http import HttpRequest
 from django.utils import timezone
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer, host_of
 from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
@@ -239,34 +241,34 @@ class SidebarFilter(admin.ListFilter):
 class ChoiceFilter(SidebarFilter):
     """A list of links; a value that is not among them is ignored."""
 
-    options: dict[str, str]
+    options: Mapping[str, str | Promise]
 
     def choices(self, changelist: Any) -> Iterator[Any]:
-        for value, display in {"": "All", **self.options}.items():
+        for value, display in {"": _("All"), **self.options}.items():
             change = {"remove": [self.parameter_name]} if not value else {"new_params": {self.parameter_name: value}}
             selected = value == self.value or (not value and self.value not in self.options)
             yield {"selected": selected, "query_string": changelist.get_query_string(**change), "display": display}
 
 
 class StatusFilter(ChoiceFilter):
-    title = "status"
+    title = _("status")
     parameter_name = "status"
-    options = {str(state.value): str(state.label) for state in State}
+    options = {str(state.value): state.label for state in State}
 
     def narrow(self, row_filter: RowFilter) -> RowFilter:
         return row_filter.among([State(self.value)]) if self.value in self.options else row_filter
 
 
 class DueFilter(ChoiceFilter):
-    title = "due time"
+    title = _("due time")
     parameter_name = "due"
     options = {
-        "overdue": "Overdue",
-        "hour": "In the next hour",
-        "day": "In the next day",
-        "later": "Later",
-        "past-hour": "In the past hour",
-        "past-day": "In the past day",
+        "overdue": _("Overdue"),
+        "hour": _("In the next hour"),
+        "day": _("In the next day"),
+        "later": _("Later"),
+        "past-hour": _("In the past hour"),
+        "past-day": _("In the past day"),
     }
 
     def narrow(self, row_filter: RowFilter) -> RowFilter:
@@ -290,7 +292,7 @@ class DueFilter(ChoiceFilter):
 class HostFilter(SidebarFilter):
     """A field to type a host into: a list of all hosts could be as long as the list of timers."""
 
-    title = "host"
+    title = _("host")
     parameter_name = "host"
     template = "scheduler/text_filter.html"
 
@@ -308,18 +310,18 @@ class HostFilter(SidebarFilter):
 
 
 class EnabledFilter(ChoiceFilter):
-    title = "enabled"
+    title = _("enabled")
     parameter_name = "enabled"
-    options = {"1": "Yes", "0": "No"}
+    options = {"1": _("Yes"), "0": _("No")}
 
     def narrow(self, row_filter: RowFilter) -> RowFilter:
         return replace(row_filter, enabled=self.value == "1") if self.value in self.options else row_filter
 
 
 class KindFilter(ChoiceFilter):
-    title = "kind"
+    title = _("kind")
     parameter_name = "kind"
-    options = {"timers": "Timers", "other": "Other tasks"}
+    options = {"timers": _("Timers"), "other": _("Other tasks")}
 
     def narrow(self, row_filter: RowFilter) -> RowFilter:
         return replace(row_filter, kind=self.value) if self.value in self.options else row_filter

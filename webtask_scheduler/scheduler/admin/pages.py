@@ -10,6 +10,9 @@ from django.http import HttpRequest, HttpResponse
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import format_lazy
+from django.utils.translation import gettext
+from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, ReadOnlyAdmin, ViewOnlyAdmin
@@ -30,6 +33,7 @@ from webtask_scheduler.scheduler.admin.showing import (
     TimerColumns,
     attempts_table,
     deliveries_table,
+    lazy_number,
     link,
     shown_bounds,
     shown_json,
@@ -50,8 +54,9 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.rules.options import shown as shown_options
+from webtask_scheduler.wording import translated
 
-# Our own pages
+NEWEST = format_lazy(_("newest {count}"), count=lazy_number(INLINE_ROWS))
 
 
 @admin.register(Timer)
@@ -72,10 +77,10 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     list_select_related = ("owner",)
     fieldsets = (
         (None, {"fields": ("id", "name", "web_url", "host", "status", "owner", "created", "task")}),
-        ("Schedule", {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
-        ("Options", {"fields": ("options_shown",)}),
-        ("Deliveries", {"fields": ("deliveries",)}),
-        ("Attempts", {"fields": ("attempts_made",)}),
+        (_("Schedule"), {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
+        (_("Options"), {"fields": ("options_shown",)}),
+        (_("Deliveries"), {"fields": ("deliveries",)}),
+        (_("Attempts"), {"fields": ("attempts_made",)}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Timer]:
@@ -88,39 +93,42 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     def _timer(self, row: Timer) -> Timer:
         return row
 
-    @admin.display(description="id")
+    @admin.display(description=_("id"))
     def id_shown(self, row: Timer) -> SafeString:
         return shown_name(super().id_shown(row), row)
 
-    @admin.display(description="bounds")
+    @admin.display(description=_("bounds"))
     def bounds(self, timer: Timer) -> str:
         return shown_bounds(timer) or NOTHING
 
-    @admin.display(description="as given")
+    @admin.display(description=_("as given"))
     def options_shown(self, timer: Timer) -> SafeString | str:
         given = shown_options(timer.options)
-        return shown_json(given) if given else "a plain POST, with the default retries"
+        return shown_json(given) if given else gettext("a plain POST, with the default retries")
 
-    @admin.display(description="created")
+    @admin.display(description=_("created"))
     def created(self, timer: Timer) -> SafeString | str:
         return shown_time(timer.created_at)
 
-    @admin.display(description="periodic task")
+    @admin.display(description=_("periodic task"))
     def task(self, timer: Timer) -> SafeString | str:
         task = timer.periodic_task
         if task is not None:
-            return link(task, f"{task.name} ({'enabled' if task.enabled else 'disabled'})")
+            text = gettext("%(task)s (enabled)") if task.enabled else gettext("%(task)s (disabled)")
+            return link(task, text % {"task": task.name})
         if timer.outcome_of is None:
-            return "deleted"
+            return gettext("deleted")
         reported = Delivery.objects.filter(pk=timer.outcome_of).first()
-        which = link(reported, str(reported.pk)) if reported else f"{timer.outcome_of}, which was pruned"
-        return format_html("none: this is the callback of delivery {}", which)
+        if reported is None:
+            text = gettext("none: this is the callback of delivery %(id)s, which was pruned")
+            return text % {"id": timer.outcome_of}
+        return format_html(gettext("none: this is the callback of delivery {}"), link(reported, str(reported.pk)))
 
-    @admin.display(description=f"newest {INLINE_ROWS}")
+    @admin.display(description=NEWEST)
     def deliveries(self, timer: Timer) -> SafeString | str:
         return deliveries_table(timer)
 
-    @admin.display(description=f"newest {INLINE_ROWS}")
+    @admin.display(description=NEWEST)
     def attempts_made(self, timer: Timer) -> SafeString | str:
         return attempts_table(Attempt.objects.filter(delivery__timer=timer))
 
@@ -147,8 +155,8 @@ class DeliveryAdmin(ReadOnlyAdmin):
                 )
             },
         ),
-        ("Lease", {"fields": ("lease_token", "lease_expires_at", "cancel_requested_at"), "classes": ("collapse",)}),
-        ("Attempts", {"fields": ("attempts", "attempts_made")}),
+        (_("Lease"), {"fields": ("lease_token", "lease_expires_at", "cancel_requested_at"), "classes": ("collapse",)}),
+        (_("Attempts"), {"fields": ("attempts", "attempts_made")}),
     )
 
     def narrow(self, rows: QuerySet[Delivery], row_filter: RowFilter) -> tuple[QuerySet[Delivery], bool]:
@@ -158,31 +166,33 @@ class DeliveryAdmin(ReadOnlyAdmin):
             found = Found.of(Delivery.objects.filter(timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
         return self._among(rows, found)
 
-    @admin.display(description="timer")
+    @admin.display(description=_("timer"))
     def timer_url(self, delivery: Delivery) -> SafeString:
-        return link(delivery.timer, shown_url(delivery.timer.web_url), title=f"Timer {delivery.timer_id}")
+        return link(
+            delivery.timer, shown_url(delivery.timer.web_url), title=gettext("Timer %(id)s") % {"id": delivery.timer_id}
+        )
 
-    @admin.display(description="due")
+    @admin.display(description=_("due"))
     def due(self, delivery: Delivery) -> SafeString | str:
         return shown_time(delivery.due_at)
 
-    @admin.display(description="status")
+    @admin.display(description=_("status"))
     def status(self, delivery: Delivery) -> SafeString | str:
         return shown_status(delivery)
 
-    @admin.display(description="next attempt")
+    @admin.display(description=_("next attempt"))
     def next_attempt(self, delivery: Delivery) -> SafeString | str:
         return shown_time(delivery.next_attempt_at)
 
-    @admin.display(description="started")
+    @admin.display(description=_("started"))
     def started(self, delivery: Delivery) -> SafeString | str:
         return shown_time(delivery.started_at)
 
-    @admin.display(description="ended")
+    @admin.display(description=_("ended"))
     def finished(self, delivery: Delivery) -> SafeString | str:
         return shown_time(delivery.finished_at)
 
-    @admin.display(description=f"newest {INLINE_ROWS}")
+    @admin.display(description=NEWEST)
     def attempts_made(self, delivery: Delivery) -> SafeString | str:
         return attempts_table(Attempt.objects.filter(delivery=delivery))
 
@@ -190,9 +200,9 @@ class DeliveryAdmin(ReadOnlyAdmin):
 class OutcomeFilter(ChoiceFilter):
     """Filters the newest attempts by outcome: most succeed, and no index finds the others."""
 
-    title = f"outcome, newest {WINDOW:,}"
+    title = format_lazy(_("outcome, newest {count}"), count=lazy_number(WINDOW))
     parameter_name = "outcome"
-    options = {"ok": "Succeeded", "error": "Any error", **{str(kind.value): str(kind.label) for kind in ErrorKind}}
+    options = {"ok": _("Succeeded"), "error": _("Any error"), **{str(kind.value): kind.label for kind in ErrorKind}}
 
     def queryset(self, request: HttpRequest, queryset: QuerySet[Attempt]) -> QuerySet[Attempt]:  # noqa: ARG002
         if self.value not in self.options:
@@ -236,24 +246,24 @@ class AttemptAdmin(ReadOnlyAdmin):
             found = Found.of(Attempt.objects.filter(delivery__timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
         return self._among(rows, found)
 
-    @admin.display(description="timer")
+    @admin.display(description=_("timer"))
     def timer_url(self, attempt: Attempt) -> SafeString:
         timer = attempt.delivery.timer
-        return link(timer, shown_url(timer.web_url), title=f"Timer {timer.pk}")
+        return link(timer, shown_url(timer.web_url), title=gettext("Timer %(id)s") % {"id": timer.pk})
 
-    @admin.display(description="delivery")
+    @admin.display(description=_("delivery"))
     def delivery_link(self, attempt: Attempt) -> SafeString:
         return link(attempt.delivery, str(attempt.delivery_id))
 
-    @admin.display(description="meant for")
+    @admin.display(description=_("meant for"))
     def meant(self, attempt: Attempt) -> SafeString | str:
         return shown_time(attempt.meant_for)
 
-    @admin.display(description="started")
+    @admin.display(description=_("started"))
     def started(self, attempt: Attempt) -> SafeString | str:
         return shown_time(attempt.started_at)
 
-    @admin.display(description="lateness (ms)")
+    @admin.display(description=_("lateness (ms)"))
     def lateness(self, attempt: Attempt) -> str:
         return shown_lateness(attempt)
 
@@ -262,7 +272,7 @@ class CallStopForm(forms.ModelForm):  # type: ignore[type-arg]
     """The calls to stop: those to one host, or all, which has to be chosen explicitly."""
 
     everything = forms.BooleanField(
-        required=False, label="All hosts", help_text="Stop every call. You are asked to confirm it."
+        required=False, label=_("All hosts"), help_text=_("Stop every call. You are asked to confirm it.")
     )
 
     class Meta:
@@ -273,9 +283,9 @@ class CallStopForm(forms.ModelForm):  # type: ignore[type-arg]
         given = super().clean() or {}
         host, everything = given.get("host", "").strip(), given.get("everything", False)
         if everything and host:
-            self.add_error("everything", "Name one host, or tick this for all; not both.")
+            self.add_error("everything", gettext("Name one host, or tick this for all; not both."))
         elif not everything and not host and "host" not in self.errors:
-            self.add_error("host", "Name a host, or tick “All hosts”.")
+            self.add_error("host", gettext("Name a host, or tick “All hosts”."))
         elif host:
             try:
                 given["host"] = services.host_to_stop(host)
@@ -304,7 +314,7 @@ class CallStopAdmin(BoundedAdmin):
             form = CallStopForm(request.POST)
             if form.is_valid() and form.cleaned_data["everything"]:
                 context = self.admin_site.each_context(request) | {
-                    "title": "Stop all calls?",
+                    "title": gettext("Stop all calls?"),
                     "opts": self.opts,
                     "matches": services.stop_matches(""),
                     "reason": form.cleaned_data["reason"],
@@ -345,25 +355,26 @@ class BulkOperationAdmin(ViewOnlyAdmin, BoundedAdmin):
         "finished",
     )
 
-    @admin.display(description="action")
+    @admin.display(description=_("action"))
     def asked(self, operation: BulkOperation) -> str:
-        return f"{operation.get_action_display()}{' (dry run)' if operation.dry_run else ''}"
+        action = operation.get_action_display()
+        return gettext("%(action)s (dry run)") % {"action": action} if operation.dry_run else action
 
-    @admin.display(description="status")
+    @admin.display(description=_("status"))
     def status(self, operation: BulkOperation) -> str:
         if operation.error:
-            return f"Stopped: {operation.error}"
-        return "Under way" if operation.finished_at is None else "Ended"
+            return gettext("Stopped: %(error)s") % {"error": operation.error}
+        return gettext("Under way") if operation.finished_at is None else gettext("Ended")
 
-    @admin.display(description="filter")
+    @admin.display(description=_("filter"))
     def filter_shown(self, operation: BulkOperation) -> SafeString:
         return shown_json(operation.filter)
 
-    @admin.display(description="begun")
+    @admin.display(description=_("begun"))
     def created(self, operation: BulkOperation) -> SafeString | str:
         return shown_time(operation.created_at)
 
-    @admin.display(description="ended")
+    @admin.display(description=_("ended"))
     def finished(self, operation: BulkOperation) -> SafeString | str:
         return shown_time(operation.finished_at)
 
@@ -375,7 +386,7 @@ class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
         required=False,
         max_length=100,
         widget=forms.TextInput(attrs={"size": 60, "autocomplete": "off"}),
-        help_text="Leave it empty to have one made; it is shown once. Or whsec_ and 24 to 64 bytes in base64.",
+        help_text=_("Leave it empty to have one made; it is shown once. Or whsec_ and 24 to 64 bytes in base64."),
     )
 
     class Meta:
@@ -388,14 +399,14 @@ class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
             try:
                 signing.check_secret(secret)
             except ValueError as error:
-                raise ValidationError(str(error)) from error
+                raise ValidationError(translated(error)) from error
         return secret
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or self.cleaned_data
         if SigningSecret.objects.filter(owner=data.get("owner")).count() >= services.SECRETS_MOST:
-            text = f"There are {services.SECRETS_MOST} signing secrets already. Delete one that is out of use."
-            self.add_error("owner", text)
+            text = gettext("There are %(most)s signing secrets already. Delete one that is out of use.")
+            self.add_error("owner", text % {"most": services.SECRETS_MOST})
         return data
 
 
@@ -416,7 +427,7 @@ class SigningSecretAdmin(BoundedAdmin):
         return super().get_form(request, obj, change, **({"form": forms.ModelForm} if obj else {}) | kwargs)
 
     def formfield_for_foreignkey(self, db_field: Any, request: HttpRequest, **kwargs: Any) -> Any:
-        text = "Whose timers' calls are signed with it. Empty: those of timers without an owner."
+        text = gettext("Whose timers' calls are signed with it. Empty: those of timers without an owner.")
         return super().formfield_for_foreignkey(db_field, request, required=False, help_text=text, **kwargs)
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002
@@ -428,13 +439,14 @@ class SigningSecretAdmin(BoundedAdmin):
             raise RuntimeError("Somebody else has just added the last signing secret that fits.")
         obj.pk = made.pk
         if not form.cleaned_data["secret"]:
-            text = format_html("The new secret is <code>{}</code>. Copy it now: it is not shown again.", made.secret)
+            text = gettext("The new secret is {}. Copy it now: it is not shown again.")
+            text = format_html(text, format_html("<code>{}</code>", made.secret))
             self.message_user(request, text, messages.WARNING)
 
-    @admin.display(description="hint")
+    @admin.display(description=_("hint"))
     def hint(self, secret: SigningSecret) -> str:
         return f"…{secret.secret[-4:]}"
 
-    @admin.display(description="created")
+    @admin.display(description=_("created"))
     def created(self, secret: SigningSecret) -> SafeString | str:
         return shown_time(secret.created_at)

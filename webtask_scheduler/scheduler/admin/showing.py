@@ -10,10 +10,14 @@ from django.contrib.admin.templatetags.admin_urls import admin_urlname
 from django.db.models import QuerySet
 from django.urls import reverse
 from django.utils import formats, timezone
+from django.utils.functional import lazy
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
+from django.utils.translation import gettext, ngettext, pgettext
+from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
+from webtask_scheduler.scheduler.facts import shown_number
 from webtask_scheduler.scheduler.models import (
     Attempt,
     Delivery,
@@ -22,6 +26,8 @@ from webtask_scheduler.scheduler.models import (
 )
 
 NOTHING = "-"
+# A number in a text that is made before a language is known.
+lazy_number = lazy(shown_number, str)
 # Rows of a table inside a page.
 INLINE_ROWS = 50
 URL_SHOWN = 48
@@ -42,7 +48,9 @@ def shown_schedule(timer: Timer) -> str:
     """Return the schedule of a timer in words."""
     if timer.cron:
         return f"{timer.cron} ({timer.timezone})"
-    return "once" if timer.every_seconds is None else f"every {shown_period(timer.every_seconds)}"
+    if timer.every_seconds is None:
+        return gettext("once")
+    return gettext("every %(period)s") % {"period": shown_period(timer.every_seconds)}
 
 
 def shown_period(seconds: float) -> str:
@@ -50,25 +58,33 @@ def shown_period(seconds: float) -> str:
     minutes, second = divmod(round(seconds, 6), 60)
     hours, minute = divmod(int(minutes), 60)
     days, hour = divmod(hours, 24)
-    parts = [(days, "d"), (hour, "h"), (minute, "min"), (round(second, 6), "s")]
-    return " ".join(f"{number:.15g} {unit}" for number, unit in parts if number)
+    parts = [
+        (days, pgettext("days", "%(number)s d")),
+        (hour, pgettext("hours", "%(number)s h")),
+        (minute, pgettext("minutes", "%(number)s min")),
+        (round(second, 6), pgettext("seconds", "%(number)s s")),
+    ]
+    return " ".join(text % {"number": f"{number:.15g}"} for number, text in parts if number)
 
 
 def shown_bounds(timer: Timer) -> str:
     """Return a recurring timer's first and last time and number of occurrences; empty if it has no bounds."""
-    parts = [
-        f"from {timezone.localtime(timer.starts_at):%Y-%m-%d %H:%M:%S}" if timer.starts_at else "",
-        f"until {timezone.localtime(timer.ends_at):%Y-%m-%d %H:%M:%S}" if timer.ends_at else "",
-        f"{timer.max_occurrences:,} times at the most" if timer.max_occurrences else "",
-    ]
-    return ", ".join(filter(None, parts))
+    parts = []
+    if timer.starts_at:
+        parts.append(gettext("from %(time)s") % {"time": f"{timezone.localtime(timer.starts_at):%Y-%m-%d %H:%M:%S}"})
+    if timer.ends_at:
+        parts.append(gettext("until %(time)s") % {"time": f"{timezone.localtime(timer.ends_at):%Y-%m-%d %H:%M:%S}"})
+    if timer.max_occurrences:
+        times = ngettext("%(count)s time at the most", "%(count)s times at the most", timer.max_occurrences)
+        parts.append(times % {"count": shown_number(timer.max_occurrences)})
+    return pgettext("between the parts of a list", ", ").join(parts)
 
 
 def shown_status(delivery: Delivery | None) -> SafeString | str:
     if delivery is None:
         return NOTHING
     state = State(delivery.state)
-    label = "Cancelling" if state == State.RUNNING and delivery.cancel_requested_at else state.label
+    label = gettext("Cancelling") if state == State.RUNNING and delivery.cancel_requested_at else state.label
     dot = format_html('<span style="color: {}" aria-hidden="true">&#9679;</span>', COLOURS[state])
     return format_html('<span style="white-space: nowrap">{} {}</span>', dot, label)
 
@@ -133,11 +149,19 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> 
 def deliveries_table(timer: Timer) -> SafeString | str:
     deliveries = Delivery.objects.filter(timer=timer).order_by("-number")[:INLINE_ROWS]
     return table(
-        ["Delivery", "Kind", "Due", "Status", "Attempts", "Next attempt", "Ended"],
+        [
+            gettext("Delivery"),
+            gettext("Kind"),
+            gettext("Due"),
+            gettext("Status"),
+            gettext("Attempts"),
+            gettext("Next attempt"),
+            gettext("Ended"),
+        ],
         [
             [
                 link(delivery, shown_id(delivery.pk, width="12em")),
-                "replayed" if delivery.replayed_at else "run now" if delivery.extra else "promised",
+                _kind(delivery),
                 shown_time(delivery.due_at),
                 shown_status(delivery),
                 delivery.attempts,
@@ -146,18 +170,36 @@ def deliveries_table(timer: Timer) -> SafeString | str:
             ]
             for delivery in deliveries
         ],
-        empty="None.",
+        empty=gettext("None."),
     )
+
+
+def _kind(delivery: Delivery) -> str:
+    if delivery.replayed_at:
+        return gettext("replayed")
+    return gettext("run now") if delivery.extra else gettext("promised")
 
 
 def attempts_table(attempts: "QuerySet[Attempt]") -> SafeString | str:
     """Return a table of the newest of these attempts, with the receiver's answers."""
     return table(
-        ["Started", "No.", "Lateness (ms)", "Took (ms)", "Status code", "Error", "Message and answer"],
+        [
+            gettext("Started"),
+            gettext("No."),
+            gettext("Lateness (ms)"),
+            gettext("Took (ms)"),
+            gettext("Status code"),
+            gettext("Error"),
+            gettext("Message and answer"),
+        ],
         [
             [
                 shown_time(attempt.started_at),
-                link(attempt.delivery, str(attempt.number), title=f"Delivery {attempt.delivery_id}"),
+                link(
+                    attempt.delivery,
+                    str(attempt.number),
+                    title=gettext("Delivery %(id)s") % {"id": attempt.delivery_id},
+                ),
                 shown_lateness(attempt),
                 NOTHING if attempt.duration_ms is None else attempt.duration_ms,
                 attempt.status_code or NOTHING,
@@ -166,7 +208,7 @@ def attempts_table(attempts: "QuerySet[Attempt]") -> SafeString | str:
             ]
             for attempt in attempts.select_related("delivery").order_by("-pk")[:INLINE_ROWS]
         ],
-        empty="None yet.",
+        empty=gettext("None yet."),
     )
 
 
@@ -183,42 +225,38 @@ class TimerColumns:
     def _attempt(self, row: Any) -> Attempt | None:
         return next(iter(getattr(self._delivery(row), "latest", [])), None)
 
-    @admin.display(description="schedule")
+    @admin.display(description=_("schedule"))
     def schedule_shown(self, row: Any) -> SafeString:
         timer = self._timer(row)
         text = str(row.scheduler) if timer is None else shown_schedule(timer)
         return format_html('<span style="display: inline-block; min-width: 9em">{}</span>', text)
 
-    @admin.display(description="URL")
+    @admin.display(description=_("URL"))
     def url(self, row: Any) -> SafeString | str:
         timer = self._timer(row)
         return NOTHING if timer is None else link(timer, shown_url(timer.web_url), title=timer.web_url)
 
-    @admin.display(description="due")
+    @admin.display(description=_("due"))
     def due(self, row: Any) -> SafeString | str:
         delivery = self._delivery(row)
         return NOTHING if delivery is None else shown_time(delivery.due_at)
 
-    @admin.display(description="status")
+    @admin.display(description=_("status"))
     def status(self, row: Any) -> SafeString | str:
         return shown_status(self._delivery(row))
 
-    @admin.display(description="attempts")
+    @admin.display(description=_("attempts"))
     def attempts(self, row: Any) -> int | str:
         delivery = self._delivery(row)
         return NOTHING if delivery is None else delivery.attempts
 
-    @admin.display(description="status code")
+    @admin.display(description=_("status code"))
     def status_code(self, row: Any) -> int | str:
         attempt = self._attempt(row)
         if attempt is None:
             return NOTHING
         return attempt.status_code or attempt.get_error_display()
 
-    @admin.display(description="lateness (ms)")
+    @admin.display(description=_("lateness (ms)"))
     def lateness(self, row: Any) -> str:
         return shown_lateness(self._attempt(row))
-
-
-def timers_counted(count: int) -> str:
-    return "1 timer was" if count == 1 else f"{count:,} timers were"

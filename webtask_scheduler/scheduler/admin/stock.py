@@ -13,6 +13,9 @@ from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+from django.utils.text import format_lazy
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 from django_celery_beat.admin import ClockedScheduleAdmin as StockClockedScheduleAdmin
 from django_celery_beat.admin import CrontabScheduleAdmin as StockCrontabScheduleAdmin
 from django_celery_beat.admin import IntervalScheduleAdmin as StockIntervalScheduleAdmin
@@ -42,6 +45,7 @@ from webtask_scheduler.scheduler.admin.showing import (
     INLINE_ROWS,
     NOTHING,
     TimerColumns,
+    lazy_number,
     link,
     shown_bounds,
     shown_id,
@@ -50,8 +54,8 @@ from webtask_scheduler.scheduler.admin.showing import (
     shown_schedule,
     shown_status,
     shown_time,
-    timers_counted,
 )
+from webtask_scheduler.scheduler.facts import shown_number
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
     Delivery,
@@ -74,9 +78,8 @@ class TaskForm(StockPeriodicTaskForm):  # type: ignore[misc]
         data: dict[str, Any] = super().clean()
         if str(data.get("task")).strip() == TASK_NAME:
             field = "regtask" if data.get("regtask") else "task"
-            self.add_error(
-                field, "This task belongs to timers. Create a timer through the API, or choose another task here."
-            )
+            text = gettext("This task belongs to timers. Create a timer through the API, or choose another task here.")
+            self.add_error(field, text)
         return data
 
 
@@ -91,10 +94,10 @@ class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
         fields = ("enabled", *SCHEDULES, "description")
         widgets = {"description": forms.Textarea(attrs={"rows": 3, "cols": 80})}
         help_texts = {
-            "enabled": "Disabled, the timer is paused: it calls nothing until it is enabled again.",
-            "interval": "Every so often, from now on.",
-            "crontab": "By the calendar.",
-            "clocked": "At this moment.",
+            "enabled": _("Disabled, the timer is paused: it calls nothing until it is enabled again."),
+            "interval": _("Every so often, from now on."),
+            "crontab": _("By the calendar."),
+            "clocked": _("At this moment."),
         }
 
     def clean(self) -> dict[str, Any]:
@@ -141,7 +144,11 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     # Its column has an index.
     sortable_by = ("name_shown",)  # type: ignore[assignment]
     raw_id_fields = ("interval", "crontab", "solar", "clocked")
-    search_help_text = f"{FilteredAdmin.search_help_text} Of other tasks, a part of the name or task."
+    search_help_text = format_lazy(
+        "{timers} {others}",
+        timers=FilteredAdmin.search_help_text,
+        others=_("Of other tasks, a part of the name or task."),
+    )
     actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks")
     # The stock template lists every crontab there is.
     change_form_template = None
@@ -149,14 +156,16 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     timer_fieldsets = (
         (None, {"fields": ("name", "timer_name", "url_link", "status_line", "enabled", "description")}),
         (
-            "Schedule",
+            _("Schedule"),
             {
                 "fields": ("schedule_line", "due", *SCHEDULES, "last_run_at", "total_run_count", "date_changed"),
-                "description": "One of interval, crontab and clocked. Choose another one, or follow the link beside it"
-                " to change it.",
+                "description": _(
+                    "One of interval, crontab and clocked. Choose another one, or follow the link beside it to change"
+                    " it."
+                ),
             },
         ),
-        ("What Celery finds", {"fields": ("task", "args", "kwargs", "one_off"), "classes": ("collapse",)}),
+        (_("What Celery finds"), {"fields": ("task", "args", "kwargs", "one_off"), "classes": ("collapse",)}),
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
@@ -194,7 +203,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     def _timer(self, row: PeriodicTask) -> Timer | None:
         return timer_of(row)
 
-    @admin.display(description="name", ordering="name")
+    @admin.display(description=_("name"), ordering="name")
     def name_shown(self, task: PeriodicTask) -> SafeString:
         return shown_name(shown_id(task.name), timer_of(task))
 
@@ -227,35 +236,41 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         shown = [field for _, options in self.get_fieldsets(request, obj) for field in options["fields"]]
         return [field for field in shown if field not in self.timer_editable]
 
-    @admin.display(description="timer")
+    @admin.display(description=_("timer"))
     def url_link(self, task: PeriodicTask) -> SafeString | str:
         timer = timer_of(task)
         return NOTHING if timer is None else link(timer, timer.web_url)
 
-    @admin.display(description="timer's name")
+    @admin.display(description=_("timer's name"))
     def timer_name(self, task: PeriodicTask) -> str:
         timer = timer_of(task)
         return (timer.name if timer else "") or NOTHING
 
-    @admin.display(description="schedule")
+    @admin.display(description=_("schedule"))
     def schedule_line(self, task: PeriodicTask) -> str:
         timer = timer_of(task)
         if timer is None:
             return NOTHING
         bounds = shown_bounds(timer) if timer.recurring else ""
-        line = f"{shown_schedule(timer)}, {bounds}" if bounds else shown_schedule(timer)
+        line = shown_schedule(timer)
+        if bounds:
+            line = gettext("%(schedule)s, %(bounds)s") % {"schedule": line, "bounds": bounds}
         if timer.recurring and task.clocked is not None:
-            line += ". Celery has no words for it: the clocked moment is that of the next call."
+            text = gettext("%(schedule)s. Celery has no words for it: the clocked moment is that of the next call.")
+            line = text % {"schedule": line}
         return line
 
-    @admin.display(description="status")
+    @admin.display(description=_("status"))
     def status_line(self, task: PeriodicTask) -> SafeString:
         delivery, attempt = self._delivery(task), self._attempt(task)
         line = format_html("{}", shown_status(delivery))
         if delivery is not None and attempt is not None:
-            answer = f"answered {attempt.status_code}" if attempt.status_code else attempt.message
-            late = f"{shown_lateness(attempt)} ms late"
-            line = format_html("{} after attempt {}: {}, {}", line, attempt.number, answer, late)
+            answer = attempt.message
+            if attempt.status_code:
+                answer = gettext("answered %(status)s") % {"status": attempt.status_code}
+            text = gettext("{status} after attempt {number}: {answer}, {late} ms late")
+            values = {"number": attempt.number, "answer": answer, "late": shown_lateness(attempt)}
+            line = format_html(text, status=line, **values)
         return line
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
@@ -271,7 +286,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
 
     # The actions. They get the rows of the list, or the selected ones.
 
-    @admin.action(description="Enable selected tasks", permissions=["change"])
+    @admin.action(description=_("Enable selected tasks"), permissions=["change"])
     def enable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
         timers, others = self._split(request, queryset)
         if others.exists():
@@ -279,7 +294,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         if timers:
             self._switch(request, [task_id for task_id, _, _ in timers], enabled=True)
 
-    @admin.action(description="Disable selected tasks", permissions=["change"])
+    @admin.action(description=_("Disable selected tasks"), permissions=["change"])
     def disable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
         timers, others = self._split(request, queryset)
         if others.exists():
@@ -287,7 +302,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         if timers:
             self._switch(request, [task_id for task_id, _, _ in timers], enabled=False)
 
-    @admin.action(description="Toggle activity of selected tasks", permissions=["change"])
+    @admin.action(description=_("Toggle activity of selected tasks"), permissions=["change"])
     def toggle_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
         timers, others = self._split(request, queryset)
         if others.exists():
@@ -297,7 +312,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
             if ids:
                 self._switch(request, ids, enabled=enabled)
 
-    @admin.action(description="Run selected tasks", permissions=["change"])
+    @admin.action(description=_("Run selected tasks"), permissions=["change"])
     def run_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
         timers, others = self._split(request, queryset)
         if others.exists():
@@ -305,29 +320,45 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         if timers:
             ran = services.run_many_now([timer_id for _, timer_id, _ in timers])
             if ran.done:
-                text = f"{timers_counted(ran.done)} called now, besides what is promised."
-                self.message_user(request, text, messages.SUCCESS)
+                text = ngettext(
+                    "%(count)s timer was called now, besides what is promised.",
+                    "%(count)s timers were called now, besides what is promised.",
+                    ran.done,
+                )
+                self.message_user(request, text % {"count": shown_number(ran.done)}, messages.SUCCESS)
             self._warn_ended(request, ran.ended)
             if ran.full:
-                whose = "it" if len(ran.full) == 1 else "each"
-                text = f"not called: {services.EXTRA_OPEN_MOST} runs of {whose} have not ended yet."
-                self.message_user(request, f"{timers_counted(len(ran.full))} {text}", messages.WARNING)
+                text = ngettext(
+                    "%(count)s timer was not called: %(most)s runs of it have not ended yet.",
+                    "%(count)s timers were not called: %(most)s runs of each have not ended yet.",
+                    len(ran.full),
+                )
+                values = {"count": shown_number(len(ran.full)), "most": services.EXTRA_OPEN_MOST}
+                self.message_user(request, text % values, messages.WARNING)
 
     def _switch(self, request: HttpRequest, ids: Sequence[int], *, enabled: bool) -> None:
         switched = services.switch_many(ids, enabled=enabled)
         if switched.done:
-            word = "enabled" if enabled else "disabled"
-            self.message_user(request, f"{timers_counted(switched.done)} successfully {word}.", messages.SUCCESS)
+            done = switched.done
+            text = ngettext(
+                "%(count)s timer was successfully disabled.", "%(count)s timers were successfully disabled.", done
+            )
+            if enabled:
+                text = ngettext(
+                    "%(count)s timer was successfully enabled.", "%(count)s timers were successfully enabled.", done
+                )
+            self.message_user(request, text % {"count": shown_number(done)}, messages.SUCCESS)
         self._warn_ended(request, switched.ended)
 
     def _warn_ended(self, request: HttpRequest, ended: Sequence[Any]) -> None:
         if ended:
-            count, which = len(ended), f": {ended[0]}" if len(ended) == 1 else ""
-            has, stay = ("has", "stays as it is") if count == 1 else ("have", "stay as they are")
-            subject = f"{count:,} timer{'s' if count != 1 else ''}"
-            self.message_user(
-                request, f"{subject} {has} ended and {stay}{which}. Make new timers instead.", messages.WARNING
+            text = ngettext(
+                "%(count)s timer has ended and stays as it is: %(first)s. Make new timers instead.",
+                "%(count)s timers have ended and stay as they are. Make new timers instead.",
+                len(ended),
             )
+            values = {"count": shown_number(len(ended)), "first": ended[0]}
+            self.message_user(request, text % values, messages.WARNING)
 
     def _split(
         self, request: HttpRequest, queryset: QuerySet[PeriodicTask]
@@ -336,8 +367,8 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         bare = queryset.prefetch_related(None).select_related(None)
         rows = list(bare.filter(task=TASK_NAME).values_list("pk", "timer", "enabled")[: LISTED + 1])
         if len(rows) > LISTED:
-            text = f"More timers were selected than a list shows: this is about the first {LISTED:,}."
-            self.message_user(request, text, messages.WARNING)
+            text = gettext("More timers were selected than a list shows: this is about the first %(count)s.")
+            self.message_user(request, text % {"count": shown_number(LISTED)}, messages.WARNING)
         # By their keys, because an action may change columns that the list's filters use.
         others = [*bare.exclude(task=TASK_NAME).values_list("pk", flat=True)[:LISTED]]
         # A timer's row whose timer is gone counts as another task.
@@ -394,7 +425,9 @@ class FewRows(BaseInlineFormSet):  # type: ignore[type-arg]
 class PeriodicTaskInline(StockPeriodicTaskInline):  # type: ignore[misc]
     formset = FewRows
     ordering = ("-pk",)
-    verbose_name_plural = f"Tasks using this schedule, the newest {INLINE_ROWS}"
+    verbose_name_plural = format_lazy(
+        _("Tasks using this schedule, the newest {count}"), count=lazy_number(INLINE_ROWS)
+    )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
         rows: QuerySet[PeriodicTask] = super().get_queryset(request)
@@ -411,7 +444,7 @@ class ClockedScheduleAdmin(BoundedAdmin, StockClockedScheduleAdmin):  # type: ig
     inlines = [PeriodicTaskInline]
     list_display = ("moment",)
 
-    @admin.display(description="clocked time")
+    @admin.display(description=_("clocked time"))
     def moment(self, clocked: ClockedSchedule) -> SafeString | str:
         return shown_time(clocked.clocked_time)
 

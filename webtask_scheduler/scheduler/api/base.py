@@ -12,6 +12,8 @@ from typing import Any, TypeVar
 from django.conf import settings
 from django.db import transaction
 from django.db.models import Model, QuerySet
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from rest_framework import exceptions, parsers
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import JSONRenderer
@@ -48,12 +50,12 @@ class JSONParser(parsers.JSONParser):
             # The byte order mark is optional; some editors write one.
             data = strict_json.loads(stream.read().decode("utf-8-sig"), parse_int=_integer)
         except RecursionError as error:
-            raise exceptions.ParseError("JSON parse error - nested too deeply.") from error
+            raise exceptions.ParseError(_("JSON parse error - nested too deeply.")) from error
         except ValueError as error:
-            raise exceptions.ParseError(f"JSON parse error - {error}") from error
+            raise exceptions.ParseError(_("JSON parse error - %(error)s") % {"error": error}) from error
         if _is_deep(data):
             # Bounded, because it is serialised again, here or in the worker, from a deeper stack than the parser's.
-            raise exceptions.ParseError("JSON parse error - nested too deeply.")
+            raise exceptions.ParseError(_("JSON parse error - nested too deeply."))
         return data
 
 
@@ -70,7 +72,7 @@ def _integer(digits: str) -> float:
 
 def _is_deep(data: Any) -> bool:
     level = [data]
-    for _ in range(JSON_DEPTH_MOST):
+    for __ in range(JSON_DEPTH_MOST):
         inner: list[Any] = []
         for value in level:
             if isinstance(value, dict):
@@ -145,7 +147,7 @@ def refuse_called(request: Request) -> None:
     A run or a replay has no timer of its own that could carry its depth, so no depth is allowed.
     """
     if depth_of(request):
-        raise LoopDetected("A call of this service led to this request, and it would lead to another: a loop.")
+        raise LoopDetected(_("A call of this service led to this request, and it would lead to another: a loop."))
 
 
 _KEY_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
@@ -157,7 +159,7 @@ def do_once(request: Request, make: Callable[[], Response]) -> Response:
     if key is None:
         return make()
     if not _KEY_PATTERN.fullmatch(key):
-        message = f"1 to {KEY_MAX_LENGTH} visible ASCII characters are required."
+        message = _("1 to %(most)s visible ASCII characters are required.") % {"most": KEY_MAX_LENGTH}
         raise exceptions.ValidationError({"Idempotency-Key": [message]})
     # The short name and the versioned one are the same address.
     path = request.path.rstrip("/").removeprefix("/api/v1/scheduler")
@@ -177,7 +179,8 @@ def do_once(request: Request, make: Callable[[], Response]) -> Response:
                 idempotency.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
                 return response
         except idempotency.KeyInFlightError as error:
-            raise Conflict("A request with this Idempotency-Key is being worked on. Try again in a moment.") from error
+            message = _("A request with this Idempotency-Key is being worked on. Try again in a moment.")
+            raise Conflict(message) from error
         except idempotency.KeyReusedError as error:
             raise KeyReused from error
         except idempotency.KeyTakenError:
@@ -193,12 +196,12 @@ def _check_body(request: Request, *, limit: int) -> None:
     try:
         promised = int(length or 0)
     except ValueError as error:
-        raise exceptions.ParseError("The Content-Length is not a number.") from error
+        raise exceptions.ParseError(_("The Content-Length is not a number.")) from error
     if promised > limit:
-        raise TooLarge(f"The request's body is larger than {limit} bytes.")
+        raise TooLarge(_("The request's body is larger than %(limit)s bytes.") % {"limit": limit})
     # A client that died while sending may leave half a number or half a URL behind.
     if len(request.body) != promised:
-        raise exceptions.ParseError("The body is shorter or longer than its Content-Length.")
+        raise exceptions.ParseError(_("The body is shorter or longer than its Content-Length."))
     # Python has charsets that decompress, or that take minutes to decode a body within the limit.
     charset = (request.content_params or {}).get("charset", "utf-8").strip("\"' ").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
@@ -209,7 +212,7 @@ def timer_of_caller(request: Request, text: str) -> Timer:
     """Return the caller's timer with the id in a path. Raises NotFound."""
     timer = Timer.objects.filter(pk=timer_id_of(text), **caller_of(request).visible()).first()
     if timer is None:
-        raise exceptions.NotFound(NO_TIMER)
+        raise exceptions.NotFound(_(NO_TIMER))
     return timer
 
 
@@ -224,7 +227,7 @@ def answering_conflicts() -> Iterator[None]:
         raise exceptions.ValidationError(error.messages) from error
     except Timer.DoesNotExist as error:
         # Pruned since it was looked up.
-        raise exceptions.NotFound(NO_TIMER) from error
+        raise exceptions.NotFound(_(NO_TIMER)) from error
 
 
 def as_json(data: Any) -> Any:
@@ -240,13 +243,13 @@ def newest_first(rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]) -> tu
     cursor, limit = page.get("cursor", ""), page["limit"]
     if cursor:
         if not re.fullmatch(r"[0-9]{1,18}", cursor):
-            raise exceptions.ValidationError({"cursor": ["This cursor was not given by this list."]})
+            raise exceptions.ValidationError({"cursor": [_("This cursor was not given by this list.")]})
         rows = rows.filter(**{f"{by}__lt": int(cursor)})
     found = list(rows.order_by(f"-{by}")[: limit + 1])
     return found[:limit], str(getattr(found[limit - 1], by)) if len(found) > limit else None
 
 
-NO_TIMER = "There is no timer with this id. The id is the `task_id` that creating it answered."
+NO_TIMER = gettext_noop("There is no timer with this id. The id is the `task_id` that creating it answered.")
 
 
 def timer_id_of(text: str) -> uuid.UUID:
@@ -254,10 +257,10 @@ def timer_id_of(text: str) -> uuid.UUID:
     try:
         found = uuid.UUID(text)
     except ValueError as error:
-        raise exceptions.NotFound(NO_TIMER) from error
+        raise exceptions.NotFound(_(NO_TIMER)) from error
     if str(found) != text.lower():
         # Python also takes braces, a prefix, and no or misplaced hyphens; an address has one spelling.
-        raise exceptions.NotFound(NO_TIMER)
+        raise exceptions.NotFound(_(NO_TIMER))
     return found
 
 
@@ -265,5 +268,5 @@ def shown_timer(request: Request, timer_id: uuid.UUID) -> dict[str, Any]:
     """Return a timer of the caller as the API shows it. Raises NotFound."""
     body = show_timer(timer_id, **caller_of(request).visible("timer__"))
     if body is None:
-        raise exceptions.NotFound(NO_TIMER)
+        raise exceptions.NotFound(_(NO_TIMER))
     return body

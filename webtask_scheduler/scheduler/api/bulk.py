@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import (
     OpenApiExample,
@@ -158,5 +159,5 @@ class BulkView(TimerAPIView):
     def get(self, request: Request, id: str) -> Response:  # noqa: A002
         operation = BulkOperation.objects.filter(pk=timer_id_of(id), **caller_of(request).visible()).first()
         if operation is None:
-            raise exceptions.NotFound("There is no bulk operation with this id.")
+            raise exceptions.NotFound(_("There is no bulk operation with this id."))
         return Response(BulkStatusSerializer(operation).data)

@@ -11,6 +11,8 @@ from typing import Any
 from django.conf import settings
 from django.http import QueryDict
 from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, gettext_noop
 from drf_spectacular.utils import (
     extend_schema_field,
 )
@@ -24,12 +26,13 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import read_instant
+from webtask_scheduler.wording import translated
 
 LABELS_MOST = 20
 METADATA_MOST_BYTES = 16 * 1024
 STATUSES_MOST = 20
 CONTENT_TYPE_MAX_LENGTH = 200
-NO_MEDIA_TYPE = "A media type is required, like text/plain or application/json."
+NO_MEDIA_TYPE = gettext_noop("A media type is required, like text/plain or application/json.")
 _LABEL_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]+/[A-Za-z0-9!#$&^_.+-]+( *;[\x20-\x7e]*[\x21-\x7e])?")
 # NUL in JSON, not after a backslash, which would make it plain text.
@@ -41,24 +44,34 @@ def _in_form(field: serializers.Field[Any, Any, Any, Any]) -> bool:
     return isinstance(getattr(field.root, "initial_data", None), QueryDict)
 
 
-def _storable(value: Any, *, name: str) -> None:
-    """Check that JSON can be stored and sent as it is. Raises ValidationError."""
+def _storable(value: Any) -> None:
+    """Check that JSON, or a text, can be stored and sent as it is. Raises ValidationError."""
+    is_text = isinstance(value, str)
     try:
         text = json.dumps(value, allow_nan=False)
         json.dumps(value, ensure_ascii=False).encode()
     except ValueError as error:
-        raise serializers.ValidationError(f"{name} has a number or a character that JSON cannot hold.") from error
+        if is_text:
+            raise serializers.ValidationError(_("The text has a character that JSON cannot hold.")) from error
+        raise serializers.ValidationError(_("The value has a number or a character that JSON cannot hold.")) from error
     except TypeError as error:
         # For example a file in a form.
-        raise serializers.ValidationError(f"{name} is no JSON.") from error
+        raise serializers.ValidationError(_("The value is no JSON.")) from error
     if _NUL.search(text):
-        raise serializers.ValidationError(f"{name} must not hold the character NUL.")
+        raise serializers.ValidationError(
+            _("The text must not hold the character NUL.")
+            if is_text
+            else _("The value must not hold the character NUL.")
+        )
 
 
 class WholeNumberField(serializers.IntegerField):
     """A JSON integer. Booleans, fractions and quoted numbers are other types; a form has only text, so there digits."""
 
-    default_error_messages = {"invalid": "A whole number is required.", "min_value": "Must be {min_value} or more."}
+    default_error_messages = {
+        "invalid": gettext_lazy("A whole number is required."),
+        "min_value": gettext_lazy("Must be {min_value} or more."),
+    }
 
     def to_internal_value(self, data: Any) -> int:
         if isinstance(data, str) and _in_form(self):
@@ -73,7 +86,7 @@ class WholeNumberField(serializers.IntegerField):
 class NumberField(serializers.FloatField):
     """A JSON number within bounds."""
 
-    default_error_messages = {"invalid": "A number is required."}
+    default_error_messages = {"invalid": gettext_lazy("A number is required.")}
 
     def to_internal_value(self, data: Any) -> float:
         if isinstance(data, str) and _in_form(self):
@@ -94,7 +107,7 @@ class TrueOrFalseField(serializers.BooleanField):
         if _in_form(self):
             return bool(super().to_internal_value(data))
         if not isinstance(data, bool):
-            raise serializers.ValidationError("Must be true or false.")
+            raise serializers.ValidationError(_("Must be true or false."))
         return data
 
 
@@ -107,14 +120,14 @@ class TextField(serializers.CharField):
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str):
             self.fail("invalid")
-        _storable(data, name="The text")
+        _storable(data)
         return str(super().to_internal_value(data))
 
 
 class OneOfField(serializers.ChoiceField):
     """One of several words. What was given instead is not repeated: it may be long."""
 
-    default_error_messages = {"invalid_choice": "Must be one of: {words}."}
+    default_error_messages = {"invalid_choice": gettext_lazy("Must be one of: {words}.")}
 
     def to_internal_value(self, data: Any) -> str:
         if not isinstance(data, str) or data not in self.choices:
@@ -146,9 +159,9 @@ class WebUrlField(serializers.CharField):
         try:
             checks.check_url(data, max_length=URL_MAX_LENGTH)
         except ValueError as error:
-            raise serializers.ValidationError(str(error)) from error
+            raise serializers.ValidationError(translated(error)) from error
         if len(host_of(data)) > HOST_MAX_LENGTH:
-            raise serializers.ValidationError("The URL's host or port is not valid.")
+            raise serializers.ValidationError(translated(checks.BAD_HOST))
         return data
 
 
@@ -161,7 +174,7 @@ class DurationField(TextField):
         try:
             seconds = recurrence.parse_duration(text)
         except recurrence.ScheduleError as error:
-            raise serializers.ValidationError(str(error)) from error
+            raise serializers.ValidationError(translated(error)) from error
         if seconds > settings.WEBTASK_HORIZON_SECONDS:
             raise serializers.ValidationError(_too_far())
         return seconds
@@ -177,7 +190,7 @@ class InstantField(TextField):
             instant = read_instant(text)
             far = abs((instant - timezone.now()).total_seconds()) > settings.WEBTASK_HORIZON_SECONDS
         except ValueError as error:
-            raise serializers.ValidationError(str(error)) from error
+            raise serializers.ValidationError(translated(error)) from error
         if far:
             raise serializers.ValidationError(_too_far())
         return instant
@@ -185,7 +198,8 @@ class InstantField(TextField):
 
 def _too_far() -> str:
     horizon = settings.WEBTASK_HORIZON_SECONDS
-    return f"Too far from now: at most {horizon} seconds ({timedelta(seconds=horizon).days} days)."
+    most = {"seconds": horizon, "days": timedelta(seconds=horizon).days}
+    return _("Too far from now: at most %(seconds)s seconds (%(days)s days).") % most
 
 
 @extend_schema_field(
@@ -206,11 +220,11 @@ class HeadersField(serializers.Field[Any, Any, Any, Any]):
 
     def to_internal_value(self, data: Any) -> dict[str, str]:
         if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-            raise serializers.ValidationError("An object of header names and texts is required.")
+            raise serializers.ValidationError(_("An object of header names and texts is required."))
         try:
             return checks.check_headers(data)
         except ValueError as error:
-            raise serializers.ValidationError(str(error)) from error
+            raise serializers.ValidationError(translated(error)) from error
 
     def to_representation(self, value: Any) -> Any:
         return value
@@ -229,17 +243,19 @@ class LabelsField(serializers.Field[Any, Any, Any, Any]):
 
     def to_internal_value(self, data: Any) -> dict[str, str]:
         if not isinstance(data, dict) or not all(isinstance(value, str) for value in data.values()):
-            raise serializers.ValidationError("An object of keys and texts is required.")
+            raise serializers.ValidationError(_("An object of keys and texts is required."))
         if len(data) > LABELS_MOST:
-            raise serializers.ValidationError(f"At most {LABELS_MOST} labels are taken.")
+            raise serializers.ValidationError(_("At most %(most)s labels are taken.") % {"most": LABELS_MOST})
         for key, value in data.items():
             if not _LABEL_KEY.fullmatch(key):
                 raise serializers.ValidationError(
-                    f"{ascii(key)[:80]} is no label's key: up to 63 letters, digits and . _ / - after a first letter or"
-                    " digit."
+                    _("%(key)s is no label's key: up to 63 letters, digits and . _ / - after a first letter or digit.")
+                    % {"key": ascii(key)[:80]}
                 )
             if len(value) > 63 or not value.isprintable():  # noqa: PLR2004 - as the key
-                raise serializers.ValidationError(f"The value of {key} is longer than 63 characters or not printable.")
+                raise serializers.ValidationError(
+                    _("The value of %(key)s is longer than 63 characters or not printable.") % {"key": key}
+                )
         return data
 
     def to_representation(self, value: Any) -> Any:
@@ -251,7 +267,7 @@ class JSONValueField(serializers.Field[Any, Any, Any, Any]):
     """Any JSON but null, with which an edit takes a field away."""
 
     def to_internal_value(self, data: Any) -> Any:
-        _storable(data, name="The value")
+        _storable(data)
         return data
 
     def to_representation(self, value: Any) -> Any:
@@ -263,7 +279,9 @@ class MetadataField(JSONValueField):
 
     def to_internal_value(self, data: Any) -> Any:
         if len(json.dumps(super().to_internal_value(data))) > METADATA_MOST_BYTES:
-            raise serializers.ValidationError(f"The metadata is longer than {METADATA_MOST_BYTES} bytes of JSON.")
+            raise serializers.ValidationError(
+                _("The metadata is longer than %(most)s bytes of JSON.") % {"most": METADATA_MOST_BYTES}
+            )
         return data
 
 
@@ -286,10 +304,12 @@ class StatusesField(serializers.Field[Any, Any, Any, Any]):
     def to_internal_value(self, data: Any) -> list[int | str]:
         classes = [f"{number}xx" for number in range(1, 6)]
         if not isinstance(data, list) or not 1 <= len(data) <= STATUSES_MOST:
-            raise serializers.ValidationError(f"A list of 1 to {STATUSES_MOST} status codes is required.")
+            raise serializers.ValidationError(
+                _("A list of 1 to %(most)s status codes is required.") % {"most": STATUSES_MOST}
+            )
         for item in data:
             if item not in classes and not (type(item) is int and 100 <= item <= 599):  # noqa: PLR2004 - HTTP's
-                raise serializers.ValidationError('Each is a status code from 100 to 599, or a class like "2xx".')
+                raise serializers.ValidationError(_('Each is a status code from 100 to 599, or a class like "2xx".'))
         return data
 
     def to_representation(self, value: Any) -> Any:
@@ -305,7 +325,9 @@ class StrictSerializer(serializers.Serializer[Any]):
             known = ", ".join(self.fields)
             unknown = [name for name in data if name not in self.fields]
             # Names come from outside: shown in ASCII, and not all of a long list.
-            errors = {ascii(name)[1:101].rstrip("'"): [f"Unknown field. Known are: {known}."] for name in unknown[:10]}
+            for name in unknown[:10]:
+                said = _("Unknown field. Known are: %(known)s.") % {"known": known}
+                errors[ascii(name)[1:101].rstrip("'")] = [said]
             errors |= self.missing(data)
         values: dict[str, Any] = {}
         try:
@@ -328,4 +350,6 @@ def is_media_type(text: str) -> bool:
 
 def check_size(size: int) -> None:
     if size > settings.WEBTASK_BODY_LIMIT_BYTES:
-        raise serializers.ValidationError(f"The body is longer than {settings.WEBTASK_BODY_LIMIT_BYTES} bytes.")
+        raise serializers.ValidationError(
+            _("The body is longer than %(most)s bytes.") % {"most": settings.WEBTASK_BODY_LIMIT_BYTES}
+        )

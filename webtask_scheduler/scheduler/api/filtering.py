@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from django.http import QueryDict
+from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.api.fields import (
@@ -64,7 +65,7 @@ class FilterSerializer(StrictSerializer):
 
     def validate_label(self, value: str) -> str:
         if "=" not in value:
-            raise serializers.ValidationError("A label is asked for as key=value.")
+            raise serializers.ValidationError(_("A label is asked for as key=value."))
         return value
 
 

@@ -19,6 +19,7 @@ from webtask_scheduler.scheduler.api.fields import InstantField, WholeNumberFiel
 from webtask_scheduler.scheduler.api.schedules import ScheduleSerializer
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.wording import translated
 
 
 class PreviewSerializer(ScheduleSerializer):
@@ -46,7 +47,7 @@ def previewed(reader: PreviewSerializer) -> dict[str, Any]:
         if len(moments) == count:
             more = schedule["max_occurrences"] is None or count < schedule["max_occurrences"]
             break
-        note = recurrence.transition_note(moment, previous, found.timezone) if found.cron else ""
+        note = translated(recurrence.transition_note(moment, previous, found.timezone)) if found.cron else ""
         moments.append({"at": instant_text(moment), "local": moment.astimezone(zone).isoformat(), "note": note})
         previous = moment
     return {"moments": moments, "more": more}

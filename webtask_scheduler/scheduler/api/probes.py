@@ -8,6 +8,7 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
+from django.utils import translation
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 
@@ -35,6 +36,12 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
     Monitoring, and a start that waits for the service, use it. While all calls are stopped it answers 503, because no
     timer will be called. A load balancer must use `/healthz`, or a stop would take the API and the admin away as well.
     """
+    # Monitoring reads this: it is in English whatever language the request asks for.
+    with translation.override("en"):
+        return _readiness()
+
+
+def _readiness() -> HttpResponse:
     parts = ("database", "migrations", "beat", "worker", "calls")
     checks = dict.fromkeys(parts, "ok") | {"broker": facts.broker_trouble(at_once=True) or "ok"}
     body: dict[str, Any] = {}

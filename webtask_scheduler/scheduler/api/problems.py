@@ -1,14 +1,14 @@
 """Answers errors as RFC 9457 problem details: what was wrong, and with which field."""
 
-import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
 from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
 from django.db import InterfaceError, OperationalError
-from django.http import Http404, HttpRequest, HttpResponse, JsonResponse, UnreadablePostError
-from django.views import defaults
+from django.http import Http404, HttpResponse, JsonResponse, UnreadablePostError
+from django.utils.translation import gettext, gettext_noop
+from django.utils.translation import gettext_lazy as _
 from rest_framework import exceptions
 from rest_framework.views import exception_handler
 
@@ -17,31 +17,31 @@ MEDIA_TYPE = "application/problem+json"
 
 class TooLarge(exceptions.APIException):
     status_code = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    default_detail = "The request's body is too large."
+    default_detail = _("The request's body is too large.")
     default_code = "too_large"
 
 
 class LengthRequired(exceptions.APIException):
     status_code = HTTPStatus.LENGTH_REQUIRED
-    default_detail = "Send the body with a Content-Length; a chunked one is not read."
+    default_detail = _("Send the body with a Content-Length; a chunked one is not read.")
     default_code = "length_required"
 
 
 class NotUTF8(exceptions.APIException):
     status_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
-    default_detail = "Send the body in UTF-8; no other charset is read."
+    default_detail = _("Send the body in UTF-8; no other charset is read.")
     default_code = "not_utf8"
 
 
 class Conflict(exceptions.APIException):
     status_code = HTTPStatus.CONFLICT
-    default_detail = "This cannot be done to the timer as it is now."
+    default_detail = _("This cannot be done to the timer as it is now.")
     default_code = "conflict"
 
 
 class LoopDetected(exceptions.APIException):
     status_code = HTTPStatus.LOOP_DETECTED
-    default_detail = (
+    default_detail = _(
         "This request was led to by a call of a timer that was itself made so: a loop. If the request is a client's"
         " own, send it without the headers `webtask-timer-id` and `webtask-depth`."
     )
@@ -59,14 +59,16 @@ class PastDue(exceptions.APIException):
 
 class KeyReused(exceptions.APIException):
     status_code = HTTPStatus.UNPROCESSABLE_ENTITY
-    default_detail = "This Idempotency-Key was used for another request. Use a new key for a new request."
+    default_detail = _("This Idempotency-Key was used for another request. Use a new key for a new request.")
     default_code = "key_reused"
 
 
 class Unavailable(exceptions.APIException):
     status_code = HTTPStatus.SERVICE_UNAVAILABLE
     # The database may have gone away after the commit and before its answer.
-    default_detail = "The database does not answer; it is not known whether anything was stored. Try again in a moment."
+    default_detail = _(
+        "The database does not answer; it is not known whether anything was stored. Try again in a moment."
+    )
     default_code = "unavailable"
     wait = 1
 
@@ -79,7 +81,7 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
     if isinstance(error, RequestDataTooBig):
         error = TooLarge()
     elif isinstance(error, SuspiciousOperation | UnreadablePostError):
-        error = exceptions.ParseError("The request cannot be read.")
+        error = exceptions.ParseError(gettext("The request cannot be read."))
     elif isinstance(error, OperationalError | InterfaceError):
         error = Unavailable()
     elif isinstance(error, Http404):
@@ -104,14 +106,36 @@ def invalid(detail: Any, *, status: int = HTTPStatus.BAD_REQUEST) -> dict[str, A
     """Return the problem of a request, or of one item of a batch, from the details of a validation error."""
     errors = list(_fields(detail))
     said = "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in errors)
-    return problem(status, f"The request is not valid: {said}", errors=errors)
+    return problem(status, gettext("The request is not valid: %(errors)s") % {"errors": said}, errors=errors)
+
+
+# The titles that this service answers with, for translation. Two have another name in newer versions of Python.
+_TITLES = (
+    gettext_noop("Bad Request"),
+    gettext_noop("Unauthorized"),
+    gettext_noop("Forbidden"),
+    gettext_noop("Not Found"),
+    gettext_noop("Method Not Allowed"),
+    gettext_noop("Not Acceptable"),
+    gettext_noop("Conflict"),
+    gettext_noop("Length Required"),
+    gettext_noop("Request Entity Too Large"),
+    gettext_noop("Content Too Large"),
+    gettext_noop("Unsupported Media Type"),
+    gettext_noop("Unprocessable Entity"),
+    gettext_noop("Unprocessable Content"),
+    gettext_noop("Too Many Requests"),
+    gettext_noop("Internal Server Error"),
+    gettext_noop("Service Unavailable"),
+    gettext_noop("Loop Detected"),
+)
 
 
 def problem(status: int, detail: str, *, errors: list[dict[str, str]] | None = None) -> dict[str, Any]:
     """Return the members of a problem details object."""
     body: dict[str, Any] = {
         "type": "about:blank",
-        "title": HTTPStatus(status).phrase,
+        "title": gettext(HTTPStatus(status).phrase),
         "status": int(status),
         "detail": detail,
     }
@@ -133,30 +157,6 @@ def _fields(detail: Any, field: str = "") -> Iterator[dict[str, str]]:
         yield {"field": field, "detail": str(detail)}
 
 
-def _plain(request: HttpRequest, status: int, detail: str) -> HttpResponse | None:
-    if request.path.startswith("/admin"):
-        return None
+def problem_answer(status: int, detail: str) -> HttpResponse:
+    """Return the answer to a request that no view of the API sees."""
     return JsonResponse(problem(status, detail), status=status, content_type=MEDIA_TYPE)
-
-
-def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer a request that Django refuses before a view sees it."""
-    return _plain(request, 400, "The request cannot be read.") or defaults.bad_request(request, exception)
-
-
-def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:
-    """Answer an unknown address."""
-    detail = "There is nothing at this address. The API is described at /api/docs."
-    return _plain(request, 404, detail) or defaults.page_not_found(request, exception)
-
-
-def server_error(request: HttpRequest) -> HttpResponse:
-    """Answer 500 for a fault of ours, whose traceback is in the log, or 503 for a database that is away."""
-    if isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
-        answer = _plain(request, 503, str(Unavailable.default_detail)) or HttpResponse(_AWAY, status=503)
-        answer["Retry-After"] = str(Unavailable.wait)
-        return answer
-    return _plain(request, 500, "Something went wrong on our side.") or defaults.server_error(request)
-
-
-_AWAY = "<!doctype html><title>Service Unavailable</title><h1>Service Unavailable</h1><p>The database does not answer."

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler import services
@@ -102,14 +103,15 @@ class RetrySerializer(StrictSerializer):
         backoff = attrs.get("backoff", "exponential")
         errors: dict[str, Any] = {}
         if backoff == "list" and "delays_seconds" not in attrs:
-            errors["delays_seconds"] = ['Required with "backoff": "list".']
+            errors["delays_seconds"] = [_('Required with "backoff": "list".')]
         of_others = {"exponential": ("delays_seconds",), "fixed": ("delays_seconds", "max_seconds", "multiplier")}
         for name in of_others.get(backoff, ("min_seconds", "max_seconds", "multiplier")):
             if name in attrs:
-                errors[name] = [f'Does nothing with "backoff": "{backoff}"; leave it out.']
+                errors[name] = [_('Does nothing with "backoff": "%(backoff)s"; leave it out.') % {"backoff": backoff}]
         policy = retry.Policy.read(attrs)
         if backoff == "exponential" and policy.min_seconds > policy.max_seconds:
-            errors["max_seconds"] = [f"Must not be less than min_seconds, {policy.min_seconds:g}."]
+            least = {"seconds": f"{policy.min_seconds:g}"}
+            errors["max_seconds"] = [_("Must not be less than min_seconds, %(seconds)s.") % least]
         if errors:
             raise serializers.ValidationError(errors)
         if backoff == "list" and "max_attempts" not in attrs:
@@ -126,7 +128,7 @@ class PlainTimerSerializer(StrictSerializer):
     web_url = WebUrlField(help_text="The http or https URL to call.")
 
     def missing(self, data: Mapping[str, Any]) -> dict[str, Any]:
-        return {} if data.keys() & UNITS.keys() else {"seconds": [WHEN_MISSING]}
+        return {} if data.keys() & UNITS.keys() else {"seconds": [_(WHEN_MISSING)]}
 
     def validate(self, attrs: dict[str, Any]) -> Any:
         return services.NewTimer(web_url=attrs["web_url"], delay_seconds=delay_of(attrs))
@@ -190,7 +192,7 @@ class NewTimerSerializer(ScheduleSerializer):
         try:
             size = len(base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError) as error:
-            raise serializers.ValidationError("This is not base64.") from error
+            raise serializers.ValidationError(_("This is not base64.")) from error
         check_size(size)
         return value
 
@@ -200,7 +202,7 @@ class NewTimerSerializer(ScheduleSerializer):
 
     def validate_content_type(self, value: str) -> str:
         if not is_media_type(value):
-            raise serializers.ValidationError(NO_MEDIA_TYPE)
+            raise serializers.ValidationError(_(NO_MEDIA_TYPE))
         return value
 
     def validate(self, attrs: dict[str, Any]) -> Any:
@@ -213,10 +215,10 @@ class NewTimerSerializer(ScheduleSerializer):
         if on_missed == "reject":
             if "recurrence" in schedule:
                 raise serializers.ValidationError(
-                    {"on_missed": ["reject is for a due_at; a schedule has many moments."]}
+                    {"on_missed": [_("reject is for a due_at; a schedule has many moments.")]}
                 )
             if schedule.get("due_at") is not None and schedule["due_at"] < now:
-                raise PastDue({"due_at": ['It has passed, and "on_missed" is "reject".']})
+                raise PastDue({"due_at": [_('It has passed, and "on_missed" is "reject".')]})
         late = attrs.get("max_lateness", MAX_LATENESS_SECONDS) if on_missed == "skip" else None
         return services.NewTimer(
             web_url=attrs["web_url"],
@@ -233,18 +235,18 @@ def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
     has_body = "body" in attrs or "body_base64" in attrs
     method = attrs.get("method", "POST")
     if "body" in attrs and "body_base64" in attrs:
-        errors["body_base64"] = ["Give either body or body_base64."]
+        errors["body_base64"] = [_("Give either body or body_base64.")]
     if has_body and method in WITHOUT_BODY:
-        errors["body" if "body" in attrs else "body_base64"] = [f"{method} carries no body."]
+        errors["body" if "body" in attrs else "body_base64"] = [_("%(method)s carries no body.") % {"method": method}]
     in_headers = [value for name, value in attrs.get("headers", {}).items() if name.lower() == "content-type"]
     if "content_type" in attrs and in_headers:
-        errors["content_type"] = ["Give it either here or in headers."]
+        errors["content_type"] = [_("Give it either here or in headers.")]
     elif ("content_type" in attrs or in_headers) and not has_body:
-        errors["headers" if in_headers else "content_type"] = ["A content type is only for a body or body_base64."]
+        errors["headers" if in_headers else "content_type"] = [_("A content type is only for a body or body_base64.")]
     elif in_headers and not is_media_type(in_headers[0]):
-        errors["headers"] = [NO_MEDIA_TYPE]
+        errors["headers"] = [_(NO_MEDIA_TYPE)]
     if "max_lateness" in attrs and attrs.get("on_missed") != "skip":
-        errors["max_lateness"] = ['Only with "on_missed": "skip".']
+        errors["max_lateness"] = [_('Only with "on_missed": "skip".')]
     return errors
 
 

@@ -5,6 +5,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.api.fields import (
@@ -19,6 +21,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.wording import translated
 
 UNITS = {"hours": 3600, "minutes": 60, "seconds": 1}
 # The ways to say when, of which one is given.
@@ -27,10 +30,12 @@ RECURRING = ("cron", "every")
 # Other fields of a schedule.
 BOUNDS = ("timezone", "starts_at", "ends_at", "max_occurrences")
 WHEN = (*ONCE, *RECURRING, *BOUNDS)
-WHEN_MISSING = (
+WHEN_MISSING = gettext_noop(
     "Say when: give at least one of hours, minutes and seconds. 0 means now. Or delay, due_at, cron or every."
 )
-ONE_WHEN = "Say when in one way only: hours, minutes and seconds together, or one of delay, due_at, cron and every."
+ONE_WHEN = gettext_noop(
+    "Say when in one way only: hours, minutes and seconds together, or one of delay, due_at, cron and every."
+)
 
 
 def delay_of(attrs: Mapping[str, Any]) -> float:
@@ -38,14 +43,13 @@ def delay_of(attrs: Mapping[str, Any]) -> float:
     given = [unit for unit in UNITS if unit in attrs]
     if not given:
         # A form may have these fields, all empty.
-        raise serializers.ValidationError({"seconds": [WHEN_MISSING]})
+        raise serializers.ValidationError({"seconds": [_(WHEN_MISSING)]})
     delay = sum(attrs[unit] * UNITS[unit] for unit in given)
     horizon = settings.WEBTASK_HORIZON_SECONDS
     if delay > horizon:
-        days = timedelta(seconds=horizon).days
-        raise serializers.ValidationError(
-            {unit: [f"Too far ahead: at most {horizon} seconds ({days} days) in all."] for unit in given}
-        )
+        most = {"seconds": horizon, "days": timedelta(seconds=horizon).days}
+        said = _("Too far ahead: at most %(seconds)s seconds (%(days)s days) in all.") % most
+        raise serializers.ValidationError({unit: [said] for unit in given})
     return float(delay)
 
 
@@ -90,15 +94,15 @@ class ScheduleSerializer(StrictSerializer):
         units = [name for name in kinds if name in UNITS]
         errors: dict[str, Any] = {}
         if not kinds and self.when_required:
-            errors["seconds"] = [WHEN_MISSING]
+            errors["seconds"] = [_(WHEN_MISSING)]
         if len(kinds) - len(units) + bool(units) > 1:
-            errors |= {name: [ONE_WHEN] for name in kinds if name not in units}
+            errors |= {name: [_(ONE_WHEN)] for name in kinds if name not in units}
         if "cron" not in data and "timezone" in data and self.when_required:
-            errors["timezone"] = ["Only with cron: an instant has its own offset, and an interval needs none."]
+            errors["timezone"] = [_("Only with cron: an instant has its own offset, and an interval needs none.")]
         if not any(name in data for name in RECURRING) and self.when_required:
             for name in ("starts_at", "ends_at", "max_occurrences"):
                 if name in data:
-                    errors[name] = ["Only with cron or every."]
+                    errors[name] = [_("Only with cron or every.")]
         return errors
 
     def validate_cron(self, value: str) -> str:
@@ -109,7 +113,7 @@ class ScheduleSerializer(StrictSerializer):
 
     def validate_every(self, value: float) -> float:
         if value < 1:
-            raise serializers.ValidationError("At least one second: PT1S.")
+            raise serializers.ValidationError(_("At least one second: PT1S."))
         return value
 
     def schedule(self, attrs: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:
@@ -132,7 +136,7 @@ class ScheduleSerializer(StrictSerializer):
         )
         if found.next_after(now) is None:
             field = "ends_at" if "ends_at" in attrs else "cron"
-            raise serializers.ValidationError({field: ["This schedule has no moment that is still to come."]})
+            raise serializers.ValidationError({field: [_("This schedule has no moment that is still to come.")]})
         return {"recurrence": found, "max_occurrences": attrs.get("max_occurrences")}
 
 
@@ -140,7 +144,7 @@ def _checked(check: Any, value: str) -> str:
     try:
         return str(check(value))
     except recurrence.ScheduleError as error:
-        raise serializers.ValidationError(str(error)) from error
+        raise serializers.ValidationError(translated(error)) from error
 
 
 def schedule_given(timer: Timer) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+from django.utils.translation import gettext as _
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import (
     OpenApiParameter,
@@ -23,6 +24,7 @@ from webtask_scheduler.scheduler.models import (
     SigningSecret,
 )
 from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.wording import translated
 
 
 class NewSecretSerializer(StrictSerializer):
@@ -36,7 +38,7 @@ class NewSecretSerializer(StrictSerializer):
         try:
             signing.check_secret(value)
         except ValueError as error:
-            raise serializers.ValidationError(str(error)) from error
+            raise serializers.ValidationError(translated(error)) from error
         return value
 
 
@@ -107,7 +109,8 @@ class SecretsView(TimerAPIView):
         values = validated(NewSecretSerializer, body_of(request))
         secret = services.add_secret(values.get("secret"), owner_id=caller_of(request).owner_id)
         if secret is None:
-            raise Conflict(f"There are {services.SECRETS_MOST} signing secrets already. Delete one that is out of use.")
+            said = _("There are %(most)s signing secrets already. Delete one that is out of use.")
+            raise Conflict(said % {"most": services.SECRETS_MOST})
         return Response(MadeSecretSerializer(secret).data, status=201)
 
 
@@ -118,7 +121,7 @@ class SecretView(TimerAPIView):
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002
         gone = 0
         if re.fullmatch(r"[0-9]{1,18}", id):
-            gone, _ = SigningSecret.objects.filter(pk=int(id), **caller_of(request).own()).delete()
+            gone, __ = SigningSecret.objects.filter(pk=int(id), **caller_of(request).own()).delete()
         if not gone:
-            raise exceptions.NotFound("There is no signing secret with this id.")
+            raise exceptions.NotFound(_("There is no signing secret with this id."))
         return Response(status=204)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop, ngettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
@@ -27,8 +29,8 @@ from webtask_scheduler.scheduler.rules.instants import instant_text
 
 # Enum attribute access is slow on this path.
 SCHEDULED = State.SCHEDULED.value
-NOT_YET = "Its moment has not come yet."
-NOT_CLAIMED = "It is due and waits for a beat to claim it."
+NOT_YET = gettext_noop("Its moment has not come yet.")
+NOT_CLAIMED = gettext_noop("It is due and waits for a beat to claim it.")
 
 
 class AttemptSerializer(serializers.ModelSerializer[Attempt]):
@@ -99,7 +101,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
         "time_left_in_seconds": max(0, left),
         "next_attempt_at": due_at,
         "finished_at": None,
-        "reason": NOT_YET if left > 0 else facts.gather().cause(host_of(timer.web_url)) or NOT_CLAIMED,
+        "reason": _(NOT_YET) if left > 0 else facts.gather().cause(host_of(timer.web_url)) or _(NOT_CLAIMED),
         "attempts": [],
     }
     if timer.name:
@@ -183,43 +185,60 @@ class TimersSerializer(serializers.Serializer[Any]):
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
 
 
-def _reason(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str | None:
+def _reason(  # noqa: PLR0911 - a sentence for each state
+    host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]
+) -> str | None:
     """Return in a sentence why a timer has not been called successfully."""
     last = attempts[-1].message if attempts else ""
     if delivery.cancel_requested_at and not delivery.is_final:
-        return "It was cancelled while its call was in flight; that call may still land, no retry follows."
+        return _("It was cancelled while its call was in flight; that call may still land, no retry follows.")
     if not delivery.is_final and delivery.state != State.PAUSED:
         return _waits(host, delivery, now=now, attempts=attempts)
     if delivery.fault:
-        return f"This service could not go on with it: {delivery.fault}"
-    calls = "attempt" if delivery.attempts == 1 else "attempts"
-    return {
-        State.PAUSED: "It is paused; resume it to let it go on.",
-        State.FAILED: f"It was given up after {delivery.attempts} {calls}. {last}".strip(),
-        State.CANCELLED: "It was cancelled.",
-        State.MISSED: "Its moment had passed by more than its allowed lateness.",
-    }.get(State(delivery.state))
+        return _("This service could not go on with it: %(fault)s") % {"fault": delivery.fault}
+    match delivery.state:
+        case State.PAUSED:
+            return _("It is paused; resume it to let it go on.")
+        case State.FAILED:
+            given_up = ngettext(
+                "It was given up after %(count)s attempt.",
+                "It was given up after %(count)s attempts.",
+                delivery.attempts,
+            )
+            return f"{given_up % {'count': delivery.attempts}} {last}".strip()
+        case State.CANCELLED:
+            return _("It was cancelled.")
+        case State.MISSED:
+            return _("Its moment had passed by more than its allowed lateness.")
+    return None
 
 
-def _waits(host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> str:
+def _waits(  # noqa: PLR0911 - as above
+    host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]
+) -> str:
     """Return in a sentence what an open delivery waits for and what prevents it."""
-    last = f"Attempt {attempts[-1].number} failed: {attempts[-1].message}" if attempts and attempts[-1].message else ""
+    last = ""
+    if attempts and attempts[-1].message:
+        failed = {"number": attempts[-1].number, "message": attempts[-1].message}
+        last = _("Attempt %(number)s failed: %(message)s") % failed
     if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
-        slow = "All places for calls that wait are taken by slow hosts; it is called at next_attempt_at."
-        again = f"{last} It is tried again at next_attempt_at." if last else ""
-        return again or (NOT_YET if delivery.due_at > now else slow)
+        if last:
+            return f"{last} {_('It is tried again at next_attempt_at.')}"
+        if delivery.due_at > now:
+            return _(NOT_YET)
+        return _("All places for calls that wait are taken by slow hosts; it is called at next_attempt_at.")
     found = facts.gather()
     cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)
     if delivery.state == State.SCHEDULED:
-        return f"{last} {cause or 'It is due to be tried again.'}" if last else cause or NOT_CLAIMED
+        return f"{last} {cause or _('It is due to be tried again.')}" if last else cause or _(NOT_CLAIMED)
     if delivery.state == State.CLAIMED:
-        behind = f"A beat has claimed it; {found.behind}" if found.behind else ""
-        return cause or behind or "A beat has claimed it; a worker calls it at its moment."
+        behind = _("A beat has claimed it; %(behind)s") % {"behind": found.behind} if found.behind else ""
+        return cause or behind or _("A beat has claimed it; a worker calls it at its moment.")
     if delivery.state == State.HELD:
-        return cause or "Calls to its host were stopped and are resumed; it is called within seconds."
+        return cause or _("Calls to its host were stopped and are resumed; it is called within seconds.")
     if found.has_live_worker:
-        return "A worker is calling it now."
-    return "A worker was calling it, and no worker is at work now; what became of the call is not known yet."
+        return _("A worker is calling it now.")
+    return _("A worker was calling it, and no worker is at work now; what became of the call is not known yet.")
 
 
 def show_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from django.http import QueryDict
+from django.utils.translation import gettext as _
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiResponse,
@@ -68,6 +69,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.wording import translated
 
 
 class TimerFormSerializer(NewTimerSerializer):
@@ -311,7 +313,7 @@ class TimersView(TimerAPIView):
         try:
             page = search.page(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
         except search.CursorError as error:
-            raise exceptions.ValidationError({"cursor": [str(error)]}) from error
+            raise exceptions.ValidationError({"cursor": [translated(error)]}) from error
         return Response({"timers": show_timers(page.timer_ids), "next": page.next})
 
 
@@ -346,13 +348,13 @@ class BatchView(TimerAPIView):
 def _batch(data: Any) -> tuple[list[Any], bool]:
     """Return the items of a batch and whether some may fail. Raises ValidationError."""
     if not isinstance(data, dict):
-        raise exceptions.ValidationError("A JSON object is required, with a list of timers in `timers`.")
-    errors = {ascii(name)[1:101].rstrip("'"): "Unknown field." for name in data if name not in ("timers", "partial")}
+        raise exceptions.ValidationError(_("A JSON object is required, with a list of timers in `timers`."))
+    errors = {ascii(name)[1:101].rstrip("'"): _("Unknown field.") for name in data if name not in ("timers", "partial")}
     items, partial = data.get("timers"), data.get("partial", False)
     if not isinstance(items, list) or not 1 <= len(items) <= BATCH_MOST:
-        errors["timers"] = f"A list of 1 to {BATCH_MOST} timers is required."
+        errors["timers"] = _("A list of 1 to %(most)s timers is required.") % {"most": BATCH_MOST}
     if not isinstance(partial, bool):
-        errors["partial"] = "Must be true or false."
+        errors["partial"] = _("Must be true or false.")
     if errors:
         raise exceptions.ValidationError(errors)
     return items or [], partial
@@ -393,7 +395,7 @@ class TimerView(TimerAPIView):
         timer = timer_of_caller(request, id)
         patch = request.data
         if not isinstance(patch, dict):
-            raise exceptions.ValidationError("A JSON object is required, with the fields to change.")
+            raise exceptions.ValidationError(_("A JSON object is required, with the fields to change."))
 
         def change(locked: Timer) -> tuple[services.NewTimer, bool]:
             new, reschedule = edited(locked, patch)

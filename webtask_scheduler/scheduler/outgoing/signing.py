@@ -6,6 +6,8 @@ from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from secrets import token_bytes
 
+from webtask_scheduler.wording import sentence as _
+
 PREFIX = "whsec_"
 SECRET_BYTES = 32
 # The bounds of Standard Webhooks.
@@ -21,13 +23,16 @@ def new_secret() -> str:
 def check_secret(text: str) -> None:
     """Check that calls can be signed with a secret. Raises ValueError with a sentence that does not repeat it."""
     if not text.startswith(PREFIX):
-        raise ValueError(f"A signing secret begins with {PREFIX}.")
+        raise ValueError(_("A signing secret begins with %(prefix)s.", prefix=PREFIX))
     try:
         size = len(_key(text))
     except ValueError as error:
-        raise ValueError(f"After {PREFIX}, a signing secret is base64, padded with = to its full length.") from error
+        raise ValueError(
+            _("After %(prefix)s, a signing secret is base64, padded with = to its full length.", prefix=PREFIX)
+        ) from error
     if not SECRET_LEAST_BYTES <= size <= SECRET_MOST_BYTES:
-        raise ValueError(f"A signing secret is {SECRET_LEAST_BYTES} to {SECRET_MOST_BYTES} bytes, not {size}.")
+        bounds = {"least": SECRET_LEAST_BYTES, "most": SECRET_MOST_BYTES}
+        raise ValueError(_("A signing secret is %(least)s to %(most)s bytes, not %(size)s.", **bounds, size=size))
 
 
 def signature(secrets: Sequence[str], *, message_id: str, timestamp: int, body: bytes) -> str:

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from webtask_scheduler.scheduler.rules import recurrence
+from webtask_scheduler.wording import Sentence
+from webtask_scheduler.wording import sentence as _
 
 # curl waits for ever by default; this is the longest that a timer may.
 TIMEOUT_SECONDS = 300
@@ -32,14 +34,14 @@ class Line:
 
     number: int
     timer: dict[str, Any] = field(default_factory=dict)
-    note: str = ""
-    error: str = ""
+    note: Sentence | str = ""
+    error: Sentence | str = ""
 
 
 def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
     """Yield each line as read. Schedules are in `timezone` until the file sets CRON_TZ or TZ."""
     zones: dict[str, str] = {}
-    wrong_zone = ""
+    wrong_zone: Sentence | str = ""
     seen: Counter[str] = Counter()
     for number, raw in enumerate(lines, 1):
         text = raw.strip()
@@ -51,16 +53,17 @@ def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
             if value[:1] in ("'", '"') and value[-1:] == value[:1]:
                 value = value[1:-1]
             if name not in ("CRON_TZ", "TZ"):
-                yield Line(number=number, note=f"ignored: the variable {name} means nothing here")
+                yield Line(number=number, note=_("ignored: the variable %(name)s means nothing here", name=name))
                 continue
             try:
                 zones[name] = recurrence.check_timezone(value)
                 wrong_zone = ""
-                yield Line(number=number, note=f"{name}: from here on in {_zone(zones, timezone)}")
+                note = _("%(name)s: from here on in %(zone)s", name=name, zone=_zone(zones, timezone))
+                yield Line(number=number, note=note)
             except recurrence.ScheduleError as error:
                 # In another zone, all timers that follow would be called at wrong times.
-                wrong_zone = f"its time zone is not known, see line {number}"
-                yield Line(number=number, error=f"{name}: {error}")
+                wrong_zone = _("its time zone is not known, see line %(number)s", number=number)
+                yield Line(number=number, error=_("%(name)s: %(error)s", name=name, error=error.args[0]))
             continue
         if wrong_zone:
             yield Line(number=number, error=wrong_zone)
@@ -68,7 +71,7 @@ def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
         try:
             timer = _timer(text)
         except RefusedError as error:
-            yield Line(number=number, error=str(error))
+            yield Line(number=number, error=error.args[0])
             continue
         timer["timezone"] = _zone(zones, timezone)
         # cron runs a repeated line twice.
@@ -88,15 +91,20 @@ def _timer(text: str) -> dict[str, Any]:
     words = text.split(None, fields)
     schedule = " ".join(words[:fields])
     if schedule.lower() == "@reboot":
-        raise RefusedError("@reboot is no moment in time")
+        raise RefusedError(_("@reboot is no moment in time"))
     if len(words) <= fields:
-        raise RefusedError("a schedule of five fields, or @daily and the like, and a command are required")
+        raise RefusedError(_("a schedule of five fields, or @daily and the like, and a command are required"))
     try:
         cron = recurrence.check_cron(schedule)
     except recurrence.ScheduleError as error:
-        raise RefusedError(str(error)) from error
+        raise RefusedError(error.args[0]) from error
     if re.search(r"(?<!\\)%", words[fields]):
-        raise RefusedError("% begins the command's standard input, which a call has not; a plain one is written \\%")
+        raise RefusedError(
+            _(
+                "%(sign)s begins the command's standard input, which a call has not; a plain one is written \\%(sign)s",
+                sign="%",
+            )
+        )
     return {"cron": cron} | command(words[fields].replace("\\%", "%"))
 
 
@@ -104,40 +112,40 @@ def command(text: str) -> dict[str, Any]:
     """Return what a command calls, as fields of the API. Raises RefusedError."""
     words = split(text)
     if not words:
-        raise RefusedError("there is no command")
+        raise RefusedError(_("there is no command"))
     if re.match(r"(?i)https?://", words[0]):
         if len(words) > 1:
-            raise RefusedError(f"after the URL there is {words[1]!r}")
+            raise RefusedError(_("after the URL there is %(word)r", word=words[1]))
         return {"web_url": words[0], "method": "GET"}
     program = words[0].rpartition("/")[2]
     if program == "curl":
         return _curl(words[1:])
     if program == "wget":
         return _wget(words[1:])
-    raise RefusedError(f"{words[0]!r} is no URL, curl or wget")
+    raise RefusedError(_("%(word)r is no URL, curl or wget", word=words[0]))
 
 
 # The shell.
 
 _SHELL = {
-    "|": "a pipe",
+    "|": _("a pipe"),
     "||": "||",
-    "&": "& (in the background)",
+    "&": _("& (in the background)"),
     "&&": "&&",
-    ";": "; (several commands)",
-    "<": "a redirection of input",
-    ">": "a redirection other than to /dev/null",
-    "(": "a subshell",
-    ")": "a subshell",
-    "$": "a variable or substitution ($)",
-    "`": "a substitution (backquotes)",
-    "*": "a pattern (*), which the shell expands: put it in quotes",
+    ";": _("; (several commands)"),
+    "<": _("a redirection of input"),
+    ">": _("a redirection other than to /dev/null"),
+    "(": _("a subshell"),
+    ")": _("a subshell"),
+    "$": _("a variable or substitution ($)"),
+    "`": _("a substitution (backquotes)"),
+    "*": _("a pattern (*), which the shell expands: put it in quotes"),
 }
 
 
 def _refuse(character: str, text: str) -> NoReturn:
     operator = character * 2 if text.startswith(character * 2) and character in "|&" else character
-    raise RefusedError(f"{_SHELL[operator]} is for a shell, and there is none here")
+    raise RefusedError(_("%(what)s is for a shell, and there is none here", what=_SHELL[operator]))
 
 
 def split(text: str) -> list[str]:
@@ -168,12 +176,12 @@ def _piece(text: str, at: int, *, is_first: bool) -> tuple[str, int]:
         return _quoted(text, at)
     if text[at] == "\\":
         if at + 1 == len(text):
-            raise RefusedError("it ends with a backslash")
+            raise RefusedError(_("it ends with a backslash"))
         return text[at + 1], at + 2
     if text[at] in _SHELL:
         _refuse(text[at], text[at:])
     if text[at] == "~" and is_first:
-        raise RefusedError("~ is a home directory, and there is none here")
+        raise RefusedError(_("~ is a home directory, and there is none here"))
     return text[at], at + 1
 
 
@@ -188,7 +196,7 @@ def _quoted(text: str, start: int) -> tuple[str, int]:
         found += text[at : at + 1]
         at += 1
     if at >= len(text):
-        raise RefusedError(f"a quote ({quote}) is not closed")
+        raise RefusedError(_("a quote (%(quote)s) is not closed", quote=quote))
     return found, at + 1
 
 
@@ -217,10 +225,12 @@ class _Options:
             else:
                 urls.append(word)
         if len(urls) != 1:
-            many = f"{self.program} is given {len(urls)} URLs: " + ", ".join(urls[:3])
-            raise RefusedError(many if urls else f"{self.program} is given no URL")
+            if not urls:
+                raise RefusedError(_("%(program)s is given no URL", program=self.program))
+            given = {"program": self.program, "count": len(urls), "urls": ", ".join(urls[:3])}
+            raise RefusedError(_("%(program)s is given %(count)s URLs: %(urls)s", **given))
         if re.search(r"[\[\]{}]", re.sub(r"^[^:/]*://[^/]*", "", urls[0])) and self.program == "curl":
-            raise RefusedError("curl expands the brackets in its URL to several")
+            raise RefusedError(_("curl expands the brackets in its URL to several"))
         return found, urls[0]
 
     def _long(self, word: str, rest: Iterator[str]) -> tuple[str, str]:
@@ -247,11 +257,11 @@ class _Options:
     def _value(self, option: str, rest: Iterator[str]) -> str:
         value = next(rest, None)
         if value is None:
-            raise RefusedError(f"{self.program} {option} has no value")
+            raise RefusedError(_("%(program)s %(option)s has no value", program=self.program, option=option))
         return value
 
     def _unknown(self, option: str) -> RefusedError:
-        return RefusedError(f"{self.program} {option} cannot be taken over")
+        return RefusedError(_("%(program)s %(option)s cannot be taken over", program=self.program, option=option))
 
 
 _CURL = _Options(
@@ -270,7 +280,7 @@ def _curl(words: list[str]) -> dict[str, Any]:
         _check_value(name, value)
         given.setdefault(name.removesuffix("-raw"), []).append(value)
     if given.keys() >= {"json", "data"}:
-        raise RefusedError("curl takes either --json or --data")
+        raise RefusedError(_("curl takes either --json or --data"))
     method = given.get("request", ["POST" if given.keys() & {"json", "data"} else "GET"])[-1]
     timer: dict[str, Any] = {"web_url": url, "method": method, "headers": _curl_headers(given)}
     if "json" in given:
@@ -291,11 +301,11 @@ def _curl(words: list[str]) -> dict[str, Any]:
 
 def _check_value(name: str, value: str) -> None:
     if name in ("data", "json", "header") and value.startswith("@"):
-        raise RefusedError(f"curl --{name} {value} reads a file")
+        raise RefusedError(_("curl --%(name)s %(value)s reads a file", name=name, value=value))
     if name == "output" and value != "/dev/null":
-        raise RefusedError(f"curl -o {value} writes a file")
+        raise RefusedError(_("curl -o %(value)s writes a file", value=value))
     if name == "user" and ":" not in value:
-        raise RefusedError("curl -u without a password asks for it")
+        raise RefusedError(_("curl -u without a password asks for it"))
 
 
 def _curl_headers(given: dict[str, list[str]]) -> dict[str, str]:
@@ -304,9 +314,9 @@ def _curl_headers(given: dict[str, list[str]]) -> dict[str, str]:
     for text in given.get("header", ()):
         name, _, value = text.partition(":")
         if not value.strip():
-            raise RefusedError(f"curl -H {text!r} names no header with a value")
+            raise RefusedError(_("curl -H %(text)r names no header with a value", text=text))
         if name.lower() in map(str.lower, headers):
-            raise RefusedError(f"the header {name} is given twice")
+            raise RefusedError(_("the header %(name)s is given twice", name=name))
         headers[name] = value.strip()
     implied: dict[str, str] = {}
     if "json" in given:
@@ -321,7 +331,7 @@ def _curl_headers(given: dict[str, list[str]]) -> dict[str, str]:
 
 def _seconds(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
-        raise RefusedError(f"curl -m {text} is no number of seconds")
+        raise RefusedError(_("curl -m %(text)s is no number of seconds", text=text))
     return float(text) if "." in text else int(text)
 
 
@@ -329,8 +339,8 @@ def _wget(words: list[str]) -> dict[str, Any]:
     options, url = _WGET.parse(words)
     outputs = [value for name, value in options if name == "output-document"]
     if not outputs:
-        raise RefusedError("wget without -O /dev/null or -O - writes a file")
+        raise RefusedError(_("wget without -O /dev/null or -O - writes a file"))
     for output in outputs:
         if output not in ("/dev/null", "-"):
-            raise RefusedError(f"wget -O {output} writes a file")
+            raise RefusedError(_("wget -O %(output)s writes a file", output=output))
     return {"web_url": url, "method": "GET", "timeout_seconds": TIMEOUT_SECONDS, "follow_redirects": True}

@@ -3,6 +3,8 @@
 import re
 from datetime import UTC, datetime
 
+from webtask_scheduler.wording import sentence as _
+
 _INSTANT = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d(:\d\d(\.\d{1,9})?)?([Zz]|[+-]\d\d:?\d\d)?")
 
 
@@ -10,15 +12,15 @@ def read_instant(text: str) -> datetime:
     """Return the instant in UTC, to the microsecond. Raises ValueError, which says what is wrong."""
     match = _INSTANT.fullmatch(text)
     if match is None:
-        raise ValueError("An ISO 8601 instant is required, like 2026-01-05T09:00:00+01:00.")
+        raise ValueError(_("An ISO 8601 instant is required, like 2026-01-05T09:00:00+01:00."))
     if not match[3]:
         raise ValueError(
-            "The instant has no offset from UTC: add Z, or an offset like +01:00, so that it means one moment."
+            _("The instant has no offset from UTC: add Z, or an offset like +01:00, so that it means one moment.")
         )
     try:
         return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text).upper()).astimezone(UTC)
     except (ValueError, OverflowError) as error:
-        raise ValueError("There is no such day or time.") from error
+        raise ValueError(_("There is no such day or time.")) from error
 
 
 def instant_text(instant: datetime) -> str:

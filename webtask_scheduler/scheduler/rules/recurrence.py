@@ -16,6 +16,10 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
+from webtask_scheduler.wording import Sentence, joined
+from webtask_scheduler.wording import sentence as _
+from webtask_scheduler.wording import sentences as ngettext
+
 
 class ScheduleError(ValueError):
     """The schedule is invalid; the text is for a person."""
@@ -34,12 +38,14 @@ _CALENDAR_DURATION = re.compile(r"P[^T]*[YM].*")
 def parse_duration(text: str) -> float:
     """Return the seconds of an ISO 8601 duration of weeks, days, hours, minutes and seconds. Raises ScheduleError."""
     if len(text) > DURATION_LENGTH:
-        raise ScheduleError(f"The duration is longer than {DURATION_LENGTH} characters.")
+        raise ScheduleError(_("The duration is longer than %(most)s characters.", most=DURATION_LENGTH))
     if _CALENDAR_DURATION.fullmatch(text):
-        raise ScheduleError("Years and months have no fixed length; use cron for calendar months.")
+        raise ScheduleError(_("Years and months have no fixed length; use cron for calendar months."))
     found = _DURATION.fullmatch(text)
     if found is None:
-        raise ScheduleError(f"{text!r} is not an ISO 8601 duration, such as P1W, P1DT12H, PT1H30M or PT0.5S.")
+        raise ScheduleError(
+            _("%(text)r is not an ISO 8601 duration, such as P1W, P1DT12H, PT1H30M or PT0.5S.", text=text)
+        )
     weeks, days, hours, minutes, seconds = (int(number or 0) for number in found.groups()[:5])
     micros = int((found[6] or "").ljust(6, "0"))
     whole = (((weeks * 7 + days) * 24 + hours) * 60 + minutes) * 60 + seconds
@@ -79,7 +85,7 @@ _RANGE_OF_ONE = re.compile(r"\b(\w+)-\1/[0-9]+", re.ASCII | re.IGNORECASE)
 class _Field(NamedTuple):
     """One of the five fields: its values from low to high, and the names of the first of them."""
 
-    label: str
+    label: Sentence
     low: int
     high: int
     names: tuple[str, ...] = ()
@@ -90,12 +96,12 @@ class _Field(NamedTuple):
 
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_WEEKDAY = _Field("day of week", 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
+_WEEKDAY = _Field(_("day of week"), 0, 6, ("sun", "mon", "tue", "wed", "thu", "fri", "sat"))
 _FIELDS = (
-    _Field("minute", 0, 59),
-    _Field("hour", 0, 23),
-    _Field("day of month", 1, 31),
-    _Field("month", 1, 12, _MONTHS),
+    _Field(_("minute"), 0, 59),
+    _Field(_("hour"), 0, 23),
+    _Field(_("day of month"), 1, 31),
+    _Field(_("month"), 1, 12, _MONTHS),
     _WEEKDAY,
 )
 
@@ -110,43 +116,61 @@ _LAST_WALL = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
 def check_cron(text: str) -> str:
     """Return a cron expression as it will be kept: macros resolved, spaces folded. Raises ScheduleError."""
     if len(text) > CRON_LENGTH:
-        raise ScheduleError(f"The cron expression is longer than {CRON_LENGTH} characters.")
+        raise ScheduleError(_("The cron expression is longer than %(most)s characters.", most=CRON_LENGTH))
     if not text.isascii():
-        raise ScheduleError("The cron expression has a character that is not ASCII.")
+        raise ScheduleError(_("The cron expression has a character that is not ASCII."))
     cron = " ".join(text.split())
     if not cron:
-        raise ScheduleError("A cron expression is required.")
+        raise ScheduleError(_("A cron expression is required."))
     if cron.startswith("@"):
         return _resolve_macro(cron)
     parts = cron.split(" ")
     if len(parts) != len(_FIELDS):
-        seconds = " Seconds and years have no field: for periods of seconds, use every." if len(parts) in (6, 7) else ""
-        raise ScheduleError(
-            f"The cron expression has {len(parts)} field{'s' * (len(parts) > 1)}; it takes five: minute, hour,"
-            f" day of month, month, day of week.{seconds}"
+        wrong = ngettext(
+            "The cron expression has %(count)s field; it takes five: minute, hour, day of month, month, day of week.",
+            "The cron expression has %(count)s fields; it takes five: minute, hour, day of month, month, day of week.",
+            len(parts),
+            count=len(parts),
         )
+        if len(parts) in (6, 7):
+            wrong = _("%(wrong)s Seconds and years have no field: for periods of seconds, use every.", wrong=wrong)
+        raise ScheduleError(wrong)
     for field, part in zip(_FIELDS, parts, strict=True):
         # Each field is checked by itself: cronsim's own message names a field too, but calls 30 February a bad day.
         if not _comes(" ".join(part if other is field else "*" for other in _FIELDS)):
-            raise ScheduleError(f"The {field.label} field {part!r} means nothing to cron; it takes {_takes(field)}.")
+            raise ScheduleError(
+                _(
+                    "The %(field)s field %(text)r means nothing to cron; it takes %(takes)s.",
+                    field=field.label,
+                    text=part,
+                    takes=_takes(field),
+                )
+            )
     cron = _RANGE_OF_ONE.sub(r"\1", cron)
     if not _comes(cron):
-        raise ScheduleError(f"The cron expression {cron!r} names a date that never comes.")
+        raise ScheduleError(_("The cron expression %(cron)r names a date that never comes.", cron=cron))
     return cron
 
 
 def _resolve_macro(cron: str) -> str:
     if cron.lower() == "@reboot":
-        raise ScheduleError("@reboot is no moment in time; give five fields, or @daily and the like.")
+        raise ScheduleError(_("@reboot is no moment in time; give five fields, or @daily and the like."))
     if cron.lower() not in _MACROS:
-        raise ScheduleError(f"There is no {cron!r}; known are {', '.join(_MACROS)}.")
+        raise ScheduleError(_("There is no %(macro)r; known are %(macros)s.", macro=cron, macros=", ".join(_MACROS)))
     return _MACROS[cron.lower()]
 
 
-def _takes(field: _Field) -> str:
-    high = 7 if field is _WEEKDAY else field.high
-    names = f", {field.names[0].upper()} to {field.names[-1].upper()}" if field.names else ""
-    return f"{field.low} to {high}{names}, *, lists, ranges and steps"
+def _takes(field: _Field) -> Sentence:
+    low, high = field.low, 7 if field is _WEEKDAY else field.high
+    if not field.names:
+        return _("%(low)s to %(high)s, *, lists, ranges and steps", low=low, high=high)
+    return _(
+        "%(low)s to %(high)s, %(first)s to %(last)s, *, lists, ranges and steps",
+        low=low,
+        high=high,
+        first=field.names[0].upper(),
+        last=field.names[-1].upper(),
+    )
 
 
 def _comes(cron: str) -> bool:
@@ -175,7 +199,9 @@ def _zone(name: str) -> ZoneInfo:
 def check_timezone(name: str) -> str:
     """Return the name of a time zone, one of the IANA names in this machine's zone data. Raises ScheduleError."""
     if name not in _zone_names():
-        raise ScheduleError(f"There is no time zone {name[:64]!r}; take an IANA name, such as Europe/Berlin or UTC.")
+        raise ScheduleError(
+            _("There is no time zone %(name)r; take an IANA name, such as Europe/Berlin or UTC.", name=name[:64])
+        )
     return name
 
 
@@ -219,11 +245,11 @@ class Recurrence:
 
     def __post_init__(self) -> None:
         if bool(self.cron) == (self.every_seconds is not None):
-            raise ScheduleError("A schedule is either a cron expression or a period.")
+            raise ScheduleError(_("A schedule is either a cron expression or a period."))
         if self.every_seconds is not None and not self.every_seconds >= 1:
-            raise ScheduleError("A period is one second at least.")
+            raise ScheduleError(_("A period is one second at least."))
         if self.every_seconds is not None and self.starts_at is None:
-            raise ScheduleError("A period needs its first moment.")
+            raise ScheduleError(_("A period needs its first moment."))
 
     def next_after(self, moment: datetime) -> datetime | None:
         """Return the first moment strictly after another, in UTC; None if there is no such moment."""
@@ -402,7 +428,7 @@ def cron_of(minute: str, hour: str, day_of_month: str, month_of_year: str, day_o
     parts = [_numbers(text, value, field) for text, value, field in zip(texts, values, _FIELDS, strict=True)]
     if not (parts[2].startswith("*") or parts[4].startswith("*")):
         raise ScheduleError(
-            "Cron cannot say that day of month and day of week must both match; leave one of them at *."
+            _("Cron cannot say that day of month and day of week must both match; leave one of them at *.")
         )
     return check_cron(" ".join(parts))
 
@@ -452,32 +478,48 @@ def _celery_number(word: str, text: str, field: _Field) -> int:
 
 
 def _bad_field(text: str, field: _Field) -> ScheduleError:
-    return ScheduleError(f"The {field.label} field {text!r} means nothing to Celery; it takes {_takes(field)}.")
+    return ScheduleError(
+        _(
+            "The %(field)s field %(text)r means nothing to Celery; it takes %(takes)s.",
+            field=field.label,
+            text=text,
+            takes=_takes(field),
+        )
+    )
 
 
 # Words for a preview.
 
 
-def transition_note(moment: datetime, previous: datetime | None, timezone: str) -> str:
+def transition_note(moment: datetime, previous: datetime | None, timezone: str) -> Sentence:
     """Return a note on a change of the zone's clocks between two moments, and on a skipped time."""
     zone = _zone(timezone)
-    notes = []
+    notes: list[Sentence] = []
     here = moment.astimezone(zone)
     before = previous.astimezone(zone) if previous is not None else here
     old, new = before.utcoffset(), here.utcoffset()
     if old is not None and new is not None and old != new:
-        notes.append(
-            f"Clocks in {timezone} go {'forward' if new > old else 'back'} between the previous moment and this one:"
-            f" {_offset_text(before)} becomes {_offset_text(here)}."
+        forward = _(
+            "Clocks in %(zone)s go forward between the previous moment and this one: %(old)s becomes %(new)s.",
+            zone=timezone,
+            old=_offset_text(before),
+            new=_offset_text(here),
         )
+        back = _(
+            "Clocks in %(zone)s go back between the previous moment and this one: %(old)s becomes %(new)s.",
+            **forward.values,
+        )
+        notes.append(forward if new > old else back)
     end = _wall(moment, zone)
     start = _wall(moment.astimezone(UTC) - _SECOND, zone) + _SECOND
     if start < end:
-        notes.append(
-            f"Local times from {start:%Y-%m-%d %H:%M} to {end:%Y-%m-%d %H:%M} are skipped;"
-            " what was promised for them is at this moment."
+        skipped = _(
+            "Local times from %(start)s to %(end)s are skipped; what was promised for them is at this moment.",
+            start=f"{start:%Y-%m-%d %H:%M}",
+            end=f"{end:%Y-%m-%d %H:%M}",
         )
-    return " ".join(notes)
+        notes.append(skipped)
+    return joined(notes)
 
 
 def _offset_text(local: datetime) -> str:

@@ -11,6 +11,7 @@ from typing import TypeAlias
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import Count, Q
+from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler.mirror import show
@@ -32,8 +33,14 @@ Change: TypeAlias = Callable[[Timer], tuple["NewTimer", bool]]
 class TimerEndedError(ValidationError):
     """The timer has ended. Make a new one instead."""
 
-    def __init__(self, timer_id: uuid.UUID, advice: str = "Make a new timer instead.") -> None:
-        super().__init__(f"Timer {timer_id} has ended and stays as it is. {advice}", code="final")
+    def __init__(self, timer_id: uuid.UUID, *, replayable: bool = False) -> None:
+        text = _("Timer %(timer)s has ended and stays as it is. Make a new timer instead.")
+        if replayable:
+            text = _(
+                "Timer %(timer)s has ended and stays as it is. Make a new timer instead, or replay a delivery that"
+                " failed."
+            )
+        super().__init__(text, code="final", params={"timer": timer_id})
 
 
 class TooManyRunsError(ValidationError):
@@ -41,9 +48,12 @@ class TooManyRunsError(ValidationError):
 
     def __init__(self, timer_id: uuid.UUID) -> None:
         super().__init__(
-            f"Timer {timer_id} has {EXTRA_OPEN_MOST} extra deliveries that have not ended. Wait until one has;"
-            " cancelling the timer ends them all.",
+            _(
+                "Timer %(timer)s has %(most)s extra deliveries that have not ended. Wait until one has; cancelling the"
+                " timer ends them all."
+            ),
             code="runs",
+            params={"timer": timer_id, "most": EXTRA_OPEN_MOST},
         )
 
 
@@ -51,7 +61,8 @@ class NothingToReplayError(ValidationError):
     """There is no failed or missed delivery, or the latest one is being replayed already."""
 
     def __init__(self, timer_id: uuid.UUID) -> None:
-        super().__init__(f"Timer {timer_id} has no delivery that failed or was missed.", code="nothing_to_replay")
+        text = _("Timer %(timer)s has no delivery that failed or was missed.")
+        super().__init__(text, code="nothing_to_replay", params={"timer": timer_id})
 
 
 def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
@@ -107,7 +118,7 @@ def cancel(timer_id: uuid.UUID) -> None:
     Raises Timer.DoesNotExist.
     """
     with transaction.atomic():
-        _, deliveries = _lock(timer_id)
+        deliveries = _lock(timer_id)[1]
         states.end(deliveries)
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False)
     event("timer_cancelled", timer=timer_id)
@@ -146,7 +157,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
     TooManyRunsError.
     """
     with transaction.atomic():
-        timer, _ = _lock(timer_id, deliveries=None)
+        timer = _lock(timer_id, deliveries=None)[0]
         wanted = Q(state__in=states.REPLAYABLE)
         if delivery_id is not None:
             wanted &= Q(pk=delivery_id)
@@ -193,10 +204,10 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
     Raises Timer.DoesNotExist, TimerEndedError, TooManyRunsError.
     """
     with transaction.atomic():
-        timer, _ = _lock(timer_id, deliveries=None)
+        timer = _lock(timer_id, deliveries=None)[0]
         if states.has_ended(latest_of(timer_id)):
             # Otherwise a timer that runs itself would go on after it was cancelled.
-            raise TimerEndedError(timer_id, "Make a new timer instead, or replay a delivery that failed.")
+            raise TimerEndedError(timer_id, replayable=True)
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
         (delivery,) = states.make_extras([timer])

@@ -10,6 +10,7 @@ from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
+from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler.mirror import celery_shape
 from webtask_scheduler.scheduler.models import (
@@ -31,7 +32,7 @@ class NothingPromisedError(ValidationError):
     """The schedule has no due time left."""
 
     def __init__(self) -> None:
-        super().__init__("This schedule has no moment that is still to come.", code="no_moment")
+        super().__init__(_("This schedule has no moment that is still to come."), code="no_moment")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

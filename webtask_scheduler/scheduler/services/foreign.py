@@ -37,8 +37,10 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     cron_of,
 )
 from webtask_scheduler.scheduler.services.changing import TimerEndedError, latest_of, promise, set_schedule
-from webtask_scheduler.scheduler.services.creating import NewTimer, NothingPromisedError
+from webtask_scheduler.scheduler.services.creating import NewTimer
 from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.wording import sentence as _
+from webtask_scheduler.wording import translated
 
 Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
@@ -93,7 +95,7 @@ def check_schedule(timers: Iterable[Timer], schedule: Schedule) -> None:
             try:
                 _read(timer, *row)
             except ScheduleError as error:
-                raise ValidationError(str(error), code="schedule") from error
+                raise ValidationError(translated(error), code="schedule") from error
 
 
 def obey(periodic_task_ids: Iterable[int]) -> int:
@@ -235,7 +237,8 @@ def _restore(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
 
 
 # The error for a row with no schedule, several, or a solar one.
-ONE_SCHEDULE = "A timer has one schedule: an interval, a crontab or a clocked moment."
+ONE_SCHEDULE = _("A timer has one schedule: an interval, a crontab or a clocked moment.")
+NOTHING_PROMISED = _("This schedule has no moment that is still to come.")
 
 
 def _adopt(timer: Timer, task: PeriodicTask) -> datetime | None:
@@ -275,12 +278,12 @@ def _read(timer: Timer, *row: Any) -> tuple[Recurrence, datetime]:
             try:
                 starts_at = now + timedelta(seconds=seconds)
             except OverflowError as error:
-                raise ScheduleError(NothingPromisedError().message) from error
+                raise ScheduleError(NOTHING_PROMISED) from error
         recurrence = Recurrence(every_seconds=seconds, starts_at=starts_at, ends_at=timer.ends_at)
     else:
         zone = check_timezone(zone)
         recurrence = Recurrence(cron=cron_of(*fields), timezone=zone, starts_at=starts_at, ends_at=timer.ends_at)
     due_at = recurrence.next_after(now)
     if due_at is None:
-        raise ScheduleError(NothingPromisedError().message)
+        raise ScheduleError(NOTHING_PROMISED)
     return recurrence, due_at

@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
 from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.wording import sentence as _
 
 # Rows that one page may look at: some hundred milliseconds.
 SCANNED_MOST = 20_000
@@ -259,7 +260,7 @@ def _read(cursor: str, wanted: Filter) -> _Place:
         key = str(uuid.UUID(key)) if by_id else datetime.fromisoformat(key).isoformat()
         return place._replace(key=key, id=str(uuid.UUID(after)))
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CursorError("This cursor was not given by a list with these filters.") from error
+        raise CursorError(_("This cursor was not given by a list with these filters.")) from error
 
 
 def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:

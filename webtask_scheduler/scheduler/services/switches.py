@@ -5,8 +5,10 @@ import re
 
 from django.core.exceptions import ValidationError
 from django.db import connection
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
 
-from webtask_scheduler.scheduler.facts import COUNT_MOST, counted
+from webtask_scheduler.scheduler.facts import COUNT_MOST, shown_number
 from webtask_scheduler.scheduler.models import (
     CallStop,
     host_of,
@@ -30,14 +32,15 @@ def host_to_stop(text: str) -> str:
     port = int(match["port"] or 1) if match else 0
     if not match or len(host) > HOST_MOST or not 0 < port <= PORT_MOST:
         raise CallStopRefusedError(
-            f"{text.strip()!r} is no host: write it as in the URL, with its port if it has one, as in example.com:8443."
+            _("%(text)r is no host: write it as in the URL, with its port if it has one, as in example.com:8443."),
+            params={"text": text.strip()},
         )
     return host
 
 
 def _stopped_host(host: str, *, everything: bool) -> str:
     if everything == bool(host.strip()):
-        raise CallStopRefusedError("Name one host, or say that all hosts are meant; not both.")
+        raise CallStopRefusedError(_("Name one host, or say that all hosts are meant; not both."))
     return "" if everything else host_to_stop(host)
 
 
@@ -47,7 +50,7 @@ def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by
     `host` may be a whole URL. An empty one never means all. Raises CallStopRefusedError.
     """
     host = _stopped_host(host, everything=everything)
-    stop, _ = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})
+    stop = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})[0]
     event("calls_stopped", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return stop
 
@@ -59,7 +62,7 @@ def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", 
     CallStopRefusedError.
     """
     host = _stopped_host(host, everything=everything)
-    lifted, _ = CallStop.objects.filter(host=host).delete()
+    lifted = CallStop.objects.filter(host=host).delete()[0]
     if lifted:
         event("calls_resumed", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return bool(lifted)
@@ -93,11 +96,17 @@ def stop_matches(host: str) -> str:
     with connection.cursor() as cursor:
         cursor.execute(_OPEN_TO if host else _OPEN, {"host": host, "most": COUNT_MOST})
         (count,) = cursor.fetchone()
-        said = f"{counted(count, 'timer', 'timers')} {'matches' if count == 1 else 'match'}"
+        matches = ngettext("%(count)s timer matches.", "%(count)s timers match.", count) % {
+            "count": shown_number(count)
+        }
+        if count >= COUNT_MOST:
+            matches = gettext("%(count)s timers or more match.") % {"count": shown_number(count)}
         if count or not host:
-            return f"{said}."
+            return matches
         name = host.rpartition(":")[0] if re.search(r":[0-9]+$", host) else host
         begin = re.sub(r"([%_\\])", r"\\\1", name) + "%"
         cursor.execute(_SIMILAR, {"host": host, "begin": begin})
         similar = [row[0] for row in cursor.fetchall()]
-    return f"{said}; hosts known that begin so: {', '.join(similar)}." if similar else f"{said}."
+    if similar:
+        return gettext("No timer matches; hosts known that begin so: %(hosts)s.") % {"hosts": ", ".join(similar)}
+    return matches

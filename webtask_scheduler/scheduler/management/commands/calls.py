@@ -5,34 +5,39 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import CallStop
 
 
 class Command(BaseCommand):
-    help = "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
+    help = gettext_lazy(
+        "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("action", choices=["stop", "resume", "status"])
-        parser.add_argument("--host", default="", help="a URL or a host, with its port if the URL has one")
-        parser.add_argument("--all", action="store_true", dest="everything", help="every host")
-        parser.add_argument("--reason", default="", help="kept with the stop, for other operators")
-        parser.add_argument("--yes", action="store_true", help="do not ask back before all calls are stopped")
+        parser.add_argument("--host", default="", help=_("a URL or a host, with its port if the URL has one"))
+        parser.add_argument("--all", action="store_true", dest="everything", help=_("every host"))
+        parser.add_argument("--reason", default="", help=_("kept with the stop, for other operators"))
+        parser.add_argument("--yes", action="store_true", help=_("do not ask back before all calls are stopped"))
 
-    def handle(self, *_: Any, action: str, host: str, everything: bool, **options: Any) -> None:
+    def handle(self, *__: Any, action: str, host: str, everything: bool, **options: Any) -> None:
         if action == "status":
             try:
                 self._show()
             except (DatabaseError, InterfaceError) as error:
-                raise CommandError(f"The database does not answer: {' '.join(str(error).split())}") from error
+                said = _("The database does not answer: %(error)s") % {"error": " ".join(str(error).split())}
+                raise CommandError(said) from error
             return
         if everything == bool(host.strip()):
-            raise CommandError(f"Say what to {action}: --host HOST for one host, or --all for every one.")
+            raise CommandError(_("Say which calls: --host HOST for those to one host, or --all for every one."))
         try:
             host = "" if everything else services.host_to_stop(host)
         except services.CallStopRefusedError as error:
-            raise CommandError(error.message) from error
+            raise CommandError(error.messages[0]) from error
         given = {"host": host, "everything": everything, "reason": options["reason"], "by": _operator()}
         if action == "stop":
             self._stop(given, ask=everything and not options["yes"])
@@ -43,45 +48,71 @@ class Command(BaseCommand):
         if ask:
             matches = services.stop_matches("")
             try:
-                answer = input(f"{matches} Stop the calls of all of them? [y/N] ")
+                # Translations keep y for yes: scripts answer it.
+                answer = input(f"{matches} {_('Stop the calls of all of them? [y/N]')} ")
             except EOFError:
                 answer = ""
             if answer.strip().lower() not in ("y", "yes"):
-                raise CommandError("Nothing was stopped. Confirm with y, or give --yes.")
+                raise CommandError(_("Nothing was stopped. Confirm with y, or give --yes."))
         services.stop_calls(**given)
-        said = f"Calls to {given['host'] or 'all hosts'} are stopped. {services.stop_matches(given['host'])}"
-        self.stdout.write(f"{said} Calls in flight may land; what comes due is held.")
+        said = _("Calls to all hosts are stopped.")
+        if given["host"]:
+            said = _("Calls to %(host)s are stopped.") % given
+        held = _("Calls in flight may land; what comes due is held.")
+        self.stdout.write(f"{said} {services.stop_matches(given['host'])} {held}")
 
     def _resume(self, given: dict[str, Any]) -> None:
-        where = f"to {given['host'] or 'all hosts'}"
+        refused = _("Calls to all hosts are not stopped; `manage.py calls status` shows what is.")
+        said = _("Calls to all hosts go on. What was held is called now, oldest first.")
+        if given["host"]:
+            refused = _("Calls to %(host)s are not stopped; `manage.py calls status` shows what is.") % given
+            said = _("Calls to %(host)s go on. What was held is called now, oldest first.") % given
         if not services.resume_calls(**given):
-            raise CommandError(f"Calls {where} are not stopped; `manage.py calls status` shows what is.")
-        self.stdout.write(f"Calls {where} go on. What was held is called now, oldest first.")
+            raise CommandError(refused)
+        self.stdout.write(said)
         stopped = facts.gather(at_once=True).stops
-        if stopped:
-            still = "to all hosts" if "" in stopped else f"to {', '.join(stopped)}"
-            self.stdout.write(f"Calls {still} are stopped still.")
+        if "" in stopped:
+            self.stdout.write(_("Calls to all hosts are stopped still."))
+        elif stopped:
+            self.stdout.write(_("Calls to %(hosts)s are stopped still.") % {"hosts": ", ".join(stopped)})
 
     def _show(self) -> None:
         found = facts.gather(at_once=True)
         for stop in CallStop.objects.order_by("host"):
             reason = f" ({stop.reason})" if stop.reason else ""
-            since = f"{stop.created_at:%Y-%m-%d %H:%M:%S}"
-            self.stdout.write(f"{stop.host or 'all hosts'}: stopped since {since}{reason}")
+            said = _("%(host)s: stopped since %(time)s")
+            shown = {"host": stop.host or _("all hosts"), "time": f"{stop.created_at:%Y-%m-%d %H:%M:%S}"}
+            self.stdout.write(f"{said % shown}{reason}")
         if not found.stops:
-            self.stdout.write("No calls are stopped.")
-        waiting = facts.waiting_for_stops(found)
-        self.stdout.write(f"{facts.counted(waiting)} {'waits' if waiting == 1 else 'wait'} for calls to be resumed")
-        oldest = f", the oldest for {found.late_seconds:.0f} s" if found.late else ""
-        where = f" ({found.unstarted:,} claimed by beats, {found.put_off:,} put off by workers)" if found.late else ""
-        self.stdout.write(f"{facts.counted(found.late)} overdue{oldest}{where}")
+            self.stdout.write(_("No calls are stopped."))
+        self.stdout.write(facts.waiting_said(found))
+        self.stdout.write(_overdue(found))
         for what, trouble in (
-            ("beat", found.beat_trouble),
-            ("workers", found.worker_trouble),
-            ("upkeep", found.upkeep_trouble),
-            ("broker", facts.broker_trouble(at_once=True)),
+            (_("beat"), found.beat_trouble),
+            (_("workers"), found.worker_trouble),
+            (_("upkeep"), found.upkeep_trouble),
+            (_("broker"), facts.broker_trouble(at_once=True)),
         ):
             self.stdout.write(f"{what}: {trouble or 'ok'}")
+
+
+def _overdue(found: facts.Facts) -> str:
+    """Return in words how many deliveries are overdue, for how long, and where they are."""
+    count = {"count": facts.shown_number(found.late)}
+    if found.late >= facts.COUNT_MOST:
+        said = _("%(count)s deliveries or more overdue") % count
+    else:
+        said = ngettext("%(count)s delivery overdue", "%(count)s deliveries overdue", found.late) % count
+    if not found.late:
+        return said
+    values = {
+        "overdue": said,
+        "seconds": f"{found.late_seconds:.0f}",
+        "claimed": facts.shown_number(found.unstarted),
+        "put_off": facts.shown_number(found.put_off),
+    }
+    text = _("%(overdue)s, the oldest for %(seconds)s s (%(claimed)s claimed by beats, %(put_off)s put off by workers)")
+    return text % values
 
 
 def _operator() -> str:

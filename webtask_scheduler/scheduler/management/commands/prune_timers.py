@@ -8,6 +8,8 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy, ngettext
 
 from webtask_scheduler.scheduler.services import retention
 
@@ -18,29 +20,54 @@ def age(text: str) -> timedelta:
     """Read an age such as 30d or 12h. Raises ArgumentTypeError."""
     number, unit = text[:-1], text[-1:]
     if unit not in UNITS or not number.isascii() or not number.isdigit() or len(number) > 6:  # noqa: PLR2004
-        raise ArgumentTypeError(f"{text!r} is not an age: a whole number and s, m, h or d, as in 30d")
+        raise ArgumentTypeError(
+            _("%(text)r is not an age: a whole number and s, m, h or d, as in 30d") % {"text": text}
+        )
     return timedelta(**{UNITS[unit]: int(number)})
 
 
 class Command(BaseCommand):
-    help = "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."
+    help = gettext_lazy(
+        "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         default = f"{settings.WEBTASK_RETENTION_DAYS}d"
-        parser.add_argument("--older-than", type=age, default=default, help=f"such as 30d or 12h (default {default})")
-        parser.add_argument("--dry-run", action="store_true", help="count them, delete nothing")
+        said = _("such as 30d or 12h (default %(default)s)") % {"default": default}
+        parser.add_argument("--older-than", type=age, default=default, help=said)
+        parser.add_argument("--dry-run", action="store_true", help=_("count them, delete nothing"))
 
-    def handle(self, *_: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
+    def handle(self, *___: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
         if dry_run:
             timers = retention.prune(older_than=older_than, dry_run=True)
             past = retention.prune_past(older_than=older_than, dry_run=True)
-            self.stdout.write(f"{timers} timers ended more than {older_than} ago; none was deleted.")
-            self.stdout.write(f"{past} deliveries of timers that go on ended more than {older_than} ago.")
+            text = ngettext(
+                "%(count)s timer ended more than %(age)s ago; none was deleted.",
+                "%(count)s timers ended more than %(age)s ago; none was deleted.",
+                timers,
+            )
+            self.stdout.write(text % {"count": timers, "age": older_than})
+            text = ngettext(
+                "%(count)s delivery of timers that go on ended more than %(age)s ago.",
+                "%(count)s deliveries of timers that go on ended more than %(age)s ago.",
+                past,
+            )
+            self.stdout.write(text % {"count": past, "age": older_than})
             return
         timers = self._all(retention.prune, older_than)
-        self.stdout.write(f"{timers} timers deleted that ended more than {older_than} ago.")
+        text = ngettext(
+            "%(count)s timer deleted that ended more than %(age)s ago.",
+            "%(count)s timers deleted that ended more than %(age)s ago.",
+            timers,
+        )
+        self.stdout.write(text % {"count": timers, "age": older_than})
         past = self._all(retention.prune_past, older_than)
-        self.stdout.write(f"{past} deliveries of timers that go on deleted.")
+        text = ngettext(
+            "%(count)s delivery of timers that go on deleted.",
+            "%(count)s deliveries of timers that go on deleted.",
+            past,
+        )
+        self.stdout.write(text % {"count": past})
 
     def _all(self, step: Callable[..., int], older_than: timedelta) -> int:
         """Delete batch after batch, printing the progress, and return how many there were."""
@@ -49,6 +76,6 @@ class Command(BaseCommand):
             deleted += batch
             if time.monotonic() - shown_at > 1:
                 shown_at = time.monotonic()
-                self.stdout.write(f"{deleted} deleted so far")
+                self.stdout.write(_("%(count)s deleted so far") % {"count": deleted})
             time.sleep(retention.PAUSE_SECONDS)
         return deleted

@@ -16,6 +16,8 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 from rest_framework import exceptions
 
 from webtask_scheduler.scheduler import services
@@ -30,6 +32,7 @@ from webtask_scheduler.scheduler.rules import crontab, recurrence
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import OPERATOR
+from webtask_scheduler.wording import translated
 
 # Timers of one page of a list.
 PAGE_MOST = 200
@@ -48,42 +51,45 @@ RETRY = (
 
 
 class Command(BaseCommand):
-    help = "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
+    help = gettext_lazy("Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab.")
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-        create = actions.add_parser("create", help="store a timer")
-        create.add_argument("web_url", metavar="URL", help="the http or https URL to call")
+        create = actions.add_parser("create", help=_("store a timer"))
+        create.add_argument("web_url", metavar="URL", help=_("the http or https URL to call"))
         _add_schedule(create)
         _add_call(create)
-        get = actions.add_parser("get", help="show a timer")
+        get = actions.add_parser("get", help=_("show a timer"))
         get.add_argument("id", type=timer_id)
-        find = actions.add_parser("list", help="show timers, the latest made first")
+        find = actions.add_parser("list", help=_("show timers, the latest made first"))
         _add_filter(find)
-        cancel = actions.add_parser("cancel", help="cancel timers for good")
+        cancel = actions.add_parser("cancel", help=_("cancel timers for good"))
         cancel.add_argument("ids", nargs="+", metavar="ID", type=timer_id)
-        replay = actions.add_parser("replay", help="send a delivery that failed or was missed again, now")
+        replay = actions.add_parser("replay", help=_("send a delivery that failed or was missed again, now"))
         replay.add_argument("id", type=timer_id)
-        replay.add_argument("--delivery-id", type=timer_id, help="default: the timer's latest such one")
-        preview = actions.add_parser("preview", help="show the next moments of a schedule; store nothing")
+        replay.add_argument("--delivery-id", type=timer_id, help=_("default: the timer's latest such one"))
+        preview = actions.add_parser("preview", help=_("show the next moments of a schedule; store nothing"))
         _add_schedule(preview)
-        preview.add_argument("--count", type=int, help="moments to show (default 5)")
-        preview.add_argument("--after", help="moments after this instant (default: now)")
+        preview.add_argument("--count", type=int, help=_("moments to show (default 5)"))
+        preview.add_argument("--after", help=_("moments after this instant (default: now)"))
         take = actions.add_parser(
             "import",
-            help="make timers of a crontab's lines",
-            description="Makes timers of lines whose command is a URL (called with GET), or curl or wget of one URL."
-            f" Each bears the label {crontab.LABEL}=<hash of its line and time zone>: a line that was imported before"
-            " is not made again, even where its timer was cancelled. What fails is tried again, as with any timer."
-            " The exit code is 0 only if nothing was refused.",
+            help=_("make timers of a crontab's lines"),
+            description=_(
+                "Makes timers of lines whose command is a URL (called with GET), or curl or wget of one URL. Each bears"
+                " the label %(label)s=<hash of its line and time zone>: a line that was imported before is not made"
+                " again, even where its timer was cancelled. What fails is tried again, as with any timer. The exit"
+                " code is 0 only if nothing was refused."
+            )
+            % {"label": crontab.LABEL},
         )
-        take.add_argument("file", metavar="FILE", help="as `crontab -l` prints it; - for standard input")
-        take.add_argument("--timezone", default="UTC", help="until CRON_TZ or TZ in the file (default UTC)")
-        take.add_argument("--dry-run", action="store_true", help="say what would be made, make nothing")
+        take.add_argument("file", metavar="FILE", help=_("as `crontab -l` prints it; - for standard input"))
+        take.add_argument("--timezone", default="UTC", help=_("until CRON_TZ or TZ in the file (default UTC)"))
+        take.add_argument("--dry-run", action="store_true", help=_("say what would be made, make nothing"))
         for shown in (create, get, find, preview):
-            shown.add_argument("--json", dest="as_json", action="store_true", help="as the API answers it")
+            shown.add_argument("--json", dest="as_json", action="store_true", help=_("as the API answers it"))
 
-    def handle(self, *_: Any, action: str, **options: Any) -> None:
+    def handle(self, *__: Any, action: str, **options: Any) -> None:
         try:
             getattr(self, f"_{action}")(options)
         finally:
@@ -98,7 +104,8 @@ class Command(BaseCommand):
         if options["as_json"]:
             self._print_json(body)
         else:
-            self.stdout.write(f"{stored.timer_id} is called at {body['due_at']}")
+            said = _("%(timer)s is called at %(time)s") % {"timer": stored.timer_id, "time": body["due_at"]}
+            self.stdout.write(said)
 
     def _get(self, options: dict[str, Any]) -> None:
         (body,) = show_timers(_existing([options["id"]]))
@@ -112,7 +119,8 @@ class Command(BaseCommand):
             self.stdout.write(f"{name:{width}}  {text}")
         for attempt in attempts:
             outcome = attempt["status_code"] or attempt["error"]
-            self.stdout.write(f"attempt {attempt['number']}  {attempt['started_at']}  {outcome}  {attempt['message']}")
+            which = _("attempt %(number)s") % attempt
+            self.stdout.write(f"{which}  {attempt['started_at']}  {outcome}  {attempt['message']}")
 
     def _list(self, options: dict[str, Any]) -> None:
         names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
@@ -124,14 +132,14 @@ class Command(BaseCommand):
         if options["as_json"]:
             self._print_json({"timers": bodies, "next": cursor})
             return
-        rows = [("ID", "STATUS", "DUE AT", "SCHEDULE", "NAME", "URL")]
+        rows = [(_("ID"), _("STATUS"), _("DUE AT"), _("SCHEDULE"), _("NAME"), _("URL"))]
         rows += [
             (one["task_id"], one["status"], one["due_at"], _schedule(one), one.get("name", ""), one["web_url"])
             for one in bodies
         ]
         self._print_table([(*row[:-1], row[-1][:URL_SHOWN]) for row in rows])
         if cursor:
-            self.stdout.write(f"There may be more: --cursor {cursor}")
+            self.stdout.write(_("There may be more: --cursor %(cursor)s") % {"cursor": cursor})
 
     def _cancel(self, options: dict[str, Any]) -> None:
         # All are looked up first, so that one mistyped id cancels nothing.
@@ -139,7 +147,7 @@ class Command(BaseCommand):
             (before,) = show_timers([found])
             services.cancel(found)
             (after,) = show_timers([found])
-            ended = "had ended before" if before["finished_at"] else after["reason"] or "It has succeeded."
+            ended = _("had ended before") if before["finished_at"] else after["reason"] or _("It has succeeded.")
             self.stdout.write(f"{found} {after['status']}: {ended}")
 
     def _replay(self, options: dict[str, Any]) -> None:
@@ -148,7 +156,7 @@ class Command(BaseCommand):
             delivery = services.replay(found, delivery_id=options["delivery_id"])
         except ValidationError as error:
             raise CommandError(error.messages[0]) from error
-        self.stdout.write(f"{delivery} is sent again")
+        self.stdout.write(_("%(delivery)s is sent again") % {"delivery": delivery})
 
     def _preview(self, options: dict[str, Any]) -> None:
         reader = PreviewSerializer(data=_fields(options))
@@ -158,25 +166,27 @@ class Command(BaseCommand):
             self._print_json(shown)
             return
         self._print_table([(one["at"], one["local"], one["note"]) for one in shown["moments"]])
-        self.stdout.write("and so on" if shown["more"] else "and no more")
+        self.stdout.write(_("and so on") if shown["more"] else _("and no more"))
 
     def _import(self, options: dict[str, Any]) -> None:
         try:
             recurrence.check_timezone(options["timezone"])
         except recurrence.ScheduleError as error:
-            raise CommandError(f"timezone: {error}") from error
+            raise CommandError(f"timezone: {translated(error)}") from error
         made = refused = 0
         for line in crontab.read(_lines(options["file"]), timezone=options["timezone"]):
             if line.timer:
                 is_made, said = _take_over(line, dry_run=options["dry_run"])
             else:
-                is_made, said = bool(line.note), line.note or f"not made: {line.error}"
+                is_made, said = bool(line.note), translated(line.note) or _not_made(translated(line.error))
             made += bool(line.timer) and is_made
             refused += not is_made
-            self.stdout.write(f"line {line.number}: {said}")
+            self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": said})
         if refused:
-            raise CommandError(f"{refused} of the lines could not be taken over; {made} are there.")
-        self.stdout.write(f"All {made} {'can be made' if options['dry_run'] else 'are there'}.")
+            text = _("%(refused)s of the lines could not be taken over; %(made)s are there.")
+            raise CommandError(text % {"refused": refused, "made": made})
+        text = _("All %(count)s can be made.") if options["dry_run"] else _("All %(count)s are there.")
+        self.stdout.write(text % {"count": made})
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str))
@@ -196,7 +206,8 @@ def timer_id(text: str) -> uuid.UUID:
     try:
         return uuid.UUID(text)
     except ValueError as error:
-        raise ArgumentTypeError(f"{text!r} is not an id, such as 019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11") from error
+        said = _("%(text)r is not an id, such as 019a5b0e-93c4-7c5e-8f5e-2f6a1f0f9b11") % {"text": text}
+        raise ArgumentTypeError(said) from error
 
 
 def json_value(text: str) -> Any:
@@ -204,9 +215,9 @@ def json_value(text: str) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArgumentTypeError(f"this is not JSON: {error}") from error
+        raise ArgumentTypeError(_("this is not JSON: %(error)s") % {"error": error}) from error
     if value is None:
-        raise ArgumentTypeError("null says nothing; leave it out")
+        raise ArgumentTypeError(_("null says nothing; leave it out"))
     return value
 
 
@@ -224,7 +235,7 @@ def pair(text: str) -> tuple[str, str]:
     """Read key=value. Raises ArgumentTypeError."""
     key, equals, value = text.partition("=")
     if not equals:
-        raise ArgumentTypeError(f"{text!r} is not key=value")
+        raise ArgumentTypeError(_("%(text)r is not key=value") % {"text": text})
     return key, value
 
 
@@ -232,65 +243,68 @@ def header(text: str) -> tuple[str, str]:
     """Read `Name: value`. Raises ArgumentTypeError."""
     name, colon, value = text.partition(":")
     if not colon:
-        raise ArgumentTypeError(f"{text!r} is not a header, such as 'Accept: text/plain'")
+        raise ArgumentTypeError(_("%(text)r is not a header, such as 'Accept: text/plain'") % {"text": text})
     return name.strip(), value.strip()
 
 
 def _add_schedule(parser: CommandParser) -> None:
-    when = parser.add_argument_group("when", "once, by one of these, or again and again")
-    when.add_argument("--hours", type=int, help="from now")
-    when.add_argument("--minutes", type=int, help="from now, added to the hours")
-    when.add_argument("--seconds", type=int, help="from now, added to both; 0 means now")
-    when.add_argument("--delay", help="from now, as an ISO 8601 duration: PT90S, P1DT12H")
-    when.add_argument("--due-at", help="an ISO 8601 instant with an offset")
-    when.add_argument("--cron", help="five fields, or @daily and the like")
-    when.add_argument("--timezone", help="with --cron: an IANA name like Europe/Berlin (default UTC)")
-    when.add_argument("--every", help="an ISO 8601 duration of at least one second: PT10M")
-    when.add_argument("--starts-at", help="of what recurs: no moment is before it")
-    when.add_argument("--ends-at", help="of what recurs: no moment is after it")
-    when.add_argument("--max-occurrences", type=int, help="of what recurs: after so many it has ended")
+    when = parser.add_argument_group(_("when"), _("once, by one of these, or again and again"))
+    when.add_argument("--hours", type=int, help=_("from now"))
+    when.add_argument("--minutes", type=int, help=_("from now, added to the hours"))
+    when.add_argument("--seconds", type=int, help=_("from now, added to both; 0 means now"))
+    when.add_argument("--delay", help=_("from now, as an ISO 8601 duration: PT90S, P1DT12H"))
+    when.add_argument("--due-at", help=_("an ISO 8601 instant with an offset"))
+    when.add_argument("--cron", help=_("five fields, or @daily and the like"))
+    when.add_argument("--timezone", help=_("with --cron: an IANA name like Europe/Berlin (default UTC)"))
+    when.add_argument("--every", help=_("an ISO 8601 duration of at least one second: PT10M"))
+    when.add_argument("--starts-at", help=_("of what recurs: no moment is before it"))
+    when.add_argument("--ends-at", help=_("of what recurs: no moment is after it"))
+    when.add_argument("--max-occurrences", type=int, help=_("of what recurs: after so many it has ended"))
 
 
 def _add_call(parser: CommandParser) -> None:
-    call = parser.add_argument_group("what is called")
-    call.add_argument("--method", choices=METHODS, help="default POST")
-    call.add_argument("--header", action="append", type=header, metavar="'NAME: VALUE'", help="may be repeated")
-    call.add_argument("--body", help="a text, sent as it is")
-    call.add_argument("--json-body", type=json_value, metavar="JSON", help="sent as JSON, instead of --body")
-    call.add_argument("--body-base64", help="bytes in base64, instead of --body")
-    call.add_argument("--content-type", help="of the body")
-    call.add_argument("--timeout-seconds", type=number, help="for the whole call, 1 to 300")
-    call.add_argument("--follow-redirects", action="store_true", default=None, help="up to three")
-    call.add_argument("--success-status", action="append", type=status, help="a code, or a class like 3xx; repeatable")
-    call.add_argument("--callback-url", help="called with the outcome after a success")
-    call.add_argument("--failure-callback-url", help="called with the outcome after a failure")
-    retry = parser.add_argument_group("when a failed attempt is made again")
-    retry.add_argument("--max-attempts", type=int, help="in all, the first included (default 5)")
+    call = parser.add_argument_group(_("what is called"))
+    call.add_argument("--method", choices=METHODS, help=_("default POST"))
+    call.add_argument("--header", action="append", type=header, metavar="'NAME: VALUE'", help=_("may be repeated"))
+    call.add_argument("--body", help=_("a text, sent as it is"))
+    call.add_argument("--json-body", type=json_value, metavar="JSON", help=_("sent as JSON, instead of --body"))
+    call.add_argument("--body-base64", help=_("bytes in base64, instead of --body"))
+    call.add_argument("--content-type", help=_("of the body"))
+    call.add_argument("--timeout-seconds", type=number, help=_("for the whole call, 1 to 300"))
+    call.add_argument("--follow-redirects", action="store_true", default=None, help=_("up to three"))
+    call.add_argument(
+        "--success-status", action="append", type=status, help=_("a code, or a class like 3xx; repeatable")
+    )
+    call.add_argument("--callback-url", help=_("called with the outcome after a success"))
+    call.add_argument("--failure-callback-url", help=_("called with the outcome after a failure"))
+    retry = parser.add_argument_group(_("when a failed attempt is made again"))
+    retry.add_argument("--max-attempts", type=int, help=_("in all, the first included (default 5)"))
     retry.add_argument("--backoff", choices=("exponential", "fixed", "list"))
     for name in ("--min-seconds", "--max-seconds", "--multiplier", "--jitter", "--max-age-seconds"):
         retry.add_argument(name, type=number)
-    retry.add_argument("--delays-seconds", type=number, nargs="+", help="with --backoff list")
-    retry.add_argument("--on-missed", choices=ON_MISSED, help="what to do with a moment that has passed")
-    retry.add_argument("--max-lateness", help="with --on-missed skip: an ISO 8601 duration")
-    about = parser.add_argument_group("to find it by")
+    retry.add_argument("--delays-seconds", type=number, nargs="+", help=_("with --backoff list"))
+    retry.add_argument("--on-missed", choices=ON_MISSED, help=_("what to do with a moment that has passed"))
+    retry.add_argument("--max-lateness", help=_("with --on-missed skip: an ISO 8601 duration"))
+    about = parser.add_argument_group(_("to find it by"))
     about.add_argument("--name")
-    about.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help="may be repeated")
-    about.add_argument("--metadata", type=json_value, metavar="JSON", help="given back as it is")
+    about.add_argument("--label", action="append", type=pair, metavar="KEY=VALUE", help=_("may be repeated"))
+    about.add_argument("--metadata", type=json_value, metavar="JSON", help=_("given back as it is"))
 
 
 def _add_filter(parser: CommandParser) -> None:
-    parser.add_argument("--status", action="append", choices=[str(state) for state in State], help="may be repeated")
-    parser.add_argument("--host", help="of the URL, with its port where the URL has one")
+    parser.add_argument("--status", action="append", choices=[str(state) for state in State], help=_("may be repeated"))
+    parser.add_argument("--host", help=_("of the URL, with its port where the URL has one"))
     parser.add_argument("--label", metavar="KEY=VALUE")
-    parser.add_argument("--due-from", help="due then or later, an ISO 8601 instant with an offset")
-    parser.add_argument("--due-to", help="due before")
+    parser.add_argument("--due-from", help=_("due then or later, an ISO 8601 instant with an offset"))
+    parser.add_argument("--due-to", help=_("due before"))
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--recurring", dest="recurring", action="store_true", default=None)
-    kind.add_argument("--once", dest="recurring", action="store_false", default=None, help="those that do not recur")
-    parser.add_argument("--name", help="a part of the name, whatever the case")
-    parser.add_argument("--url-prefix", help="how the URL begins")
-    parser.add_argument("--limit", type=int, help=f"timers to show, 50 if not given, at most {PAGE_MOST}")
-    parser.add_argument("--cursor", help="where the list before ended")
+    kind.add_argument("--once", dest="recurring", action="store_false", default=None, help=_("those that do not recur"))
+    parser.add_argument("--name", help=_("a part of the name, whatever the case"))
+    parser.add_argument("--url-prefix", help=_("how the URL begins"))
+    said = _("timers to show, 50 if not given, at most %(most)s") % {"most": PAGE_MOST}
+    parser.add_argument("--limit", type=int, help=said)
+    parser.add_argument("--cursor", help=_("where the list before ended"))
 
 
 def _fields(options: dict[str, Any]) -> dict[str, Any]:
@@ -302,12 +316,12 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
         data["retry"] = retry
     if options.get("json_body") is not None:
         if "body" in data:
-            raise CommandError("body: Give either --body or --json-body.")
+            raise CommandError(f"body: {_('Give either --body or --json-body.')}")
         data["body"] = options["json_body"]
     for name, option in (("headers", "header"), ("labels", "label")):
         pairs = options.get(option) or []
         if len(pairs) != len(dict(pairs)):
-            raise CommandError(f"{name}: One name is given twice.")
+            raise CommandError(f"{name}: {_('One name is given twice.')}")
         if pairs:
             data[name] = dict(pairs)
     if options.get("success_status"):
@@ -348,7 +362,7 @@ def _existing(ids: Sequence[uuid.UUID]) -> list[uuid.UUID]:
     known = set(Timer.objects.filter(pk__in=ids).values_list("pk", flat=True))
     unknown = [str(one) for one in ids if one not in known]
     if unknown:
-        raise CommandError(f"id: There is no timer {', '.join(unknown)}.")
+        raise CommandError(f"id: {_('There is no timer %(ids)s.') % {'ids': ', '.join(unknown)}}")
     return list(dict.fromkeys(ids))
 
 
@@ -360,7 +374,7 @@ def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.
         try:
             page = search.page(wanted, cursor=following, limit=limit - len(found))
         except search.CursorError as error:
-            raise CommandError(f"cursor: {error}") from error
+            raise CommandError(f"cursor: {translated(error)}") from error
         found += page.timer_ids
         following = page.next
     return found, following
@@ -369,7 +383,7 @@ def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.
 def _schedule(body: dict[str, Any]) -> str:
     if "cron" in body:
         return f"{body['cron']} {body['timezone']}"
-    return f"every {body['every']}" if "every" in body else "once"
+    return _("every %(period)s") % {"period": body["every"]} if "every" in body else _("once")
 
 
 # A crontab
@@ -379,7 +393,7 @@ def _lines(name: str) -> list[str]:
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{name} cannot be read: {error}") from error
+        raise CommandError(_("%(file)s cannot be read: %(error)s") % {"file": name, "error": error}) from error
     return text.splitlines()
 
 
@@ -389,13 +403,20 @@ def _take_over(line: crontab.Line, *, dry_run: bool) -> tuple[bool, str]:
     before = TimerLabel.objects.filter(label=f"{key}={value}").values_list("timer", flat=True).first()
     if before is not None:
         (body,) = show_timers([before])
-        return True, f"was made before: {before} ({body['status']})"
+        return True, _("was made before: %(timer)s (%(status)s)") % {"timer": before, "status": body["status"]}
     try:
         timer = read_timer(line.timer)
     except (exceptions.ValidationError, PastDue) as error:
-        return False, f"not made: {_said(error)}"
-    what = f"{line.timer['method']} {timer.web_url} at {line.timer['cron']} {line.timer['timezone']}"
+        return False, _not_made(_said(error))
+    what = {
+        "call": f"{line.timer['method']} {timer.web_url}",
+        "schedule": f"{line.timer['cron']} {line.timer['timezone']}",
+    }
     if dry_run:
-        return True, f"would be made: {what}"
+        return True, _("would be made: %(call)s at %(schedule)s") % what
     (stored,) = services.schedule([timer])
-    return True, f"made {stored.timer_id}: {what}"
+    return True, _("made %(timer)s: %(call)s at %(schedule)s") % {"timer": stored.timer_id, **what}
+
+
+def _not_made(why: str) -> str:
+    return _("not made: %(why)s") % {"why": why}

@@ -1,0 +1,77 @@
+"""The pages that people see instead of what they asked for. Programs get problem details instead.
+
+The pages need neither the database nor a static file nor a session, because any of these may be what failed. Their one
+style sheet is inside them, the same text in each, so that a Content-Security-Policy can allow it by STYLE_HASH.
+"""
+
+import sys
+from typing import Any
+
+from django.db import InterfaceError, OperationalError
+from django.http import HttpRequest, HttpResponse
+from django.template.loader import render_to_string
+from django.utils import translation
+from django.utils.cache import patch_vary_headers
+from django.utils.translation import gettext, gettext_noop
+
+from webtask_scheduler.scheduler.api import problems
+
+# For `style-src`; a test compares it with the pages.
+STYLE_HASH = "sha256-"
+# Below these nothing is for people, whatever a request accepts.
+_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api/", "/healthz", "/readyz")
+_FOR_PEOPLE = "/admin"
+
+
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
+    """Answer a request that Django refuses before a view sees it, such as one for an unknown host."""
+    return _answer(request, 400, gettext_noop("The request cannot be read."))
+
+
+def permission_denied(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    """Answer a request for what its sender may not do."""
+    return _answer(request, 403, gettext_noop("You do not have permission to perform this action."))
+
+
+def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
+    """Answer a form that was not sent from a page of this service. `reason` is Django's, in English."""
+    return _answer(request, 403, f"CSRF Failed: {reason}", page="403_csrf.html")
+
+
+def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001
+    """Answer an unknown address."""
+    return _answer(request, 404, gettext_noop("There is nothing at this address. The API is described at /api/docs."))
+
+
+def server_error(request: HttpRequest) -> HttpResponse:
+    """Answer 500 for a fault of ours, whose traceback is in the log, or 503 for a database that is away."""
+    if isinstance(sys.exc_info()[1], OperationalError | InterfaceError):
+        answer = _answer(request, 503, problems.Unavailable.default_detail)
+        answer["Retry-After"] = str(problems.Unavailable.wait)
+        return answer
+    return _answer(request, 500, gettext_noop("Something went wrong on our side."))
+
+
+def _answer(request: HttpRequest, status: int, detail: Any, *, page: str = "") -> HttpResponse:
+    # A request may be refused before any middleware has read its language.
+    language = translation.get_language_from_request(request)
+    with translation.override(language):
+        if _is_for_people(request):
+            request_id = getattr(request, "request_id", "")
+            text = render_to_string(page or f"{status}.html", {"status": status, "request_id": request_id})
+            answer = HttpResponse(text, status=status)
+        else:
+            answer = problems.problem_answer(status, gettext(str(detail)))
+    answer["Content-Language"] = language
+    patch_vary_headers(answer, ("Accept", "Accept-Language"))
+    return answer
+
+
+def _is_for_people(request: HttpRequest) -> bool:
+    """Return whether a request comes from a browser. One that takes anything gets a page only in the admin."""
+    if request.path.startswith(_FOR_PROGRAMS):
+        return False
+    types = ["application/json", "text/html"]
+    if request.path.startswith(_FOR_PEOPLE):
+        types.reverse()
+    return request.get_preferred_type(types) == "text/html"
