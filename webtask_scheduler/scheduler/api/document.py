@@ -173,7 +173,7 @@ class ProblemSerializer(serializers.Serializer[Any]):
     errors = FieldErrorSerializer(many=True, required=False)  # type: ignore[assignment]  # a field by that name
 
 
-def _problem(description: str, status: int, title: str, detail: str, **more: Any) -> OpenApiResponse:
+def _problem(description: str, status: int, title: str, detail: Any, **more: Any) -> OpenApiResponse:
     value = {"type": "about:blank", "title": title, "status": status, "detail": detail, **more}
     return OpenApiResponse(
         ProblemSerializer, description, examples=[OpenApiExample(title, value=value, response_only=True)]

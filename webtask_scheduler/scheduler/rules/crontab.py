@@ -312,7 +312,7 @@ def _curl_headers(given: dict[str, list[str]]) -> dict[str, str]:
     """Return the headers that are given by name, and those that options imply."""
     headers: dict[str, str] = {}
     for text in given.get("header", ()):
-        name, _, value = text.partition(":")
+        name, __, value = text.partition(":")
         if not value.strip():
             raise RefusedError(_("curl -H %(text)r names no header with a value", text=text))
         if name.lower() in map(str.lower, headers):

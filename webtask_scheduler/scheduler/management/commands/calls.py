@@ -13,7 +13,7 @@ from webtask_scheduler.scheduler.models import CallStop
 
 
 class Command(BaseCommand):
-    help = gettext_lazy(
+    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
         "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
     )
 

@@ -27,7 +27,7 @@ def age(text: str) -> timedelta:
 
 
 class Command(BaseCommand):
-    help = gettext_lazy(
+    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
         "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."
     )
 

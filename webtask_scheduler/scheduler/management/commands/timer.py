@@ -51,7 +51,9 @@ RETRY = (
 
 
 class Command(BaseCommand):
-    help = gettext_lazy("Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab.")
+    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
+        "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
+    )
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
