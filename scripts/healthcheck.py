@@ -55,9 +55,11 @@ def trouble(what: str, rows: list[tuple[str, float, float, float]]) -> str:
 
 
 def database_url() -> str:
-    """Return the URL from the environment, or the one that `scripts/run` noted."""
+    """Return the URL from the environment, from the file that it names, or the one that `scripts/run` noted."""
     if url := os.environ.get("DATABASE_URL"):
         return url
+    if path := os.environ.get("DATABASE_URL_FILE"):
+        return Path(path).read_text().strip()
     noted = Path(__file__).resolve().parents[1] / ".data" / "env"
     lines = noted.read_text().splitlines() if noted.exists() else []
     urls = [line.partition("=")[2] for line in lines if line.startswith("DATABASE_URL=")]

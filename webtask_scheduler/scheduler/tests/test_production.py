@@ -1,0 +1,152 @@
+"""The settings of a server: what they refuse, and how they answer plain HTTP and unknown names."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
+
+KEY = "0123456789abcdef" * 4
+GOOD = {
+    "DJANGO_SETTINGS_MODULE": "config.settings.production",
+    "DJANGO_SECRET_KEY": KEY,
+    "DJANGO_ALLOWED_HOSTS": "timers.example.com",
+    "DATABASE_URL": "postgres://timers:a-long-password@127.0.0.1:1/none",
+    "REDIS_URL": "redis://:a-long-password@127.0.0.1:1/0",
+}
+
+pytestmark = pytest.mark.processes
+
+
+def run(*words, **changed):
+    """Run a Python with good settings, but for those that are given; None takes one away."""
+    environment = {name: value for name, value in (os.environ | GOOD | changed).items() if value is not None}
+    return subprocess.run(
+        [sys.executable, *words], cwd=CHECKOUT, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"DJANGO_SECRET_KEY": None}, "DJANGO_SECRET_KEY is not set: give DJANGO_SECRET_KEY, or "),
+        ({"DJANGO_SECRET_KEY": "x" * 49}, "DJANGO_SECRET_KEY has 49 characters: it must have 50 or more."),
+        ({"DJANGO_SECRET_KEY": "abcd" * 16}, "DJANGO_SECRET_KEY has 4 different characters: it must be random."),
+        (
+            {"DJANGO_SECRET_KEY": "local-development-only-not-a-secret-0123456789abcdef"},
+            "DJANGO_SECRET_KEY is a default that everybody knows",
+        ),
+        ({"DJANGO_SECRET_KEY": "change-me-key" * 5}, "DJANGO_SECRET_KEY is a default that everybody knows"),
+        (
+            {"DJANGO_SECRET_KEY": None, "DJANGO_SECRET_KEY_FILE": "/nowhere/key"},
+            "DJANGO_SECRET_KEY_FILE names /nowhere/key, which cannot be read: FileNotFoundError.",
+        ),
+        ({"DJANGO_ALLOWED_HOSTS": " , "}, "DJANGO_ALLOWED_HOSTS is not set"),
+        ({"DJANGO_ALLOWED_HOSTS": "a.example.com,*"}, "DJANGO_ALLOWED_HOSTS is *"),
+        ({"DATABASE_URL": None}, "DATABASE_URL is not set"),
+        ({"DATABASE_URL": "postgres://timers@db/timers"}, "DATABASE_URL has no password"),
+        ({"DATABASE_URL": "postgres://timers:short@db/timers"}, "DATABASE_URL has a password of 5 characters"),
+        ({"DATABASE_URL": "postgres://timers:local-only@db/timers"}, "DATABASE_URL is a default that everybody knows"),
+        ({"DATABASE_URL": "postgres://timers:with[bracket-in-it@db/timers"}, "DATABASE_URL is no URL"),
+        ({"REDIS_URL": ""}, "REDIS_URL is not set"),
+        ({"REDIS_URL": "redis://redis:6379/0"}, "REDIS_URL has no password"),
+        ({"DJANGO_SECURE_HSTS_SECONDS": "-1"}, "DJANGO_SECURE_HSTS_SECONDS is '-1'"),
+    ],
+)
+def test_missing_default_or_short_setting_stops_the_start_with_one_line(changed, said):
+    done = run("-c", "import django; django.setup()", **changed)
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
+    assert done.stdout == ""
+
+
+def test_refusal_shows_no_secret():
+    done = run("-c", "import django; django.setup()", DATABASE_URL="postgres://timers:hunter2@db/timers")
+    assert "hunter2" not in done.stderr
+
+
+def test_each_secret_may_be_in_a_file(tmp_path):
+    changed = {}
+    for name in ("DJANGO_SECRET_KEY", "DATABASE_URL", "REDIS_URL"):
+        (tmp_path / name).write_text(GOOD[name] + "\n")
+        changed |= {name: None, f"{name}_FILE": str(tmp_path / name)}
+    program = """
+import django, json
+django.setup()
+from django.conf import settings
+database = settings.DATABASES["default"]
+print(json.dumps([settings.SECRET_KEY, database["PASSWORD"], settings.CELERY_BROKER_URL]))
+"""
+    done = run("-c", program, **changed)
+    assert json.loads(done.stdout) == [KEY, "a-long-password", GOOD["REDIS_URL"]]
+
+
+def test_celery_and_manage_say_the_same_line():
+    for words in (["manage.py", "check"], ["-m", "celery", "-A", "config.celery_app", "beat", "--pidfile="]):
+        done = run(*words, DJANGO_SECRET_KEY="short")
+        assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+        assert done.stderr == "DJANGO_SECRET_KEY has 5 characters: it must have 50 or more.\n"
+
+
+def test_checks_for_a_server_find_nothing():
+    done = run("manage.py", "check", "--deploy", "--fail-level", "WARNING")
+    assert done.returncode == 0
+    assert done.stdout == "System check identified no issues (1 silenced).\n"
+    assert done.stderr == ""
+
+
+ASK = """
+import json, sys
+import django
+django.setup()
+from django.test import Client
+method, path, headers = json.loads(sys.argv[1])
+answer = Client(raise_request_exception=False).generic(method, path, "{}", "application/json", headers=headers)
+print(json.dumps([answer.status_code, dict(answer.items()), answer.content.decode()]))
+"""
+
+
+def ask(method, path, **headers):
+    """Return the status, the headers and the body that a server answers. It has no database and no broker."""
+    headers = {"Host": "timers.example.com"} | {name.replace("_", "-"): value for name, value in headers.items()}
+    done = run("-c", ASK, json.dumps([method, path, headers]))
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+def test_plain_http_that_may_change_something_is_refused_and_not_redirected(method):
+    status, headers, body = ask(method, "/timer")
+    assert status == 403
+    assert headers["Content-Type"] == "application/problem+json"
+    assert "Location" not in headers
+    problem = json.loads(body)
+    assert problem["status"] == 403
+    assert f"takes {method} over HTTPS only" in problem["detail"]
+
+
+def test_plain_http_that_reads_is_redirected():
+    status, headers, _ = ask("GET", "/timer?status=failed")
+    assert (status, headers["Location"]) == (301, "https://timers.example.com/timer?status=failed")
+
+
+def test_https_as_the_proxy_says_reaches_the_api_and_is_remembered_by_browsers():
+    status, headers, body = ask("POST", "/timer", X_Forwarded_Proto="https")
+    assert status == 400
+    assert "web_url" in body
+    assert headers["Strict-Transport-Security"] == "max-age=3600; includeSubDomains"
+    assert headers["Referrer-Policy"] == "same-origin"
+
+
+@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 503)])
+def test_probe_is_answered_under_any_name_and_by_plain_http(path, status):
+    for host in ("localhost:8000", "10.2.3.4", "not.known.example"):
+        assert ask("GET", path, Host=host)[0] == status
+
+
+def test_unknown_name_is_refused_elsewhere():
+    assert ask("GET", "/timer", Host="not.known.example", X_Forwarded_Proto="https")[0] == 400
