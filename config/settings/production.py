@@ -83,6 +83,8 @@ DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
 # change something is refused over plain HTTP, what only reads is redirected, and probes are answered under any name.
 _ENTRY = "webtask_scheduler.scheduler.api.entry"
 MIDDLEWARE = [f"{_ENTRY}.Probes", f"{_ENTRY}.HttpsOnly", *MIDDLEWARE]
+# Scraped from inside; it asks for a token of its own.
+SECURE_REDIRECT_EXEMPT = [r"^metrics$"]
 SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
 SECURE_SSL_REDIRECT = env.bool("DJANGO_SECURE_SSL_REDIRECT", default=True)
 # Where HTTPS is on another port than 443, the name with that port.

@@ -9,7 +9,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('scheduler', '0012_names'),
+        ('scheduler', '0013_rollups'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
 
