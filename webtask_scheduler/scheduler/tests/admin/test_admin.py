@@ -972,7 +972,7 @@ def test_lists_say_on_top_what_keeps_timers_from_being_called(page, make_timer, 
     assert "no beat was ever seen; no worker was ever seen" in page(address)
     services.stop_calls(everything=True)
     facts.forget()
-    assert "All calls are stopped; 1 delivery waits for them to be resumed." in page(address)
+    assert "All calls are stopped; 1 delivery waits for calls to be resumed." in page(address)
 
 
 # Bulk operations and signing secrets
