@@ -23,8 +23,9 @@ from webtask_scheduler.scheduler import facts, tasks
 from webtask_scheduler.scheduler.delivery import hosts
 from webtask_scheduler.scheduler.delivery import pool as module
 from webtask_scheduler.scheduler.delivery.pool import CallPool
-from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, Attempt, Delivery, HostHour, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
@@ -190,6 +191,7 @@ def test_slow_calls_leave_their_slots_to_others(pool, make_timer, receiver):
 
 def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(pool, make_timer, receiver, monkeypatch):
     monkeypatch.setattr(module, "ROOM_PER_SLOT", 2)
+    rollups.tally.forget()
     with contextlib.ExitStack() as stack:
         hanging = [stack.enter_context(Receiver()) for _ in range(12)]
         make_timer(receiver.url("/first"), delay_seconds=-1)
@@ -202,6 +204,10 @@ def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(poo
         # The room has four places, of which one owner gets half; what finds none is put off, and nothing is counted.
         wait_until(lambda: states().count(State.SCHEDULED) >= 8)
         assert set(Delivery.objects.filter(state=State.SCHEDULED).values_list("attempts", flat=True)) == {0}
+        rollups.tally.flush()
+        put_off = dict(HostHour.objects.filter(put_off__gt=0).values_list("host", "put_off"))
+        assert len(put_off) >= 8
+        assert rollups.ever().put_off == sum(put_off.values())
         make_timer(receiver.url("/second"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
         receiver.wait_for(1, path="/second", seconds=3)

@@ -4,6 +4,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.core.management import call_command
 from django.db import OperationalError, connection, transaction
 
 from webtask_scheduler.dispatch.queue import Portion
@@ -364,3 +365,9 @@ def test_folded_hour_keeps_the_busiest_hosts(tally, sql, monkeypatch):
         pass
     rows = dict(HostHour.objects.values_list("host", "calls"))
     assert (len(rows), rows["other hosts"], sum(rows.values())) == (201, 5, 405)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_command_stores_what_it_made():
+    call_command("timer", "create", "http://a.example/", "--seconds", "60")
+    assert rollups.ever().created == 1
