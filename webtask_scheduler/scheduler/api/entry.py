@@ -3,12 +3,12 @@
 from collections.abc import Callable
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.utils.translation import get_language_from_request, override
 from django.utils.translation import gettext as _
 
 from webtask_scheduler.scheduler.api import probes
-from webtask_scheduler.scheduler.api.problems import MEDIA_TYPE, problem
+from webtask_scheduler.scheduler.api.problems import problem_answer
 
 Handler = Callable[[HttpRequest], HttpResponse]
 
@@ -48,4 +48,4 @@ class HttpsOnly:
                 "This service takes %(method)s over HTTPS only, and it did nothing. Send the request to the https://"
                 " address. If it held a key or a password, replace that: it crossed the network unencrypted."
             ) % {"method": request.method}
-        return JsonResponse(problem(403, detail), status=403, content_type=MEDIA_TYPE)
+            return problem_answer(403, detail)

@@ -20,8 +20,9 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 import django
 from django.conf import settings
 from django.db import InterfaceError, OperationalError, connection
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse
 from django.urls import path
+from django.utils.translation import gettext, gettext_lazy
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.http import require_safe
 from prometheus_client import CollectorRegistry
@@ -39,7 +40,7 @@ from config.database.base import wait_at_most
 from webtask_scheduler import __version__
 from webtask_scheduler.dispatch.share import WINDOW
 from webtask_scheduler.scheduler import facts
-from webtask_scheduler.scheduler.api.problems import MEDIA_TYPE, problem
+from webtask_scheduler.scheduler.api.problems import problem_answer
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.telemetry.events import event
@@ -47,7 +48,7 @@ from webtask_scheduler.telemetry.events import event
 # How long one wait for the database may take: a scrape is given ten seconds, and asks four times.
 SCRAPE_SECONDS = 2.0
 
-CLOSED = (
+CLOSED = gettext_lazy(
     "Metrics are for operators. Set METRICS_TOKEN and send it as `Authorization: Bearer …`, or set METRICS_PORT, where"
     " they are answered without one."
 )
@@ -204,17 +205,15 @@ def metrics(request: HttpRequest) -> HttpResponse:
     if settings.METRICS_TOKEN:
         given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
         if not hmac.compare_digest(given, f"Bearer {settings.METRICS_TOKEN}".encode()):
-            answer = _refused(HTTPStatus.UNAUTHORIZED, "Send METRICS_TOKEN as `Authorization: Bearer …`.")
+            answer = problem_answer(
+                HTTPStatus.UNAUTHORIZED, gettext("Send METRICS_TOKEN as `Authorization: Bearer …`.")
+            )
             answer["WWW-Authenticate"] = "Bearer"
             return answer
     elif not settings.METRICS_OPEN:
-        return _refused(HTTPStatus.FORBIDDEN, CLOSED)
+        return problem_answer(HTTPStatus.FORBIDDEN, str(CLOSED))
     body, content_type = _answer(request.headers.get("Accept", ""))
     return HttpResponse(body, content_type=content_type)
-
-
-def _refused(status: HTTPStatus, detail: str) -> HttpResponse:
-    return JsonResponse(problem(status, detail), status=status, content_type=MEDIA_TYPE)
 
 
 # A port of its own
