@@ -81,14 +81,15 @@ def described(record: Result) -> None:
 
 
 def disturbances(record: Result) -> str:
-    machines = [run["machine"] for run in record["runs"]]
+    # What only counts processor time does not watch the machine.
+    machines = [run["machine"] for run in record["runs"] if "machine" in run]
 
     def span(key: str) -> str:
         values = [machine[key] for machine in machines]
         return f"{min(values):.1f} to {max(values):.1f} %"
 
     if not machines:
-        return "nothing was run"
+        return "the machine was not watched"
     return f"stolen by its host in the runs: {span('steal_percent')}; used by others: {span('others_percent')}"
 
 
