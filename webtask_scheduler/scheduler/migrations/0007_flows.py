@@ -1,4 +1,4 @@
-"""Flows and lanes of the queue. Both tables are written anew, under a lock: stop what uses them first."""
+"""Flows and lanes of the queue. Both tables are written anew, under a lock: what is due meanwhile is called after it."""
 
 from django.db import migrations, models
 from django.db.models import F, Q
@@ -11,11 +11,31 @@ HOST = Cast(
 FLOW = OWNER.bitxor(HOST).bitand(63).bitleftshift(57).bitor(OWNER.bitleftshift(32)).bitor(HOST)
 LANE = Cast(F("flow").bitrightshift(57), models.SmallIntegerField())
 
+# Both locks at once, deliveries first as most statements have it, or neither: with one of them it would wait for a
+# statement that waits for it, and a deadlock is found after a second only.
+LOCK = """
+DO $$
+BEGIN
+  SET LOCAL lock_timeout = '200ms';
+  LOOP
+    BEGIN
+      LOCK TABLE scheduler_delivery, scheduler_timer IN ACCESS EXCLUSIVE MODE;
+      EXIT;
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN
+      PERFORM pg_sleep(0.1);
+    END;
+  END LOOP;
+  SET LOCAL lock_timeout = 0;
+END
+$$
+"""
+
 
 class Migration(migrations.Migration):
     dependencies = [("scheduler", "0006_timer_options")]
 
     operations = [
+        migrations.RunSQL(LOCK, migrations.RunSQL.noop),
         migrations.AddField(
             model_name="timer",
             name="flow",
