@@ -72,6 +72,7 @@ def test_database_that_cannot_be_one_is_named_without_its_password(url):
         ("WEBTASK_RETENTION_DAYS", "-1", "a whole number from 0 to 36500"),
         ("WEBTASK_HORIZON_SECONDS", "", ""),
         ("WEB_ACCESS_LOG", "yes", "one of off, on"),
+        ("DATABASE_POOLER", "pgbouncer", "one of none, session, transaction"),
         ("LOG_LEVEL", "LOUD", "one of INFO, DEBUG, WARNING, ERROR, CRITICAL"),
     ],
 )
@@ -79,3 +80,10 @@ def test_bad_setting_is_named_with_what_it_must_be(name, value, must):
     done = run("-c", "import django; django.setup()", **{name: value})
     assert done.stderr == (f"{name} is {value!r}: it must be {must}.\n" if must else "")
     assert done.returncode == (os.EX_CONFIG if must else 0)
+
+
+@pytest.mark.processes
+def test_sentinels_without_the_name_of_a_server_end_the_start():
+    done = run("-c", "import django; django.setup()", REDIS_URL="sentinel://127.0.0.1:1/0")
+    assert done.stderr == "REDIS_SENTINEL_MASTER is not set, and REDIS_URL leads to sentinels.\n"
+    assert done.returncode == os.EX_CONFIG
