@@ -10,6 +10,7 @@ import pytest
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection
+from django.utils import translation
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
@@ -47,6 +48,12 @@ def _this_machine_only() -> Iterator[None]:
 def _facts_of_this_test() -> None:
     """What one test's database said must not be told in the next."""
     facts.forget()
+
+
+@pytest.fixture(autouse=True)
+def _language_of_this_test() -> None:
+    """A request leaves its language to its thread, where the next test would find it."""
+    translation.deactivate()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Formats timers, deliveries and attempts for the admin: one function for each kind of value."""
+"""Formats timers, deliveries and attempts for the admin: one function for each kind of value.
+
+Times, ids and addresses run from left to right also on a page that runs from right to left, so they are in a `bdi`.
+"""
 
 import json
 from collections.abc import Sequence
@@ -95,13 +98,13 @@ def shown_time(moment: datetime | None) -> SafeString | str:
         return NOTHING
     local = timezone.localtime(moment)
     text = f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d}"
-    return format_html('<span style="white-space: nowrap" title="{}">{}</span>', moment.isoformat(), text)
+    return format_html('<bdi dir="ltr" style="white-space: nowrap" title="{}">{}</bdi>', moment.isoformat(), text)
 
 
 def shown_id(text: object, *, width: str = "auto") -> SafeString:
     """Return an id in two lines, not four."""
     style = f"display: inline-block; min-width: 13.5em; width: {width}; white-space: normal"
-    return format_html('<span style="{}">{}</span>', style, text)
+    return format_html('<span style="{}"><bdi dir="ltr">{}</bdi></span>', style, text)
 
 
 def shown_name(shown: SafeString, timer: Timer | None) -> SafeString:
@@ -116,12 +119,13 @@ def shown_lateness(attempt: Attempt | None) -> str:
 def shown_url(web_url: str) -> SafeString:
     """Return the beginning of a URL, broken where the column ends."""
     text = web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
-    return format_html('<span style="display: inline-block; min-width: 14em; overflow-wrap: anywhere">{}</span>', text)
+    style = "display: inline-block; min-width: 14em; overflow-wrap: anywhere"
+    return format_html('<span style="{}"><bdi dir="ltr">{}</bdi></span>', style, text)
 
 
 def shown_json(data: Any) -> SafeString:
     text = json.dumps(data, indent=2, ensure_ascii=False)[:20_000]
-    return format_html('<pre style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
+    return format_html('<pre dir="ltr" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
 
 
 Linked: TypeAlias = Timer | Delivery | PeriodicTask | ClockedSchedule | CrontabSchedule | IntervalSchedule

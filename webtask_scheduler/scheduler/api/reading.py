@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from django.utils import timezone
+from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
@@ -265,18 +266,29 @@ class BatchSerializer(StrictSerializer):
     )
 
 
-_kept = threading.local()
+class _Kept(threading.local):
+    """The serializers of a thread, by class and language."""
+
+    def __init__(self) -> None:
+        self.readers: dict[tuple[type[StrictSerializer], str | None], StrictSerializer] = {}
+
+
+_kept = _Kept()
 
 
 def read_timer(data: Any) -> services.NewTimer:
     """Return a timer that is given as JSON. Raises ValidationError.
 
-    Each thread keeps one serializer: making one for each timer costs more than reading it.
+    Each thread keeps one serializer: making one for each timer costs more than reading it. It keeps one for each
+    language, because a field's message stays in the language in which it was first needed.
     """
-    if not hasattr(_kept, "plain"):
-        _kept.plain, _kept.full = PlainTimerSerializer(), NewTimerSerializer()
     plain = isinstance(data, dict) and data.keys() <= PLAIN
-    timer: services.NewTimer = (_kept.plain if plain else _kept.full).run_validation(data)
+    kind = PlainTimerSerializer if plain else NewTimerSerializer
+    key = (kind, get_language())
+    reader = _kept.readers.get(key)
+    if reader is None:
+        reader = _kept.readers[key] = kind()
+    timer: services.NewTimer = reader.run_validation(data)
     return timer
 
 
