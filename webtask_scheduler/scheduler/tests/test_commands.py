@@ -112,8 +112,8 @@ def test_stop_and_resume_are_logged_with_who_and_why(logged, monkeypatch):
     call_command("calls", "stop", host="a.example", reason="a storm")
     call_command("calls", "resume", host="a.example", reason="it is over")
     assert logged() == [
-        "calls_stopped host=a.example by=ann at a shell reason='a storm'",
-        "calls_resumed host=a.example by=ann at a shell reason='it is over'",
+        "calls_stopped host=a.example by='ann at a shell' reason='a storm'",
+        "calls_resumed host=a.example by='ann at a shell' reason='it is over'",
     ]
 
 

@@ -18,6 +18,7 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
+from webtask_scheduler.scheduler.rules.options import shown as shown_options
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import (
     GIVEN,
@@ -309,7 +310,7 @@ def test_what_is_the_default_anyway_is_not_kept(client):
         on_missed="fire",
         name="",
     )
-    assert Timer.objects.get().options is None
+    assert shown_options(Timer.objects.get().options) == {}
 
 
 @db

@@ -17,6 +17,7 @@ from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer, TimerLabel
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
+from webtask_scheduler.scheduler.rules.options import shown as shown_options
 from webtask_scheduler.scheduler.services import many
 from webtask_scheduler.scheduler.tests.support.acting import begin, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import (
@@ -121,7 +122,7 @@ def test_edit_is_a_merge_patch(client):
     everything = dict.fromkeys(NewTimerSerializer().fields.keys() - {"web_url"})
     bare = edit(client, timer, everything)
     assert bare.keys() == create(client).keys()
-    assert Timer.objects.get(pk=timer["task_id"]).options is None
+    assert shown_options(Timer.objects.get(pk=timer["task_id"]).options) == {}
 
 
 @db
