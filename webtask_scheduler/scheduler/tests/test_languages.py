@@ -3,7 +3,7 @@
 import io
 
 import pytest
-from django.core.management import call_command
+from django.core.management import call_command, load_command_class
 from django.utils import translation
 
 from scripts import messages
@@ -209,6 +209,16 @@ def test_command_speaks_the_language_of_its_process():
     for language in LANGUAGES:
         assert len(said(language).splitlines()) == len(english.splitlines())
         assert "No calls are stopped." not in said(language)
+
+
+@pytest.mark.parametrize("language", ["en", *LANGUAGES])
+@pytest.mark.parametrize("words", ["calls", "prune_timers", "timer", "timer create", "timer list", "timer import"])
+def test_help_of_a_command_can_be_shown(capsys, language, words):
+    name, *rest = words.split()
+    with translation.override(language), pytest.raises(SystemExit) as ended:
+        load_command_class("webtask_scheduler.scheduler", name).run_from_argv(["manage.py", name, *rest, "--help"])
+    assert ended.value.code == 0
+    assert "usage:" in capsys.readouterr().out
 
 
 # The translations themselves; `./scripts/check messages` says what is wrong with them.

@@ -6,18 +6,17 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import CallStop
 
 
 class Command(BaseCommand):
-    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
-        "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
-    )
-
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.description = _(
+            "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
+        )
         parser.add_argument("action", choices=["stop", "resume", "status"])
         parser.add_argument("--host", default="", help=_("a URL or a host, with its port if the URL has one"))
         parser.add_argument("--all", action="store_true", dest="everything", help=_("every host"))

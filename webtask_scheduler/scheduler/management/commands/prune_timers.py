@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, ngettext
+from django.utils.translation import ngettext
 
 from webtask_scheduler.scheduler.services import retention
 
@@ -27,11 +27,10 @@ def age(text: str) -> timedelta:
 
 
 class Command(BaseCommand):
-    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
-        "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."
-    )
-
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.description = _(
+            "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."
+        )
         default = f"{settings.WEBTASK_RETENTION_DAYS}d"
         said = _("such as 30d or 12h (default %(default)s)") % {"default": default}
         parser.add_argument("--older-than", type=age, default=default, help=said)

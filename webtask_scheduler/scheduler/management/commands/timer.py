@@ -17,7 +17,6 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from rest_framework import exceptions
 
 from webtask_scheduler.scheduler import services
@@ -51,11 +50,10 @@ RETRY = (
 
 
 class Command(BaseCommand):
-    help = gettext_lazy(  # type: ignore[assignment]  # shown as text
-        "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
-    )
-
     def add_arguments(self, parser: CommandParser) -> None:
+        parser.description = _(
+            "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
+        )
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
         create = actions.add_parser("create", help=_("store a timer"))
         create.add_argument("web_url", metavar="URL", help=_("the http or https URL to call"))
