@@ -101,10 +101,10 @@ def test_host_without_the_port_that_timers_have_says_that_none_matches_and_which
     make_timer("https://example.com:8443/")
     make_timer("https://example.com.other/")
     call_command("calls", "stop", host="example.com")
-    said = "0 timers match; hosts known that begin so: example.com.other, example.com:8443."
+    said = "No timer matches; hosts known that begin so: example.com.other, example.com:8443."
     assert said in capsys.readouterr().out
     call_command("calls", "stop", host="example.com:9443")
-    assert "0 timers match; hosts known that begin so: example.com" in capsys.readouterr().out
+    assert "No timer matches; hosts known that begin so: example.com" in capsys.readouterr().out
 
 
 def test_stop_and_resume_are_logged_with_who_and_why(logged, monkeypatch):
