@@ -125,7 +125,7 @@ def wait(ready: Callable[[], bool], seconds: float) -> bool:
 
 
 @contextmanager
-def receiver() -> Iterator[tuple[int, "queue.Queue[str]"]]:
+def receiver(address: str) -> Iterator[tuple[int, "queue.Queue[str]"]]:
     """Listen at the address that containers know as host.docker.internal; yield the port and the paths called."""
     called: queue.Queue[str] = queue.Queue()
 
@@ -139,16 +139,10 @@ def receiver() -> Iterator[tuple[int, "queue.Queue[str]"]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    gateway = subprocess.run(
-        ["docker", "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"],
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout.strip()
     try:
-        server = http.server.ThreadingHTTPServer((gateway or "127.0.0.1", 0), Handler)
+        server = http.server.ThreadingHTTPServer((address, 0), Handler)
     except OSError:
-        # Docker Desktop: the gateway is in its virtual machine, which reaches this one's loopback.
+        # Docker Desktop: that address is in its virtual machine, which reaches this one's loopback.
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -170,7 +164,8 @@ def check_up(stack: Stack) -> str:
 
 
 def check_timer(stack: Stack) -> str:
-    with receiver() as (port, called):
+    address = stack.compose("exec", "-T", "django", "getent", "ahostsv4", "host.docker.internal").split()[0]
+    with receiver(address) as (port, called):
         url = f"http://host.docker.internal:{port}/called"
         _, timer = stack.post("/timer", {"seconds": 2, "web_url": url})
         try:
