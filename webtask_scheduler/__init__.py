@@ -1,3 +1,3 @@
 """Calls a URL at a promised time."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
