@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection
 from django.utils import translation
+from hypothesis import strategies
 
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
@@ -42,6 +44,16 @@ def _this_machine_only() -> Iterator[None]:
         for name in ("connect", "connect_ex"):
             patch.setattr(socket.socket, name, guarded(getattr(socket.socket, name)))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _constants_of_the_code(request: pytest.FixtureRequest) -> None:
+    """Have Hypothesis read the code for constants, which takes seconds the first time.
+
+    In the middle of a test, a transaction would be idle meanwhile, and PostgreSQL ends one that is idle for 5 seconds.
+    """
+    if any(hypothesis.is_hypothesis_test(getattr(item, "obj", None)) for item in request.session.items):
+        hypothesis.find(strategies.text(), lambda _: True)
 
 
 @pytest.fixture(autouse=True)

@@ -193,7 +193,10 @@ def test_not_ready_while_a_worker_writes_and_a_thread_of_it_does_not_move(client
     see_beat()
     see_worker("host:1")
     see_worker("host:123", starter_idle_seconds=0.0 if part == "ledger" else 23.0, ledger_idle_seconds=23.0)
-    assert ready(client) == READY | {"worker": f"worker host:123: its {part} has not moved for 23 s"}
+    found = ready(client)
+    assert found == READY | {"worker": found["worker"]}
+    # A slow machine takes half a second until it asks.
+    assert re.fullmatch(f"worker host:123: its {part} has not moved for 2[3-5] s", found["worker"])
     see_worker("host:123")
     assert ready(client) == READY
 
