@@ -291,12 +291,12 @@ def _without_traceback(record: LogRecord) -> bool:
         record.exc_info = record.exc_text = None
     elif isinstance(error, OperationalError | InterfaceError) and record.name in _LOSING:
         task = getattr(record, "data", {}).get("name", "")
-        what = "task_failed" if task else record.getMessage()
+        what, fields = ("task_failed", {"task": task.rpartition(".")[2]}) if task else (record.getMessage(), {})
         # Later errors, such as a closed cursor, only follow from the first.
         first: BaseException = error
         while first.__context__ is not None:
             first = first.__context__
-        record.msg, record.args = Message(what, {"error": " ".join(str(first).split())}), ()
+        record.msg, record.args = Message(what, fields | {"error": " ".join(str(first).split())}), ()
         record.exc_info = record.exc_text = None
     return not (record.name == "django.request" and getattr(record, "status_code", 0) == 503 and is_away())  # noqa: PLR2004
 

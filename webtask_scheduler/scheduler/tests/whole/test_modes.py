@@ -111,7 +111,7 @@ def test_timers_are_called_and_upkeep_runs_behind_a_pooler(mode, database, recei
         lateness = [fire(found, receiver, f"{mode}/{number}") for number in range(5)]
         assert max(lateness) < 1000
         assert found.get("/readyz")[0] == 200
-        lacks = "pooler_role_lacks ALTER ROLE ... SET idle_in_transaction_session_timeout = '5s'; "
+        lacks = "SET idle_in_transaction_session_timeout = '5s'; "
         for name in ("web", "worker", "beat"):
             assert (lacks in found.log(name)) == (mode == "transaction"), name
         # Upkeep holds a lock while it works. One that were not released would keep the next from its work.
@@ -120,8 +120,14 @@ def test_timers_are_called_and_upkeep_runs_behind_a_pooler(mode, database, recei
             assert status == 202, begun
             wait_until(lambda begun=begun: is_done(found, begun))
         with closing(psycopg2.connect(database.url)) as connection, connection.cursor() as cursor:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
-            assert cursor.fetchone()[0] == 0
+            # The operation is done a moment before its lock is given back; the sweep may hold one for a moment too.
+            connection.autocommit = True
+
+            def is_free():
+                cursor.execute("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory'")
+                return cursor.fetchone()[0] == 0
+
+            wait_until(is_free)
 
 
 @pytest.mark.skipif(POOLER is None, reason="There is no pgbouncer here.")
