@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -150,3 +151,22 @@ def test_probe_is_answered_under_any_name_and_by_plain_http(path, status):
 
 def test_unknown_name_is_refused_elsewhere():
     assert ask("GET", "/timer", Host="not.known.example", X_Forwarded_Proto="https")[0] == 400
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["a.dump", "b.dump"], "production: give one dump, not a.dump and b.dump.\n"),
+        (["a.dump", "--held"], "production: restore knows --hold and --yes, not --held.\n"),
+        (["nowhere.dump"], "production: give a dump: "),
+    ],
+)
+def test_restore_that_is_not_understood_begins_nothing(tmp_path, words, said):
+    (tmp_path / ".envs/.production").mkdir(parents=True)
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(CHECKOUT / "scripts/production", tmp_path / "scripts")
+    done = subprocess.run(
+        ["bash", script, "restore", *words], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=False
+    )
+    assert done.stderr.startswith(said)
+    assert done.returncode == 1

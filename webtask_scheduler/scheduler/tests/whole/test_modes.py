@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from contextlib import ExitStack, closing, contextmanager
 from urllib.parse import urlsplit
 
@@ -79,7 +80,7 @@ default_pool_size = {FEW if mode == "transaction" else 50}
     # It does not run as root.
     user = {"user": "nobody", "group": pwd.getpwnam("nobody").pw_gid, "extra_groups": []} if os.getuid() == 0 else {}
     for above in directory.parents:
-        if above.stat().st_uid == os.getuid() and above != above.parent and str(above).startswith("/tmp/"):
+        if above.stat().st_uid == os.getuid() and tempfile.gettempdir() in map(str, above.parents):
             above.chmod(above.stat().st_mode | 0o011)
     with process(POOLER, str(directory / "pgbouncer.ini"), **user):
         wait_until(lambda: listens(port))
