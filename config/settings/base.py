@@ -93,6 +93,7 @@ INSTALLED_APPS = [
     "drf_spectacular",
     "drf_spectacular_sidecar",
     "webtask_scheduler.users",
+    "webtask_scheduler.access",
     "webtask_scheduler.scheduler",
 ]
 

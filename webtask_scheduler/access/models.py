@@ -1,0 +1,1 @@
+"""The tables of who may call, and of what was done; independent of timers."""
