@@ -143,11 +143,12 @@ def test_worker_told_to_end_lets_short_calls_land_and_gives_back_long_ones(recei
 def test_foreign_edits_reach_the_receiver(receiver, make_timer):
     """Disable, enable, move and delete by ORM code and by bare updates, and watch what is called."""
     names = ("kept", "disabled", "resumed", "moved-away", "deleted", "bare-disabled", "bare-moved-away")
-    timers = {name: make_timer(receiver.url(f"/{name}"), delay_seconds=8) for name in names}
-    timers["moved-up"] = make_timer(receiver.url("/moved-up"), delay_seconds=600)
-    row = {name: PeriodicTask.objects.select_related("clocked").get(timer=timer) for name, timer in timers.items()}
-    far = row["kept"].clocked.clocked_time.replace(year=2040)
     with running("worker", "beat"):
+        # Made when both are up, so that every edit is done long before the moment.
+        timers = {name: make_timer(receiver.url(f"/{name}"), delay_seconds=8) for name in names}
+        timers["moved-up"] = make_timer(receiver.url("/moved-up"), delay_seconds=600)
+        row = {name: PeriodicTask.objects.select_related("clocked").get(timer=timer) for name, timer in timers.items()}
+        far = row["kept"].clocked.clocked_time.replace(year=2040)
         for name in ("disabled", "resumed"):
             row[name].enabled = False
             row[name].save()
@@ -160,12 +161,12 @@ def test_foreign_edits_reach_the_receiver(receiver, make_timer):
         row["deleted"].delete()
         PeriodicTask.objects.filter(pk=row["bare-disabled"].pk).update(enabled=False)
         ClockedSchedule.objects.filter(pk=row["bare-moved-away"].clocked_id).update(clocked_time=far)
-        receiver.wait_for(3, seconds=15)
+        receiver.wait_for(3, seconds=20)
         # None of the others is called.
         time.sleep(2)
         assert sorted(call.path for call in receiver.calls) == ["/kept", "/moved-up", "/resumed"]
         services.run_now(timers["disabled"].pk)
-        receiver.wait_for(1, path="/disabled", seconds=5)
+        receiver.wait_for(1, path="/disabled", seconds=10)
 
 
 @pytest.mark.parametrize("beside", [False, True])
