@@ -8,6 +8,7 @@ import logging
 import os
 import socket
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,23 @@ RETURNING EXISTS (SELECT FROM scheduler_bulkoperation WHERE finished_at IS NULL)
 _STEP_DOWN = "UPDATE scheduler_leader SET expires_at = clock_timestamp() WHERE name = %s"
 
 
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Keep other beats from setting up the schedule meanwhile.
+
+    Where two find the same entry missing, the database refuses it to one of them, and stock goes on without the entries
+    that it could not store. The lock has a connection of its own, because stock closes the usual one as it likes.
+    """
+    guard = connection.copy()
+    try:
+        guard.set_autocommit(False)
+        with guard.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended('webtask_scheduler beat', 0))")
+        yield
+    finally:
+        guard.close()
+
+
 class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     """django-celery-beat's scheduler for operators' own tasks, and the dispatcher for timers."""
 
@@ -73,7 +91,8 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
                 connection.ensure_connection()
                 # A first try that failed half-way cleared this; without it the second would find no schedule at all.
                 self._initial_read = True
-                super().setup_schedule()
+                with _alone():
+                    super().setup_schedule()
             except (DatabaseError, InterfaceError) as error:
                 connection.close()
                 if not failing:

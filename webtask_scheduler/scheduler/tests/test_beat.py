@@ -2,15 +2,17 @@
 
 import json
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 from celery import Celery
 from django.conf import settings
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule, IntervalSchedule, PeriodicTask
+from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from config.celery_app import app
 from webtask_scheduler.dispatch import dispatcher
@@ -271,3 +273,35 @@ def test_lead_that_another_took_is_told_once(celery_app, monkeypatch, caplog):
     assert lead_lines(caplog) == ["lead_taken", "lead_taken", "lead_lost"]
     first.close()
     second.close()
+
+
+def test_beats_that_start_at_once_on_an_empty_database_store_each_entry_once(celery_app):
+    """A row that both find missing would be refused to one, or, where nothing forbids it, be there twice."""
+    PeriodicTask.objects.all().delete()
+    IntervalSchedule.objects.all().delete()
+    CrontabSchedule.objects.all().delete()
+    PeriodicTasks.objects.all().delete()
+    together, refused = threading.Barrier(4), []
+
+    def note(execute, sql, params, many, context):
+        try:
+            return execute(sql, params, many, context)
+        except IntegrityError as error:
+            refused.append(error)
+            raise
+
+    def begin(_):
+        beat = TimerScheduler(celery_app, lazy=True)
+        try:
+            with connection.execute_wrapper(note):
+                together.wait(10)
+                beat.setup_schedule()
+        finally:
+            connection.close()
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(begin, range(4)))
+    assert refused == []
+    assert PeriodicTask.objects.count() == len(celery_app.conf.beat_schedule)
+    intervals = IntervalSchedule.objects.values_list("every", "period")
+    assert len(intervals) == len(set(intervals)) > 0

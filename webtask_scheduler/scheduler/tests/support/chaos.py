@@ -409,7 +409,7 @@ class Operator:
 
     def _bulk(self, action: str) -> str | None:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError, psycopg2.Error):
-            if not account.bulks_ended(self._stack.rows):
+            if not account.bulks_ended(self._stack.rows, list(self.begun)):
                 return None
             body = {"action": action, "filter": {"label": f"idle={self._label}"}}
             status, answer = self._stack.post(body, "/timer/bulk")
@@ -421,8 +421,8 @@ class Operator:
     def wrong(self) -> list[str]:
         """Resume all a last time; return what is wrong with the operations and the timers."""
         self._stack.until(lambda: self._bulk("resume"), seconds=FINISH_SECONDS)
-        self._stack.until(lambda: account.bulks_ended(self._stack.rows), seconds=FINISH_SECONDS)
         ids = list(self.begun)
+        self._stack.until(lambda: account.bulks_ended(self._stack.rows, ids), seconds=FINISH_SECONDS)
         wrong = [
             f"bulk operation {key} ({self.begun[key]}): finished {finished}, matched {matched}, {error or 'no error'}"
             for key, finished, matched, error in self._stack.rows(
@@ -783,7 +783,9 @@ def _judge_editors(found: Verdict, stack: Stack, editors: Editors) -> None:
     # 503 is an answer: the database was away.
     found.wrong += [failure for failure in editors.failures if ": 503 " not in failure]
     log = stack.postgres.log_file.read_text(errors="replace")
-    found.wrong += [f"PostgreSQL says {log.count(text)} x {text!r}" for text in REFUSED if text in log]
+    found.wrong += [
+        f"PostgreSQL says {line!r}" for line in log.splitlines() if any(text in line for text in REFUSED)
+    ]
 
 
 def _judge_edited(found: Verdict, rows: dict[str, _Row], calls: dict[str, list[Call]], crashes: list[float]) -> None:
@@ -959,8 +961,8 @@ def suffer(
     silent = end_edits(stack, target, editors)
     settle(stack, target, say=say)
     found = judge(stack, target, customers, saboteur.struck, editors)
-    found.hostile, found.bulks = len(victims.accepted), len(operator.begun)
     found.wrong += saboteur.errors + silent + victims.wrong() + operator.wrong()
+    found.hostile, found.bulks = len(victims.accepted), len(operator.begun)
     if not ready:
         found.wrong.append("/readyz did not answer 200 before the first fault")
     say(str(found))

@@ -13,7 +13,7 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -274,9 +274,14 @@ def described(rows: Rows, timer_id: str) -> tuple[Any, ...]:
     return row
 
 
-def bulks_ended(rows: Rows) -> bool:
-    """Return whether no bulk operation is under way: one may pause timers long after it was asked for."""
-    return not rows("SELECT id FROM scheduler_bulkoperation WHERE finished_at IS NULL LIMIT 1")
+def bulks_ended(rows: Rows, ids: Sequence[str] | None = None) -> bool:
+    """Return whether no bulk operation, or none of these, is under way: one may pause timers long after its request."""
+    return not rows(
+        "SELECT id FROM scheduler_bulkoperation"
+        " WHERE finished_at IS NULL AND (%s::uuid[] IS NULL OR id = ANY(%s::uuid[])) LIMIT 1",
+        ids,
+        ids,
+    )
 
 
 def enabled(rows: Rows, editors: Editors) -> set[str]:
