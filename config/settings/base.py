@@ -2,16 +2,20 @@
 
 import math
 import os
+import ssl
 import sys
 from logging import LogRecord
 from pathlib import Path
 from typing import Any, NoReturn
 
 import environ
+from django.utils.module_loading import import_string
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from webtask_scheduler import __version__
+
+_EGRESS = "webtask_scheduler.scheduler.outgoing.egress"
 
 # A missing or bad setting ends the process with one line, because a traceback would not help.
 
@@ -54,6 +58,32 @@ def one_of(name: str, *choices: str) -> str:
     """Return one of several words from the environment, the first by default. Exits with a sentence for another."""
     found = os.environ.get(name, "").strip() or choices[0]
     return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
+
+
+def egress(*, allow: str) -> Any:
+    """Return what decides which addresses are called; `allow` unless the environment says. Exits for a bad entry."""
+    deny = os.environ.get("WEBTASK_EGRESS_DENY", "")
+    allow = os.environ.get("WEBTASK_EGRESS_ALLOW", "").strip() or allow
+    nat64 = one_of("WEBTASK_EGRESS_NAT64", "off", "on") == "on"
+    name = "WEBTASK_EGRESS_ALLOW"
+    try:
+        for name, text in (("WEBTASK_EGRESS_ALLOW", allow), ("WEBTASK_EGRESS_DENY", deny)):
+            import_string(f"{_EGRESS}.read_entries")(text)
+        return import_string(f"{_EGRESS}.Egress")(allow=allow, deny=deny, nat64=nat64)
+    except ValueError as error:
+        print(f"{name}: {error}.", file=sys.stderr, flush=True)
+        sys.exit(os.EX_CONFIG)
+
+
+def certificates(name: str) -> str:
+    """Return the path of a file of certificates, empty for none. Exits with a sentence if it holds none."""
+    path = os.environ.get(name, "").strip()
+    if path:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
+        except (OSError, ValueError):
+            _refuse(name, "the path of a PEM file with certificates of authorities, which can be read")
+    return path
 
 
 BASE_DIR = Path(__file__).resolve().parents[2]
@@ -376,6 +406,10 @@ WEBTASK_CALL_TIMEOUT_SECONDS = number("WEBTASK_CALL_TIMEOUT_SECONDS", default=30
 WEBTASK_BODY_LIMIT_BYTES = whole_number(
     "WEBTASK_BODY_LIMIT_BYTES", default=256 * 1024, least=0, most=DATA_UPLOAD_MAX_MEMORY_SIZE
 )
+# Which addresses are called; see docs/security.md. Production allows no more than public ones.
+WEBTASK_EGRESS = egress(allow="")
+# Authorities that are trusted instead of those of `certifi`.
+WEBTASK_EGRESS_CA_BUNDLE = certificates("WEBTASK_EGRESS_CA_BUNDLE")
 # Days that timers are kept after they ended; 0 keeps them forever.
 WEBTASK_RETENTION_DAYS = whole_number("WEBTASK_RETENTION_DAYS", default=30, least=0, most=36_500)
 # How many of its latest deliveries a timer keeps, with their attempts; 0 keeps all until they are too old.

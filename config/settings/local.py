@@ -12,7 +12,7 @@ if os.access(_servers, os.R_OK):
     environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import env  # noqa: E402
+from config.settings.base import egress, env  # noqa: E402
 
 DEBUG = env.bool("DJANGO_DEBUG", default=False)
 # Signs the sessions of a service that listens on this machine only; production has no default.
@@ -21,5 +21,7 @@ ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["*"])
 # Static files are served straight from the packages: no collectstatic on a laptop.
 WHITENOISE_USE_FINDERS = True
 STATIC_ROOT = None
+# A laptop's timers call what runs on it and beside it.
+WEBTASK_EGRESS = egress(allow="loopback private shared unspecified this-machine on-link")
 # Without a token.
 METRICS_OPEN = True

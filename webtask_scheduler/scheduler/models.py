@@ -368,6 +368,7 @@ class ErrorKind(models.TextChoices):
     PROTOCOL = "protocol", _("Protocol")  # an answer that is not HTTP
     REDIRECT = "redirect", _("Redirect")  # a redirect that may not be followed, or one too many
     URL = "url", _("Url")  # a URL that cannot be called
+    REFUSED = "refused", _("Refused")  # an address, host or port that this deployment does not call
     INTERRUPTED = "interrupted", _("Interrupted")  # this service was shut down in the middle
     LOST = "lost", _("Lost")  # the process that called vanished; the outcome is unknown
 

@@ -77,7 +77,12 @@ def _open(sender: Any, **_: Any) -> None:
     raise_descriptor_limit()
     rollups.tally.slots = settings.WEBTASK_CALLERS
     threads = settings.WEBTASK_CALLERS + waiting_room(settings.WEBTASK_CALLERS)
-    client = Client(callers=threads, user_agent=f"webtask_scheduler/{__version__}")
+    client = Client(
+        callers=threads,
+        user_agent=f"webtask_scheduler/{__version__}",
+        egress=settings.WEBTASK_EGRESS,
+        ca_bundle=settings.WEBTASK_EGRESS_CA_BUNDLE,
+    )
     _pool = CallPool(
         callers=settings.WEBTASK_CALLERS,
         client=client,

@@ -157,7 +157,7 @@ class WebUrlField(serializers.CharField):
         if not isinstance(data, str):
             self.fail("invalid")
         try:
-            checks.check_url(data, max_length=URL_MAX_LENGTH)
+            checks.check_url(data, max_length=URL_MAX_LENGTH, egress=settings.WEBTASK_EGRESS)
         except ValueError as error:
             raise serializers.ValidationError(translated(error)) from error
         if len(host_of(data)) > HOST_MAX_LENGTH:

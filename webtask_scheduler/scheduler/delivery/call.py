@@ -73,11 +73,11 @@ def call_url(
 
 def _outcome(call: Started, client: Client, called_at: datetime, begun: float, *, seconds: float) -> Outcome:
     """Make the call in at most `seconds` and return its outcome. Raises LocalError."""
-    status_code, error, message, excerpt, retry_after_seconds = None, "", "", "", None
+    status_code, error, message, excerpt, retry_after_seconds, permanent = None, "", "", "", None, False
     try:
         answer = client.call(_request(call, called_at=called_at, timeout_seconds=seconds))
     except CallError as failure:
-        error, message = failure.kind, str(failure)
+        error, message, permanent = failure.kind, str(failure), failure.permanent
     except LocalError:
         raise
     except Exception:
@@ -92,7 +92,7 @@ def _outcome(call: Started, client: Client, called_at: datetime, begun: float, *
             if answer.retry_after:
                 retry_after_seconds = retry.retry_after_seconds(answer.retry_after, now=called_at)
     duration_ms = round((time.monotonic() - begun) * 1000)
-    return Outcome(call, called_at, duration_ms, status_code, error, message, excerpt, retry_after_seconds)
+    return Outcome(call, called_at, duration_ms, status_code, error, message, excerpt, retry_after_seconds, permanent)
 
 
 def _host(call: Started) -> str:

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import requests
 from requests import exceptions
 
+from webtask_scheduler.scheduler.outgoing.egress import Egress
 from webtask_scheduler.wording import Sentence
 from webtask_scheduler.wording import sentence as _
 
@@ -36,13 +37,18 @@ OWN_HEADERS = frozenset(
 )
 OWN_PREFIXES = ("webhook-", "webtask-")
 
+PORTS = {"http": 80, "https": 443}
+
 TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 # Visible characters of Latin-1, spaces and tabs between them.
 _VALUE = re.compile(r"(?:[!-~\xa1-\xff](?:[\t -~\xa0-\xff]*[!-~\xa1-\xff])?)?")
 
 
-def check_url(url: str, *, max_length: int) -> None:
-    """Check that a URL can be called as it stands. Raises ValueError with a sentence for a person."""
+def check_url(url: str, *, max_length: int, egress: Egress) -> None:
+    """Check that a URL can be called as it stands, as far as that is known without looking its name up.
+
+    Raises ValueError with a sentence for a person; RefusedError, which is one, if `egress` refuses it.
+    """
     if not url:
         raise ValueError(_("A URL is required."))
     if len(url) > max_length:
@@ -56,7 +62,7 @@ def check_url(url: str, *, max_length: int) -> None:
         raise ValueError(BAD_HOST) from error
     if parts.scheme not in ("http", "https"):
         raise ValueError(_("The URL must begin with http:// or https://."))
-    _check_host(parts.scheme, parts.netloc)
+    egress.check_target(*_check_host(parts.scheme, parts.netloc))
 
 
 PORT_DIGITS = 5
@@ -65,8 +71,8 @@ BAD_HOST = _("The URL's host or port is not valid.")
 
 # Cached because many timers share a host and this is the expensive part. A refusal is not cached.
 @functools.lru_cache(4096)
-def _check_host(scheme: str, netloc: str) -> None:
-    """Check that there is a host, that its name can resolve, and that its port can be connected to."""
+def _check_host(scheme: str, netloc: str) -> tuple[str, int]:
+    """Return host and port after checking that the name can resolve, and that the port can be connected to."""
     try:
         parts = urlsplit(f"{scheme}://{netloc}/")
         port = parts.port
@@ -85,6 +91,7 @@ def _check_host(scheme: str, netloc: str) -> None:
     # DNS has no longer names and labels; a resolver would refuse them only at the time of the call.
     if len(host) > 253 or not all(0 < len(label) <= 63 for label in host.split(".")):  # noqa: PLR2004
         raise ValueError(_("The URL's host is too long, or has an empty part."))
+    return host, port or PORTS[scheme]
 
 
 def check_headers(headers: Mapping[str, str]) -> dict[str, str]:

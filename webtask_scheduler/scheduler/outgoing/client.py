@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from webtask_scheduler.scheduler.outgoing.checks import BAD_HOST, check_url
+from webtask_scheduler.scheduler.outgoing.checks import BAD_HOST, PORTS, check_url
 from webtask_scheduler.scheduler.outgoing.connections import (
     Adapter,
     Connections,
@@ -21,9 +21,10 @@ from webtask_scheduler.scheduler.outgoing.connections import (
     shares_of_descriptors,
 )
 from webtask_scheduler.scheduler.outgoing.deadline import Deadline, Watchdog
+from webtask_scheduler.scheduler.outgoing.egress import Egress, RefusedError
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
 from webtask_scheduler.scheduler.outgoing.names import Names
-from webtask_scheduler.scheduler.outgoing.prepared import PORTS, Preparer, Request
+from webtask_scheduler.scheduler.outgoing.prepared import Preparer, Request
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
@@ -35,10 +36,12 @@ RETRY_AFTER_LENGTH = 100
 LOCATION_MAX_LENGTH = 8192
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Not sent to another host.
-_CREDENTIALS = frozenset({"authorization", "cookie", "proxy-authorization"})
 # These describe a body, and are dropped with it.
 _OF_A_BODY = frozenset({"content-type", "content-encoding", "content-language", "content-location"})
+# Sent to another origin: what describes the body, and what this service says of the call. What a timer gave is meant
+# for the origin that it named, and so is a signature, with which another could pass the call on as its own.
+_FOR_ANYBODY = frozenset({*_OF_A_BODY, "webhook-id", "webhook-timestamp"})
+_FOR_ANYBODY_PREFIX = "webtask-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class Client:
     """Makes calls from any number of threads, keeping connections to hosts that are called again soon.
 
     `connections` and `lookups` bound how many are open and under way at once; by default they follow the limit of open
-    files (see `raise_descriptor_limit`). `getaddrinfo` resolves names.
+    files (see `raise_descriptor_limit`). `getaddrinfo` resolves names. `egress` decides what is called. `ca_bundle` is the
+    path of a PEM file with the authorities to trust; empty for those of `certifi`.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class Client:
         *,
         callers: int,
         user_agent: str,
+        egress: Egress,
+        ca_bundle: str = "",
         connections: int | None = None,
         lookups: int | None = None,
         getaddrinfo: Callable[..., Any] = socket.getaddrinfo,
@@ -71,8 +77,13 @@ class Client:
         self.stops: frozenset[str] = frozenset()
         default_connections, default_lookups = shares_of_descriptors()
         self._names = Names(threads=lookups or default_lookups, getaddrinfo=getaddrinfo)
+        self._egress = egress
         self._connections = Connections(
-            most=connections or default_connections, kept_for_each=callers, names=self._names
+            most=connections or default_connections,
+            kept_for_each=callers,
+            names=self._names,
+            egress=egress,
+            ca_bundle=ca_bundle,
         )
         # No Session of `requests`: for every call it merges settings, reads the environment, looks for cookies and
         # prepares to follow redirects, even by reading their whole bodies.
@@ -124,7 +135,10 @@ class Client:
                 allowed = "1 redirect" if request.redirects == 1 else f"{request.redirects} redirects"
                 raise CallError("redirect", f"More than {allowed}.")
             try:
-                request = _redirected(request, answer.status_code, headers["location"])
+                request = _redirected(request, answer.status_code, headers["location"], self._egress)
+            except RefusedError as refused:
+                # Not permanent: the receiver may redirect elsewhere the next time.
+                raise CallError("refused", f"The redirect is not followed. {refused}") from refused
             except ValueError as error:
                 reason = str(error) if str(error).startswith("The URL") else BAD_HOST
                 raise CallError("redirect", f"The redirect cannot be followed. {reason}") from error
@@ -141,29 +155,36 @@ class Client:
         return Answer(response.status_code, response.content, retry_after), headers
 
 
-def _redirected(request: Request, status_code: int, location: str) -> Request:
-    """Return the call that a redirect leads to. Raises ValueError if it cannot be made."""
+def _redirected(request: Request, status_code: int, location: str, egress: Egress) -> Request:
+    """Return the call that a redirect leads to. Raises CallError, RefusedError, ValueError if it cannot be made."""
     # Headers are read as Latin-1; a Location that is not ASCII was meant as UTF-8.
     with suppress(UnicodeError):
         location = location.encode("latin-1").decode()
     url = urljoin(request.url, location)
-    check_url(url, max_length=LOCATION_MAX_LENGTH)
+    check_url(url, max_length=LOCATION_MAX_LENGTH, egress=egress)
+    if urlsplit(request.url).scheme == "https" != urlsplit(url).scheme:
+        raise CallError("redirect", "The redirect leads from https to http.")
     method, body, dropped = request.method, request.body, frozenset[str]()
     # As browsers do it: the answer to a posted form is fetched by GET.
     if (status_code == HTTPStatus.SEE_OTHER and method != "HEAD") or (
         status_code in (HTTPStatus.MOVED_PERMANENTLY, HTTPStatus.FOUND) and method == "POST"
     ):
         method, body, dropped = "GET", None, _OF_A_BODY
+    headers = request.headers
     if _origin(url) != _origin(request.url):
-        dropped |= _CREDENTIALS
+        headers = {name: value for name, value in headers.items() if _is_for_anybody(name.lower())}
     else:
         # A user and password are meant for the host, and a Location rarely repeats them.
         user, at, _ = urlsplit(request.url).netloc.rpartition("@")
         parts = urlsplit(url)
         if at and "@" not in parts.netloc:
             url = parts._replace(netloc=user + at + parts.netloc).geturl()
-    headers = {name: value for name, value in request.headers.items() if name.lower() not in dropped}
+    headers = {name: value for name, value in headers.items() if name.lower() not in dropped}
     return replace(request, url=url, method=method, body=body, headers=headers)
+
+
+def _is_for_anybody(name: str) -> bool:
+    return name in _FOR_ANYBODY or name.startswith(_FOR_ANYBODY_PREFIX)
 
 
 def _origin(url: str) -> tuple[str, str | None, int | None]:

@@ -23,8 +23,9 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.util import ssl_ as urllib3_ssl
 
 from webtask_scheduler.scheduler.outgoing.deadline import Deadline
+from webtask_scheduler.scheduler.outgoing.egress import Egress, RefusedError
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
-from webtask_scheduler.scheduler.outgoing.names import Address, Names
+from webtask_scheduler.scheduler.outgoing.names import Address, Addresses, Names
 from webtask_scheduler.scheduler.outgoing.prepared import Origin, Prepared
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF, read_answer
 
@@ -152,13 +153,18 @@ def _has_route(family: int, address: tuple[Any, ...]) -> bool:
 class Connections:
     """All connections of a client: those in use, counted, and those that wait for their next call."""
 
-    def __init__(self, *, most: int, kept_for_each: int, names: Names) -> None:
+    def __init__(self, *, most: int, kept_for_each: int, names: Names, egress: Egress, ca_bundle: str) -> None:
         self._most = most
         self._kept_for_each = kept_for_each
         self._names = names
-        # One context for all, because reading the certificates of all authorities takes longer than a handshake.
+        self._egress = egress
+        # One context for all, because reading the certificates of all authorities takes longer than a handshake. It
+        # checks certificates and their names; here that does not depend on a library's default.
         self.tls = urllib3_ssl.create_urllib3_context()
-        self.tls.load_verify_locations(DEFAULT_CA_BUNDLE_PATH)
+        self.tls.minimum_version = ssl.TLSVersion.TLSv1_2
+        self.tls.verify_mode = ssl.CERT_REQUIRED
+        self.tls.check_hostname = True
+        self.tls.load_verify_locations(ca_bundle or DEFAULT_CA_BUNDLE_PATH)
         self.tls.set_alpn_protocols(["http/1.1"])
         self._lock = threading.Lock()
         self.open = 0
@@ -258,7 +264,7 @@ class Connections:
 
     def _connect(self, origin: Origin, deadline: Deadline) -> Connection:
         failure: OSError | None = None
-        for address in self._names.resolve(origin.host, deadline):
+        for address in self._resolve(origin, deadline):
             self._count_one_more()
             connection = Connection(origin)
             try:
@@ -284,6 +290,23 @@ class Connections:
         if isinstance(failure, TimeoutError):
             raise CallError("timeout", f"No connection within {CONNECT_TIMEOUT_SECONDS:g} s.") from failure
         raise CallError("connect", f"No connection: {getattr(failure, 'strerror', None) or 'refused'}.") from failure
+
+    def _resolve(self, origin: Origin, deadline: Deadline) -> Addresses:
+        """Return the addresses of an origin, all of which may be called. Raises as `take` does.
+
+        Every connection is made to one of them, so those that are kept need no check of their own.
+        """
+        try:
+            self._egress.check_target(origin.host, origin.port)
+        except RefusedError as refused:
+            raise CallError("refused", str(refused), permanent=True) from refused
+        found = self._names.resolve(origin.host, deadline)
+        try:
+            self._egress.check_found(origin.host, origin.port, found)
+        except RefusedError as refused:
+            # Names change hands and addresses: a later call may do better.
+            raise CallError("refused", str(refused)) from refused
+        return found
 
     def _open(self, connection: Connection, address: Address, deadline: Deadline) -> None:
         while True:

@@ -8,11 +8,15 @@ _LACKS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 
 
 class CallError(Exception):
-    """A call got no complete answer. `kind` is one of models.ErrorKind, the text is for a person."""
+    """A call got no complete answer. `kind` is one of models.ErrorKind, the text is for a person.
 
-    def __init__(self, kind: str, message: str) -> None:
+    After a `permanent` one, calling again cannot do better.
+    """
+
+    def __init__(self, kind: str, message: str, *, permanent: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.permanent = permanent
 
 
 class LocalError(Exception):

@@ -11,11 +11,9 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from requests import exceptions
 from requests.models import PreparedRequest
 
-from webtask_scheduler.scheduler.outgoing.checks import TOKEN
+from webtask_scheduler.scheduler.outgoing.checks import PORTS, TOKEN
 from webtask_scheduler.scheduler.outgoing.deadline import Deadline
 from webtask_scheduler.scheduler.outgoing.errors import CallError
-
-PORTS = {"http": 80, "https": 443}
 
 # URLs that `requests` sends as they stand: no user, no percent sign, nothing to encode. "/." is checked separately.
 _PLAIN_URL = re.compile(

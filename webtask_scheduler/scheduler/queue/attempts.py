@@ -101,6 +101,8 @@ class Outcome:
     message: str
     excerpt: str
     retry_after_seconds: float | None = None
+    # Another attempt cannot do better.
+    permanent: bool = False
 
 
 EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
@@ -330,6 +332,7 @@ def _ending(outcome: Outcome) -> Ending:
     decision = retry.decide(
         error=outcome.error,
         attempt=call.tries,
+        permanent=outcome.permanent,
         policy=call.options.policy,
         status_code=outcome.status_code,
         retry_after_seconds=outcome.retry_after_seconds,

@@ -51,7 +51,7 @@ LAST_SECONDS = 2.0
 # How an attempt ended: a success, or models.ErrorKind. Stored rows hold a count for each, in this order: append only.
 OUTCOMES = (
     *("success", "status", "timeout", "dns", "connect", "tls", "connection", "protocol", "redirect", "url"),
-    *("interrupted", "lost"),
+    *("interrupted", "lost", "refused"),
 )
 _OUTCOME = {name: number for number, name in enumerate(OUTCOMES)}
 

@@ -81,6 +81,7 @@ def decide(
     *,
     error: str,
     attempt: int,
+    permanent: bool = False,
     policy: Policy = DEFAULT,
     status_code: int | None = None,
     retry_after_seconds: float | None = None,
@@ -88,7 +89,7 @@ def decide(
 ) -> Decision:
     """Return the decision after attempt number `attempt`, from 1, ended with `error`, empty for a success.
 
-    `age_seconds` have passed since the due time, and the answer asked to wait for `retry_after_seconds`.
+    `permanent` says that this error cannot go away, whatever its kind. `age_seconds` have passed since the due time, and the answer asked to wait for `retry_after_seconds`.
     """
     if not error:
         return Decision(Verdict.SUCCEEDED)
@@ -98,7 +99,7 @@ def decide(
         return Decision(Verdict.GIVE_UP if too_old else Verdict.RETRY)
     if status_code == GONE:
         return Decision(Verdict.GIVE_UP, pause=True)
-    if error in PERMANENT or attempt >= policy.max_attempts:
+    if permanent or error in PERMANENT or attempt >= policy.max_attempts:
         return Decision(Verdict.GIVE_UP)
     # Never sooner than was asked for. With a status other than 429 or 503 the header is unusual, but just as clear.
     wait = 0.0 if error in AT_ONCE else max(_wait(policy, attempt), retry_after_seconds or 0.0)

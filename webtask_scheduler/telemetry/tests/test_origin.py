@@ -12,6 +12,7 @@ from webtask_scheduler.scheduler.models import Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.queue.claims import claim_timer
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 from webtask_scheduler.telemetry import origin
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -99,7 +100,7 @@ def called(receiver, task_id):
     """Start, call and record a due timer as a worker does; return what the receiver got."""
     claim = claim_timer(task_id)
     batch = start_attempts([held.key for held in claim.held])
-    client = Client(callers=1, user_agent="t")
+    client = Client(callers=1, user_agent="t", egress=EGRESS)
     outcomes = [call_url(call, client=client, timeout_seconds=5) for call in batch.started]
     assert record_outcomes(outcomes) == len(outcomes)
     return receiver.calls[-1]

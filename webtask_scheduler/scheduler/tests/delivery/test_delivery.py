@@ -14,6 +14,7 @@ from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import move
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
 pytestmark = pytest.mark.django_db
 
@@ -160,7 +161,7 @@ def test_many_starts_and_records_are_one_statement_each(make_timer, django_asser
 def test_call_tells_the_receiver_what_it_needs(make_timer, receiver):
     timer = make_timer(receiver.url("/hook"), delay_seconds=-1)
     (call,) = start()
-    result = call_url(call, client=Client(callers=1, user_agent="test/1"), timeout_seconds=5)
+    result = call_url(call, client=Client(callers=1, user_agent="test/1", egress=EGRESS), timeout_seconds=5)
     (seen,) = receiver.calls
     assert seen.json == {"task_id": str(timer.pk), "due_at": call.due_at.isoformat(), "attempt": 1}
     assert seen.headers["webhook-id"] == str(call.delivery_id)
@@ -172,7 +173,7 @@ def test_call_tells_the_receiver_what_it_needs(make_timer, receiver):
 def test_redirect_is_a_failure(make_timer, receiver):
     make_timer(receiver.url("/redirect"), delay_seconds=-1)
     (call,) = start()
-    result = call_url(call, client=Client(callers=1, user_agent="test/1"), timeout_seconds=5)
+    result = call_url(call, client=Client(callers=1, user_agent="test/1", egress=EGRESS), timeout_seconds=5)
     assert (result.status_code, result.error) == (302, "status")
 
 

@@ -29,7 +29,7 @@ from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
-from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 from webtask_scheduler.scheduler.tests.support.service import database_url
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
@@ -45,7 +45,7 @@ def pool():
     pools = []
 
     def make(callers=4, timeout_seconds=10.0, note=None):
-        client = Client(callers=callers, user_agent="t")
+        client = Client(callers=callers, user_agent="t", egress=EGRESS)
         pool = CallPool(callers=callers, client=client, timeout_seconds=timeout_seconds, note=note)
         pools.append(pool)
         return pool
@@ -406,7 +406,7 @@ def test_pool_notes_that_it_is_at_work_and_that_its_starter_is_stuck(pool, make_
     monkeypatch.setattr(facts, "STUCK_SECONDS", 2.0)
     timer = make_timer(receiver.url(), delay_seconds=-1)
     (item,) = claim_for_pool()
-    running = pool(note=partial(tasks._note_calls, Client(callers=1, user_agent="test/1")))
+    running = pool(note=partial(tasks._note_calls, Client(callers=1, user_agent="test/1", egress=EGRESS)))
     wait_until(lambda: facts.gather(at_once=True).worker_trouble == "")
     with another_session() as other:
         # The starter waits for this row; nothing else of the process does.

@@ -19,7 +19,7 @@ from requests.models import PreparedRequest
 from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing import prepared, reading
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
-from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 CERTIFICATE = Path(__file__).parents[1] / "support" / "localhost.pem"
@@ -35,7 +35,7 @@ def descriptors():
 
 @pytest.fixture
 def client():
-    return Client(callers=8, user_agent="test/1")
+    return Client(callers=8, user_agent="test/1", egress=EGRESS)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_certificate_is_always_checked(client, secure_receiver):
 
 
 def test_no_more_connections_than_the_bound_and_idle_ones_make_room(receiver):
-    client = Client(callers=8, user_agent="test/1", connections=2)
+    client = Client(callers=8, user_agent="test/1", egress=EGRESS, connections=2)
     with Receiver() as second, Receiver() as third:
         for running in (receiver, second, third, receiver):
             assert call(client, running.url()).status_code == 200
@@ -142,7 +142,8 @@ import collections, json, os, resource, sys, threading
 limit, connections, port, names = (json.loads(word) for word in sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
-client = Client(callers=8, user_agent="test/1", connections=connections, lookups=32)
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
+client = Client(callers=8, user_agent="test/1", egress=EGRESS, connections=connections, lookups=32)
 counts = collections.Counter()
 def work(first):
     for number in range(first, first + 5):
@@ -203,7 +204,8 @@ def test_lack_of_descriptors_is_not_the_receivers_failure(slow_hosts, connection
 WITHOUT_THREADS = """
 import resource
 from webtask_scheduler.scheduler.outgoing.client import Client, LocalError, Request
-client = Client(callers=8, user_agent="test/1")
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
+client = Client(callers=8, user_agent="test/1", egress=EGRESS)
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 300_000, size + 300_000))
 try:
@@ -223,8 +225,9 @@ WITHOUT_PORTS = """
 import collections, pathlib, socket, threading, time
 pathlib.Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("50000 50010")
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 listener = socket.create_server(("127.0.0.1", 9))
-client = Client(callers=8, user_agent="test/1")
+client = Client(callers=8, user_agent="test/1", egress=EGRESS)
 counts = collections.Counter()
 def work():
     try:
@@ -260,7 +263,8 @@ def test_lack_of_local_ports_is_not_the_receivers_failure():
 WITHOUT_ROUTE = """
 import errno, pathlib, socket
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
-client = Client(callers=8, user_agent="test/1")
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
+client = Client(callers=8, user_agent="test/1", egress=EGRESS)
 for disabled in "01":
     pathlib.Path("/proc/sys/net/ipv6/conf/all/disable_ipv6").write_text(disabled)
     number = socket.socket(socket.AF_INET6).connect_ex(("2001:db8::1", 9))

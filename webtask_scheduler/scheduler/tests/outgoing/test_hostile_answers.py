@@ -9,6 +9,7 @@ import pytest
 
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.tests.support.hostile import CASES, Server
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
 TIMEOUT_SECONDS = 2.0
 # What the system's buffers of a loopback connection may take while nobody reads them.
@@ -17,7 +18,7 @@ SENT_MOST_BYTES = 16 * 1024 * 1024
 
 @pytest.fixture(scope="module")
 def client():
-    return Client(callers=4, user_agent="test/1")
+    return Client(callers=4, user_agent="test/1", egress=EGRESS)
 
 
 @pytest.fixture

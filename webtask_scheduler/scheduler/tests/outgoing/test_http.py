@@ -13,12 +13,12 @@ from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing.checks import check_headers, check_url
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
-from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 
 
 @pytest.fixture(scope="module")
 def client():
-    return Client(callers=4, user_agent="test/1")
+    return Client(callers=4, user_agent="test/1", egress=EGRESS)
 
 
 @pytest.fixture
@@ -184,14 +184,23 @@ def test_redirect_does_not_lead_to_a_host_to_which_calls_are_stopped(client, rec
         client.stops = frozenset()
 
 
-def test_redirect_to_another_origin_takes_no_secrets_along(client, receiver, elsewhere):
+OURS = {"webhook-id": "2", "webhook-timestamp": "3", "webtask-attempt": "1"}
+
+
+def test_redirect_to_another_origin_takes_nothing_along_that_the_timer_gave(client, receiver, elsewhere):
     url = receiver.redirect(307, elsewhere.redirect(307, receiver.url("/back")))
-    call(client, url, headers=SECRET | {"Proxy-authorization": "x"}, redirects=2)
-    assert receiver.calls[0].headers["Authorization"] == "Bearer 7"
-    for seen in (elsewhere.calls[0], receiver.calls[1]):
-        assert not {"authorization", "cookie", "proxy-authorization"} & {name.lower() for name in seen.headers}
-        assert (seen.headers["X-Id"], seen.headers["webhook-id"], seen.body) == ("1", "2", b"{}")
-        assert seen.headers["Content-Type"] == "text/plain"
+    mine = {"Proxy-authorization": "x", "X-Api-Key": "y", "User-Agent": "me", "Accept": "a/b", "traceparent": "z"}
+    call(client, url, headers=SECRET | mine | OURS | {"webhook-signature": "v1,mine"}, redirects=2)
+    first, third = receiver.calls
+    for seen in (first, elsewhere.calls[0], third):
+        ours = {name: seen.headers[name] for name in OURS}
+        assert (ours, seen.headers["Content-Type"], seen.body) == (OURS, "text/plain", b"{}")
+    assert (first.headers["Authorization"], first.headers["webhook-signature"]) == ("Bearer 7", "v1,mine")
+    # What this client always sends, what describes the body, and what we say of the call; also after the way back.
+    own = {"Host", "User-Agent", "Accept", "Accept-Encoding", "Connection", "Content-Length", "Content-Type"}
+    for seen in (elsewhere.calls[0], third):
+        assert seen.headers.keys() == own | OURS.keys()
+        assert (seen.headers["User-Agent"], seen.headers["Accept"]) == ("test/1", "*/*")
     assert elsewhere.calls[0].headers["Host"] == f"127.0.0.1:{elsewhere.port}"
 
 
@@ -315,7 +324,7 @@ def test_call_that_ends_between_hops_leaves_the_kept_connection_alone(receiver):
         released.wait(10)
         return []
 
-    client = Client(callers=4, user_agent="test/1", getaddrinfo=dawdle)
+    client = Client(callers=4, user_agent="test/1", egress=EGRESS, getaddrinfo=dawdle)
     assert failure(client, receiver.redirect(302, "http://slow.example/"), redirects=1) == "interrupted"
     call(client, receiver.url())
     assert len({seen.connection for seen in receiver.calls}) == 1
@@ -368,7 +377,7 @@ def test_ends_at_its_deadline_in_a_dawdling_handshake(client, receiver):
 
 def test_ends_at_its_deadline_with_a_hanging_resolver():
     released = threading.Event()
-    client = Client(callers=4, user_agent="test/1", getaddrinfo=lambda *_, **__: released.wait(10))
+    client = Client(callers=4, user_agent="test/1", egress=EGRESS, getaddrinfo=lambda *_, **__: released.wait(10))
     begun = time.monotonic()
     assert failure(client, "http://slow.example/", timeout=0.5) == "timeout"
     assert time.monotonic() - begun < 2.0
@@ -423,7 +432,7 @@ def test_a_call_after_a_failed_one_works(client, receiver):
     ],
 )
 def test_check_url_takes(url):
-    check_url(url, max_length=2048)
+    check_url(url, max_length=2048, egress=EGRESS)
 
 
 @pytest.mark.parametrize(
@@ -455,7 +464,7 @@ def test_check_url_takes(url):
 )
 def test_check_url_refuses(url):
     with pytest.raises(ValueError, match="URL"):
-        check_url(url, max_length=2048)
+        check_url(url, max_length=2048, egress=EGRESS)
 
 
 @pytest.mark.parametrize(

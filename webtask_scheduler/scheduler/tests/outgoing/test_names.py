@@ -9,6 +9,7 @@ import pytest
 
 from webtask_scheduler.scheduler.outgoing import names
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 
@@ -38,7 +39,7 @@ def resolver():
 
 
 def make(resolver, *, lookups=64):
-    return Client(callers=8, user_agent="test/1", lookups=lookups, getaddrinfo=resolver)
+    return Client(callers=8, user_agent="test/1", egress=EGRESS, lookups=lookups, getaddrinfo=resolver)
 
 
 def outcome(client, receiver, host, *, timeout=5.0):

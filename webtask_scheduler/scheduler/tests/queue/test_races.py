@@ -22,6 +22,7 @@ from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import every
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -360,7 +361,7 @@ def test_two_edits_at_once_both_hold_also_of_a_timer_whose_row_is_gone(client, m
 
 @contextmanager
 def worker():
-    pool = CallPool(callers=2, client=Client(callers=2, user_agent="t"), timeout_seconds=5)
+    pool = CallPool(callers=2, client=Client(callers=2, user_agent="t", egress=EGRESS), timeout_seconds=5)
     try:
         yield pool
     finally:

@@ -22,7 +22,7 @@ from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import attempts, claims, leases, rollups
-from webtask_scheduler.scheduler.tests.support.receiver import Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -85,7 +85,7 @@ def statements():
 def worker(*, callers):
     """A worker process in small: as many threads as Celery has there hand to one pool what beat publishes."""
     messages = queue.SimpleQueue()
-    client = Client(callers=callers, user_agent="t")
+    client = Client(callers=callers, user_agent="t", egress=EGRESS)
     pool = CallPool(callers=callers, client=client, timeout_seconds=10.0, flush=rollups.tally.flush)
 
     def take():

@@ -36,6 +36,7 @@ from webtask_scheduler.scheduler.tests.support.doors import (
     soon,
     sweep,
 )
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
 pytestmark = pytest.mark.django_db
 
@@ -48,7 +49,7 @@ CLOCKED = "/admin/django_celery_beat/clockedschedule/"
 @pytest.fixture
 def work():
     """Return a function that claims what is due and calls it, as beat and a worker do; returns the claim."""
-    client = Client(callers=2, user_agent="test")
+    client = Client(callers=2, user_agent="test", egress=EGRESS)
 
     def run():
         claim = claim_due()
@@ -142,7 +143,7 @@ def test_disabling_holds_the_retry_of_a_call_in_flight_back(make_timer, delivery
     timer = make_timer(receiver.url("/status/503"), delay_seconds=-1)
     started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
     door(timer.periodic_task, admin_client)
-    client = Client(callers=1, user_agent="test")
+    client = Client(callers=1, user_agent="test", egress=EGRESS)
     record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in started])
     Delivery.objects.update(next_attempt_at=timezone.now() - timedelta(milliseconds=1), due_at=soon(seconds=-9))
     ClockedSchedule.objects.update(clocked_time=delivery_of(timer).due_at)
@@ -316,7 +317,7 @@ def test_deleting_lets_a_call_in_flight_end_and_no_retry_follow(make_timer, deli
     started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
     door(timer.periodic_task, admin_client)
     assert delivery_of(timer).state == State.RUNNING
-    client = Client(callers=1, user_agent="test")
+    client = Client(callers=1, user_agent="test", egress=EGRESS)
     record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in started])
     assert delivery_of(timer).state == State.CANCELLED
     assert len(receiver.calls) == 1
@@ -550,7 +551,7 @@ class Pool:
     """Calls at once, in the test's own thread."""
 
     def __init__(self):
-        self.client = Client(callers=1, user_agent="test")
+        self.client = Client(callers=1, user_agent="test", egress=EGRESS)
 
     def hand_over(self, items, at):
         time.sleep(max(0.0, at - time.monotonic()))

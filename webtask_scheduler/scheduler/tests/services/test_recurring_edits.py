@@ -39,6 +39,7 @@ from webtask_scheduler.scheduler.tests.support.doors import (
     soon,
     sweep,
 )
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
 pytestmark = pytest.mark.django_db
 
@@ -73,7 +74,7 @@ class Hook:
     def __init__(self, receiver):
         self.url = receiver.url
         self.receiver = receiver
-        self.client = Client(callers=2, user_agent="test")
+        self.client = Client(callers=2, user_agent="test", egress=EGRESS)
 
     @property
     def paths(self):

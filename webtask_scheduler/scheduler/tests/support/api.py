@@ -20,7 +20,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes
 from webtask_scheduler.scheduler.tests.support.acting import begin
-from webtask_scheduler.scheduler.tests.support.receiver import Call, Receiver
+from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Call, Receiver
 
 URL = "http://a.example/hook"
 JSON = "application/json"
@@ -86,7 +86,7 @@ def moment(text: str) -> datetime:
 def call_all(receiver: Receiver) -> list[Call]:
     """Do what beat and a worker do for all that is due, the calls included; return what arrived."""
     before = len(receiver.calls)
-    client = Client(callers=1, user_agent="test")
+    client = Client(callers=1, user_agent="test", egress=EGRESS)
     batch = begin()
     record_outcomes([call_url(call, client=client, timeout_seconds=5) for call in batch.started])
     return receiver.calls[before:]

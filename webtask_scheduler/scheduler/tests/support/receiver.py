@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 from urllib.parse import quote, unquote
 
+from webtask_scheduler.scheduler.outgoing.egress import Egress
+
+# What a test's client calls: receivers, and addresses that lead nowhere.
+EGRESS = Egress(allow="loopback documentation")
+
 
 @dataclass
 class Call:
