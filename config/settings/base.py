@@ -15,8 +15,6 @@ from redis.retry import Retry
 
 from webtask_scheduler import __version__
 
-_EGRESS = "webtask_scheduler.scheduler.outgoing.egress"
-
 # A missing or bad setting ends the process with one line, because a traceback would not help.
 
 
@@ -60,19 +58,27 @@ def one_of(name: str, *choices: str) -> str:
     return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
 
 
-def egress(*, allow: str) -> Any:
-    """Return what decides which addresses are called; `allow` unless the environment says. Exits for a bad entry."""
-    deny = os.environ.get("WEBTASK_EGRESS_DENY", "")
-    allow = os.environ.get("WEBTASK_EGRESS_ALLOW", "").strip() or allow
-    nat64 = one_of("WEBTASK_EGRESS_NAT64", "off", "on") == "on"
-    name = "WEBTASK_EGRESS_ALLOW"
+_EGRESS = "webtask_scheduler.scheduler.outgoing.egress"
+
+
+def _entries(name: str, default: str = "") -> str:
+    """Return a setting of the egress guard as it is written. Exits with a sentence for an entry that is not valid."""
+    text = os.environ.get(name, "").strip() or default
     try:
-        for name, text in (("WEBTASK_EGRESS_ALLOW", allow), ("WEBTASK_EGRESS_DENY", deny)):
-            import_string(f"{_EGRESS}.read_entries")(text)
-        return import_string(f"{_EGRESS}.Egress")(allow=allow, deny=deny, nat64=nat64)
+        import_string(f"{_EGRESS}.read_entries")(text)
     except ValueError as error:
         print(f"{name}: {error}.", file=sys.stderr, flush=True)
         sys.exit(os.EX_CONFIG)
+    return text
+
+
+def egress(*, allow: str) -> Any:
+    """Return the guard of outgoing calls. It allows `allow` where the environment does not say what else it does."""
+    return import_string(f"{_EGRESS}.Egress")(
+        allow=_entries("WEBTASK_EGRESS_ALLOW", allow),
+        deny=_entries("WEBTASK_EGRESS_DENY"),
+        nat64=one_of("WEBTASK_EGRESS_NAT64", "off", "on") == "on",
+    )
 
 
 def certificates(name: str) -> str:
@@ -82,7 +88,7 @@ def certificates(name: str) -> str:
         try:
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path)
         except (OSError, ValueError):
-            _refuse(name, "the path of a PEM file with certificates of authorities, which can be read")
+            _refuse(name, "the path of a readable PEM file with certificates of authorities")
     return path
 
 

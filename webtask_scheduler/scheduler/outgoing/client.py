@@ -58,8 +58,8 @@ class Client:
     """Makes calls from any number of threads, keeping connections to hosts that are called again soon.
 
     `connections` and `lookups` bound how many are open and under way at once; by default they follow the limit of open
-    files (see `raise_descriptor_limit`). `getaddrinfo` resolves names. `egress` decides what is called. `ca_bundle` is the
-    path of a PEM file with the authorities to trust; empty for those of `certifi`.
+    files (see `raise_descriptor_limit`). `egress` decides what is called. `ca_bundle` is the path of a PEM file with
+    the authorities to trust, empty for those of `certifi`. `getaddrinfo` resolves names.
     """
 
     def __init__(

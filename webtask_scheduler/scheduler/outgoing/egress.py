@@ -242,7 +242,8 @@ def _read_network(text: str, what: str) -> Network:
 
 def _read_host(text: str, what: str) -> str:
     wildcard, host = ("*.", what[2:]) if what.startswith("*.") else ("", what)
-    found = canonical_host(host) if host else ""
+    # That would leave out a user, a path and what else a URL may have.
+    found = canonical_host(host) if host and not re.search(r"[/?#@%]", host) else ""
     if not _LABELS.fullmatch(found):
         words = ", ".join(word for word in WORDS if word not in _NEVER)
         raise EntryError(

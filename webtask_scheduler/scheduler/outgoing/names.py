@@ -106,7 +106,11 @@ class Names:
     def resolve(self, host: str, deadline: Deadline) -> Addresses:
         """Return the addresses of a host. Raises CallError, LocalError, TimeoutError at the deadline."""
         if _is_address(host):
-            return _plain(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+            try:
+                return _plain(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST))
+            except OSError as error:
+                # A zone that this machine does not have, for one.
+                raise _explained(error) from error
         fresh = self._fresh.get(host)
         if fresh is not None and fresh[0] > time.monotonic():
             return fresh[1]

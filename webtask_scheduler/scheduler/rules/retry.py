@@ -89,7 +89,8 @@ def decide(
 ) -> Decision:
     """Return the decision after attempt number `attempt`, from 1, ended with `error`, empty for a success.
 
-    `permanent` says that this error cannot go away, whatever its kind. `age_seconds` have passed since the due time, and the answer asked to wait for `retry_after_seconds`.
+    With `permanent`, the error cannot go away, whatever its kind. `age_seconds` have passed since the due time, and the
+    answer asked to wait for `retry_after_seconds`.
     """
     if not error:
         return Decision(Verdict.SUCCEEDED)

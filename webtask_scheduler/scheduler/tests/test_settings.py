@@ -71,6 +71,8 @@ def test_database_that_cannot_be_one_is_named_without_its_password(url):
         ("WEBTASK_BODY_LIMIT_BYTES", "1e9", "a whole number from 0 to 4194304"),
         ("WEBTASK_RETENTION_DAYS", "-1", "a whole number from 0 to 36500"),
         ("WEBTASK_HORIZON_SECONDS", "", ""),
+        ("WEBTASK_EGRESS_NAT64", "yes", "one of off, on"),
+        ("WEBTASK_EGRESS_CA_BUNDLE", "/none.pem", "the path of a readable PEM file with certificates of authorities"),
         ("WEB_ACCESS_LOG", "yes", "one of off, on"),
         ("DATABASE_POOLER", "pgbouncer", "one of none, session, transaction"),
         ("LOG_LEVEL", "LOUD", "one of INFO, DEBUG, WARNING, ERROR, CRITICAL"),
@@ -87,3 +89,61 @@ def test_sentinels_without_the_name_of_a_server_end_the_start():
     done = run("-c", "import django; django.setup()", REDIS_URL="sentinel://127.0.0.1:1/0")
     assert done.stderr == "REDIS_SENTINEL_MASTER is not set, and REDIS_URL leads to sentinels.\n"
     assert done.returncode == os.EX_CONFIG
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "value", "fault"),
+    [
+        (
+            "WEBTASK_EGRESS_ALLOW",
+            "private 10.0.0.1/8",
+            "'10.0.0.1/8' is no address or network, such as 10.1.0.0/16 or [fd00::/8] (did you mean 10.0.0.0/8?)",
+        ),
+        (
+            "WEBTASK_EGRESS_DENY",
+            "a.example:0",
+            "'a.example:0' has bad ports: they are from 1 to 65535, the lower one first",
+        ),
+    ],
+)
+def test_bad_entry_of_the_egress_guard_ends_the_start_and_is_named(name, value, fault):
+    done = run("manage.py", "check", **{name: value})
+    assert (done.returncode, done.stderr) == (os.EX_CONFIG, f"{name}: {fault}.\n")
+
+
+PRINT = """
+from django.conf import settings
+from webtask_scheduler.scheduler.outgoing.egress import RefusedError
+hosts = "127.0.0.1 10.1.2.3 192.168.1.1 0.0.0.0 ::1 fd00::1 169.254.169.254 224.0.0.1 93.184.216.34 9.9.9.9".split()
+for host in hosts:
+    try:
+        settings.WEBTASK_EGRESS.check_target(host, 8001)
+        print(host)
+    except RefusedError:
+        pass
+"""
+SECRETS = {
+    "DJANGO_SECRET_KEY": "0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghij",
+    "DJANGO_ALLOWED_HOSTS": "timers.example",
+    "DATABASE_URL": "postgres://timers:a-long-password@127.0.0.1:1/none",
+    "REDIS_URL": "redis://:a-long-password@127.0.0.1:1/0",
+}
+PUBLIC, NEAR = ["93.184.216.34", "9.9.9.9"], ["127.0.0.1", "10.1.2.3", "192.168.1.1", "0.0.0.0", "::1", "fd00::1"]
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("mode", "environment", "called"),
+    [
+        ("local", {}, [*NEAR, *PUBLIC]),
+        ("local", {"WEBTASK_EGRESS_ALLOW": "10.0.0.0/8"}, ["10.1.2.3", *PUBLIC]),
+        ("local", {"WEBTASK_EGRESS_DENY": "private, 9.9.9.9"}, ["127.0.0.1", "0.0.0.0", "::1", PUBLIC[0]]),
+        ("production", {}, PUBLIC),
+        ("production", {"WEBTASK_EGRESS_ALLOW": "10.1.2.3:8000-8010"}, ["10.1.2.3", *PUBLIC]),
+    ],
+)
+def test_local_settings_call_what_is_near_and_production_does_not(mode, environment, called):
+    settings = {"DJANGO_SETTINGS_MODULE": f"config.settings.{mode}"}
+    done = run("-c", f"import django; django.setup(){PRINT}", **SECRETS, **settings, **environment)
+    assert (done.stdout.split(), done.stderr) == (called, "")

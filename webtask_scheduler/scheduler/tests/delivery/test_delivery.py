@@ -1,5 +1,6 @@
 """Guarded start and record, and the call pool against a real receiver."""
 
+import socket
 import uuid
 from datetime import timedelta
 
@@ -10,6 +11,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
 from webtask_scheduler.scheduler.outgoing.client import Client
+from webtask_scheduler.scheduler.outgoing.egress import Egress
 from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
@@ -175,6 +177,27 @@ def test_redirect_is_a_failure(make_timer, receiver):
     (call,) = start()
     result = call_url(call, client=Client(callers=1, user_agent="test/1", egress=EGRESS), timeout_seconds=5)
     assert (result.status_code, result.error) == (302, "status")
+
+
+@pytest.mark.parametrize(
+    ("url", "state"),
+    [
+        ("http://169.254.169.254/latest/meta-data/", State.FAILED),
+        ("http://2130706433/", State.FAILED),
+        ("http://name.example:6379/", State.FAILED),
+        # A name may lead elsewhere the next time.
+        ("http://name.example/", State.SCHEDULED),
+    ],
+)
+def test_refused_call_is_recorded_and_tried_again_only_for_a_name(make_timer, delivery_of, url, state):
+    timer = make_timer(url, delay_seconds=-1)
+    (call,) = start()
+    found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.11.12.13", 0))]
+    client = Client(callers=1, user_agent="test/1", egress=Egress(), getaddrinfo=lambda *_, **__: found)
+    assert record_outcomes([call_url(call, client=client, timeout_seconds=5)]) == 1
+    attempt = Attempt.objects.get()
+    assert (delivery_of(timer).state, attempt.error, attempt.status_code) == (state, "refused", None)
+    assert not any(address in attempt.message for address in ("10.11.12.13", "169.254", "127.0.0.1"))
 
 
 def test_start_of_a_delivery_whose_calls_are_stopped_holds_it(make_timer, delivery_of):

@@ -19,6 +19,7 @@ from requests.models import PreparedRequest
 from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing import prepared, reading
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
+from webtask_scheduler.scheduler.tests.support.apart import run_apart
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
@@ -116,6 +117,53 @@ def test_certificate_is_always_checked(client, secure_receiver):
         call(client, f"https://127.0.0.2:{secure_receiver.port}/")
     assert caught.value.kind in ("tls", "connect")
     assert secure_receiver.calls == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST", "localhost."])
+def test_host_of_the_url_is_named_to_the_receiver_and_its_certificate_though_an_address_is_connected_to(
+    secure_receiver, host
+):
+    named = []
+    secure_receiver._server.socket.context.sni_callback = lambda _socket, name, _context: named.append(name)
+    asked = []
+
+    def resolve(name, port, **fields):
+        asked.append(name)
+        return socket.getaddrinfo("127.0.0.1", port, **fields)
+
+    client = Client(callers=8, user_agent="test/1", egress=EGRESS, getaddrinfo=resolve)
+    trust(client)
+    assert call(client, f"https://{host}:{secure_receiver.port}/").status_code == 200
+    assert (len(asked), named) == (1, ["localhost"])
+    assert secure_receiver.calls[0].headers["Host"] == f"localhost:{secure_receiver.port}"
+    # The same address under a name that the certificate is not for.
+    with pytest.raises(CallError) as caught:
+        call(client, f"https://other.example:{secure_receiver.port}/")
+    assert (caught.value.kind, len(secure_receiver.calls)) == ("tls", 1)
+
+
+# The standard library warns of the versions that are refused here.
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1")
+@pytest.mark.parametrize(("version", "kind"), [("TLSv1_1", "tls"), ("TLSv1_2", None), ("TLSv1_3", None)])
+def test_receiver_must_speak_tls_1_2_or_newer(client, secure_receiver, version, kind):
+    context = secure_receiver._server.socket.context
+    # What is old is off by default in the library too.
+    context.set_ciphers("ALL:@SECLEVEL=0")
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+    context.maximum_version = ssl.TLSVersion[version]
+    trust(client)
+    client._connections.tls.set_ciphers("ALL:@SECLEVEL=0")
+    try:
+        found = call(client, f"https://localhost:{secure_receiver.port}/").status_code
+    except CallError as error:
+        found = error.kind
+    assert found == (kind or 200)
+
+
+def test_authorities_of_a_file_are_trusted_instead_of_the_usual_ones(secure_receiver):
+    client = Client(callers=8, user_agent="test/1", egress=EGRESS, ca_bundle=str(CERTIFICATE))
+    assert call(client, f"https://localhost:{secure_receiver.port}/").status_code == 200
+    assert len(client._connections.tls.get_ca_certs()) <= 1
 
 
 def test_no_more_connections_than_the_bound_and_idle_ones_make_room(receiver):
@@ -239,18 +287,6 @@ for thread in threads: thread.start()
 for thread in threads: thread.join()
 print(sorted(counts.items()))
 """
-
-
-def run_apart(script):
-    """Run a script in a network of its own, with nothing but loopback, and return what it printed."""
-    apart = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "-"]
-    try:
-        subprocess.run([*apart, "true"], capture_output=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("no network namespaces here")
-    done = subprocess.run([*apart, sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def test_lack_of_local_ports_is_not_the_receivers_failure():
