@@ -58,7 +58,7 @@ def one_of(name: str, *choices: str) -> str:
     return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
 
 
-_EGRESS = "webtask_scheduler.scheduler.outgoing.egress"
+_EGRESS, _PROXY = ("webtask_scheduler.scheduler.outgoing." + name for name in ("egress", "proxy"))
 
 
 def _entries(name: str, default: str = "") -> str:
@@ -79,6 +79,18 @@ def egress(*, allow: str) -> Any:
         deny=_entries("WEBTASK_EGRESS_DENY"),
         nat64=one_of("WEBTASK_EGRESS_NAT64", "off", "on") == "on",
     )
+
+
+def proxy(name: str) -> str:
+    """Return the URL of a proxy, empty for none. Exits with a sentence, which does not show its password."""
+    url = os.environ.get(name, "").strip()
+    try:
+        if url:
+            import_string(f"{_PROXY}.read_proxy")(url)
+    except ValueError as error:
+        print(f"{name} is not valid: {error}.", file=sys.stderr, flush=True)
+        sys.exit(os.EX_CONFIG)
+    return url
 
 
 def certificates(name: str) -> str:
@@ -416,6 +428,8 @@ WEBTASK_BODY_LIMIT_BYTES = whole_number(
 WEBTASK_EGRESS = egress(allow="")
 # Authorities that are trusted instead of those of `certifi`.
 WEBTASK_EGRESS_CA_BUNDLE = certificates("WEBTASK_EGRESS_CA_BUNDLE")
+# The proxy that all calls go through. Variables such as HTTPS_PROXY are not read.
+WEBTASK_EGRESS_PROXY = proxy("WEBTASK_EGRESS_PROXY")
 # Days that timers are kept after they ended; 0 keeps them forever.
 WEBTASK_RETENTION_DAYS = whole_number("WEBTASK_RETENTION_DAYS", default=30, least=0, most=36_500)
 # How many of its latest deliveries a timer keeps, with their attempts; 0 keeps all until they are too old.

@@ -82,6 +82,7 @@ def _open(sender: Any, **_: Any) -> None:
         user_agent=f"webtask_scheduler/{__version__}",
         egress=settings.WEBTASK_EGRESS,
         ca_bundle=settings.WEBTASK_EGRESS_CA_BUNDLE,
+        proxy=settings.WEBTASK_EGRESS_PROXY,
     )
     _pool = CallPool(
         callers=settings.WEBTASK_CALLERS,

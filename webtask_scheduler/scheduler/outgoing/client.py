@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.outgoing.egress import Egress, RefusedError
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
 from webtask_scheduler.scheduler.outgoing.names import Names
 from webtask_scheduler.scheduler.outgoing.prepared import Preparer, Request
+from webtask_scheduler.scheduler.outgoing.proxy import read_proxy
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
@@ -59,7 +60,8 @@ class Client:
 
     `connections` and `lookups` bound how many are open and under way at once; by default they follow the limit of open
     files (see `raise_descriptor_limit`). `egress` decides what is called. `ca_bundle` is the path of a PEM file with
-    the authorities to trust, empty for those of `certifi`. `getaddrinfo` resolves names.
+    the authorities to trust, empty for those of `certifi`. `proxy` is as `read_proxy` takes it.
+    `getaddrinfo` resolves names.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Client:
         user_agent: str,
         egress: Egress,
         ca_bundle: str = "",
+        proxy: str = "",
         connections: int | None = None,
         lookups: int | None = None,
         getaddrinfo: Callable[..., Any] = socket.getaddrinfo,
@@ -84,6 +87,7 @@ class Client:
             names=self._names,
             egress=egress,
             ca_bundle=ca_bundle,
+            proxy=read_proxy(proxy) if proxy else None,
         )
         # No Session of `requests`: for every call it merges settings, reads the environment, looks for cookies and
         # prepares to follow redirects, even by reading their whole bodies.

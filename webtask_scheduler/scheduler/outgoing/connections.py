@@ -27,6 +27,7 @@ from webtask_scheduler.scheduler.outgoing.egress import Egress, RefusedError
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
 from webtask_scheduler.scheduler.outgoing.names import Address, Addresses, Names
 from webtask_scheduler.scheduler.outgoing.prepared import Origin, Prepared
+from webtask_scheduler.scheduler.outgoing.proxy import UNREACHABLE, Proxy, open_tunnel
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF, read_answer
 
 # Connecting times out sooner than the whole call: a host that does not answer at all is not worth thirty seconds.
@@ -85,7 +86,7 @@ class Connection:
                 # Not the method of an SSLSocket: it would drop the encryption under the thread that reads.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
 
-    def open(self, address: Address, deadline: Deadline) -> None:
+    def open(self, address: Address, port: int, deadline: Deadline) -> None:
         """Connect to an address. Raises LocalError, OSError, TimeoutError."""
         family, kind, protocol, (ip, _, *rest) = address
         self.sock = sock = socket.socket(family, kind, protocol)
@@ -93,9 +94,9 @@ class Connection:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.settimeout(min(CONNECT_TIMEOUT_SECONDS, deadline.remaining()))
         try:
-            sock.connect((ip, self.origin.port, *rest))
+            sock.connect((ip, port, *rest))
         except OSError as error:
-            if error.errno == errno.EADDRNOTAVAIL and _has_route(family, (ip, self.origin.port, *rest)):
+            if error.errno == errno.EADDRNOTAVAIL and _has_route(family, (ip, port, *rest)):
                 raise LocalError("No local port is free for a connection.") from error
             raise
         # From here on, reads and writes block until the deadline's watchdog ends them. A timeout of the socket would
@@ -153,11 +154,14 @@ def _has_route(family: int, address: tuple[Any, ...]) -> bool:
 class Connections:
     """All connections of a client: those in use, counted, and those that wait for their next call."""
 
-    def __init__(self, *, most: int, kept_for_each: int, names: Names, egress: Egress, ca_bundle: str) -> None:
+    def __init__(
+        self, *, most: int, kept_for_each: int, names: Names, egress: Egress, ca_bundle: str, proxy: Proxy | None
+    ) -> None:
         self._most = most
         self._kept_for_each = kept_for_each
         self._names = names
         self._egress = egress
+        self._proxy = proxy
         # One context for all, because reading the certificates of all authorities takes longer than a handshake. It
         # checks certificates and their names; here that does not depend on a library's default.
         self.tls = urllib3_ssl.create_urllib3_context()
@@ -311,13 +315,36 @@ class Connections:
     def _open(self, connection: Connection, address: Address, deadline: Deadline) -> None:
         while True:
             try:
-                connection.open(address, deadline)
+                if self._proxy is None:
+                    connection.open(address, connection.origin.port, deadline)
+                else:
+                    self._open_tunnel(connection, address, self._proxy, deadline)
             except OSError as error:
                 # Others in this process may have taken more descriptors than are left to them.
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._close_oldest_idle():
                     continue
                 raise
             return
+
+    def _open_tunnel(self, connection: Connection, address: Address, proxy: Proxy, deadline: Deadline) -> None:
+        """Connect to an address by way of a proxy. That one cannot be reached is not the receiver's failure."""
+        try:
+            hops = self._names.resolve(proxy.host, deadline)
+        except CallError as error:
+            raise LocalError(UNREACHABLE) from error
+        for hop in hops:
+            try:
+                connection.open(hop, proxy.port, deadline)
+            except OSError as error:
+                connection.close()
+                if deadline.ended_by or is_local(error):
+                    raise
+            else:
+                break
+        sock = connection.sock
+        if sock is None:
+            raise LocalError(UNREACHABLE)
+        open_tunnel(sock, proxy, address[3][0], connection.origin.port)
 
     def _count_one_more(self) -> None:
         """Count one more connection. Raises LocalError if there are too many already."""

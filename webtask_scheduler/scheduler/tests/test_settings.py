@@ -112,6 +112,14 @@ def test_bad_entry_of_the_egress_guard_ends_the_start_and_is_named(name, value, 
     assert (done.returncode, done.stderr) == (os.EX_CONFIG, f"{name}: {fault}.\n")
 
 
+@pytest.mark.processes
+@pytest.mark.parametrize("url", ["proxy:4750", "https://proxy:4750", "http://me:hunter2@proxy", "http://proxy:1/path"])
+def test_proxy_that_cannot_be_one_is_named_without_its_password(url):
+    done = run("manage.py", "check", WEBTASK_EGRESS_PROXY=url)
+    must = "it must be http://HOST:PORT or http://USER:PASSWORD@HOST:PORT"
+    assert (done.returncode, done.stderr) == (os.EX_CONFIG, f"WEBTASK_EGRESS_PROXY is not valid: {must}.\n")
+
+
 PRINT = """
 from django.conf import settings
 from webtask_scheduler.scheduler.outgoing.egress import RefusedError

@@ -5,7 +5,10 @@ import ipaddress
 import json
 import re
 import socket
+import ssl
+import threading
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from urllib.parse import quote
 
 import psutil
@@ -696,3 +699,108 @@ def test_proxies_of_the_environment_are_ignored(receiver, monkeypatch):
         client = client_of(Resolver(name=[["127.0.0.1"]]), allow="127.0.0.1")
         assert call(client, f"http://name.example:{receiver.port}/").status_code == 200
         assert (len(receiver.calls), proxy.calls) == (1, [])
+
+
+class Tunnels:
+    """A proxy that opens tunnels; asked for port 403, 407 or 502 it answers so, and `nonsense` to port 1."""
+
+    def __init__(self):
+        self.heads = []
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=self._open, args=(self._server.accept()[0],), daemon=True).start()
+
+    def _open(self, near):
+        with near, suppress(OSError):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += near.recv(1024)
+            self.heads.append(head.decode().splitlines())
+            host, _, port = head.split()[1].decode().rpartition(":")
+            if port == "1":
+                near.sendall(b"220 mail.example ESMTP\r\n")
+            elif port in ("403", "407", "502"):
+                near.sendall(f"HTTP/1.1 {port} No\r\nContent-Length: 2\r\n\r\nno".encode())
+            else:
+                with socket.create_connection((host.strip("[]"), int(port))) as far:
+                    near.sendall(b"HTTP/1.0 200 Connection established\r\n\r\n")
+                    threading.Thread(target=self._pass, args=(far, near), daemon=True).start()
+                    self._pass(near, far)
+
+    def _pass(self, one, other):
+        with suppress(OSError):
+            while data := one.recv(65536):
+                other.sendall(data)
+        with suppress(OSError):
+            other.shutdown(socket.SHUT_WR)
+
+    def close(self):
+        self._server.close()
+
+
+@pytest.fixture
+def tunnels():
+    running = Tunnels()
+    yield running
+    running.close()
+
+
+def client_by(port, resolver, *, allow="127.0.0.1", user="", **fields):
+    guard = Egress(allow=allow, machine=NOWHERE)
+    url = f"http://{user}127.0.0.1:{port}"
+    return Client(callers=2, user_agent="t", egress=guard, proxy=url, getaddrinfo=resolver, **fields)
+
+
+def test_calls_go_through_a_proxy_that_is_told_the_checked_address(receiver, tunnels):
+    client = client_by(tunnels.port, Resolver(name=[["127.0.0.1"]]), user="me:secret@")
+    url = f"http://name.example:{receiver.port}/"
+    for _ in range(3):
+        assert call(client, url).status_code == 200
+    # One tunnel serves several calls, and the receiver sees what it always does.
+    to = f"127.0.0.1:{receiver.port}"
+    assert tunnels.heads == [[f"CONNECT {to} HTTP/1.1", f"Host: {to}", "Proxy-Authorization: Basic bWU6c2VjcmV0", ""]]
+    assert {seen.headers["Host"] for seen in receiver.calls} == {f"name.example:{receiver.port}"}
+    assert not any("Proxy-Authorization" in seen.headers for seen in receiver.calls)
+
+
+def test_certificate_is_checked_through_a_proxy_too(tunnels):
+    pem = Path(__file__).parents[1] / "support" / "localhost.pem"
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(pem)
+    with Receiver() as secure:
+        secure._server.socket = context.wrap_socket(
+            secure._server.socket, server_side=True, do_handshake_on_connect=False
+        )
+        resolver = Resolver(localhost=[["127.0.0.1"]], other=[["127.0.0.1"]])
+        client = client_by(tunnels.port, resolver, ca_bundle=str(pem))
+        assert call(client, f"https://localhost:{secure.port}/").status_code == 200
+        assert failure(client, f"https://other.example:{secure.port}/").kind == "tls"
+        assert len(secure.calls) == 1
+
+
+def test_guard_stands_before_the_proxy(receiver, tunnels):
+    resolver = Resolver(name=[["127.0.0.1", "127.0.0.2"]])
+    client = client_by(tunnels.port, resolver)
+    for host in ("name.example", "127.0.0.2", "169.254.169.254"):
+        assert failure(client, f"http://{host}:{receiver.port}/").kind == "refused"
+    assert (tunnels.heads, receiver.calls) == ([], [])
+
+
+@pytest.mark.parametrize(("port", "kind"), [(403, "refused"), (407, "refused"), (502, "connect")])
+def test_what_the_proxy_says_is_not_the_receivers_answer(tunnels, port, kind):
+    found = failure(client_by(tunnels.port, Resolver()), f"http://127.0.0.1:{port}/")
+    assert (found.kind, found.permanent, str(port) in str(found)) == (kind, False, True)
+
+
+def test_proxy_that_is_away_or_is_none_is_not_the_receivers_failure(tunnels):
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        away = gone.getsockname()[1]
+    for client, port in ((client_by(away, Resolver()), 80), (client_by(tunnels.port, Resolver()), 1)):
+        with pytest.raises(LocalError, match="proxy"):
+            call(client, f"http://127.0.0.1:{port}/")
+        assert client.open_connections == 0
