@@ -114,7 +114,7 @@ PORTS = {port: reason for reason, ports in _REASONS.items() for port in ports}
 _PORT_MOST = 65_535
 
 _TABLE = Networks((ipaddress.ip_network(network), word) for network, word, _reason in TABLE)
-_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 _LABELS = re.compile(r"(?:[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?\.)*[a-z_](?:[a-z0-9_-]*[a-z0-9_])?")
 
 

@@ -28,7 +28,7 @@ Value = TypeVar("Value")
 # A route to more than this without a gateway is a tunnel that takes everything, not a network that the machine is on.
 _SHORTEST = {4: 8, 6: 16}
 _BITS = {4: 32, 6: 128}
-_VERSIONS = {socket.AF_INET: 4, socket.AF_INET6: 6}
+_VERSIONS: dict[int, int] = {socket.AF_INET: 4, socket.AF_INET6: 6}
 
 # Of linux/netlink.h and linux/rtnetlink.h.
 _HEADER, _ROUTE, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("=BBBBBBBBI"), struct.Struct("=HH")
