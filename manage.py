@@ -1,11 +1,16 @@
 #!/usr/bin/env python
 """Django's command line for this project."""
 
-import os
 import sys
 
 if __name__ == "__main__":
-    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
+    from config import shared
+    from config.listening import runserver_host
+    from config.settings import choose
+
+    choose()
+    if sys.argv[1:2] == ["runserver"]:
+        shared.listens_on = runserver_host(sys.argv[2:])
     from django.core.management import execute_from_command_line
 
     execute_from_command_line(sys.argv)

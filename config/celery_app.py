@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import os
 import time
 from typing import Any
 
@@ -11,9 +10,10 @@ from celery import Celery, signals
 from celery.app.amqp import AMQP
 from django.conf import settings
 
+from config.settings import choose
 from webtask_scheduler.telemetry.events import event
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
+choose()
 
 
 # As in the settings: upkeep works in large steps.

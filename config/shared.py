@@ -8,3 +8,5 @@ import mmap
 
 # Which parts `/readyz` last found missing, a bit for each, so that only a change of it is logged.
 missing_parts = mmap.mmap(-1, 1)
+# Where the web server listens, as it was told; empty where that is not known.
+listens_on = ""

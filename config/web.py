@@ -14,9 +14,11 @@ import granian.log
 from django.conf import settings
 from granian.cli import entrypoint
 
-import config.shared  # noqa: F401 - before the processes that share it are made
+import config.shared  # before the processes that share it are made
+from config.listening import check, granian_host
+from config.settings import choose
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
+choose()
 
 # The path comes decoded; as a literal, it cannot look like another line. The query may hold what is not for others.
 ACCESS = "request method=%(method)s path=%(path)r status=%(status)d duration_ms=%(dt_ms).1f client=%(addr)s"
@@ -29,9 +31,12 @@ def logging_config() -> dict[str, Any]:
 
 
 # At import, because a process that is spawned rather than forked imports this module again.
+config.shared.listens_on = granian_host(sys.argv[1:], os.environ)
 granian.log.LOGGING_CONFIG = logging_config()
 
 if __name__ == "__main__":
+    # Here too, because a process of the server that ends is only started again.
+    check(config.shared.listens_on)
     sys.argv[1:1] = ["--log-level", settings.LOGGING["root"]["level"].lower()]
     if settings.WEB_ACCESS_LOG:
         sys.argv[1:1] = ["--access-log", "--access-log-fmt", ACCESS]

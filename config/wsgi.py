@@ -1,15 +1,17 @@
 """The WSGI application that the web server loads."""
 
-import os
 from typing import Any
 
 import django
 from django.core.handlers.wsgi import WSGIHandler, WSGIRequest
 from django.utils.module_loading import import_string
 
+from config import shared
 from config.database.base import bound_waits
+from config.listening import check
+from config.settings import choose
 
-os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
+choose()
 
 
 class Request(WSGIRequest):
@@ -29,9 +31,12 @@ class Handler(WSGIHandler):
 # Clients and load balancers do not wait longer for an answer, and four threads serve this process.
 STATEMENT_SECONDS = 6.0
 
+# Another server than ours says nowhere where it listens.
+check(shared.listens_on)
 django.setup(set_prefix=False)
 bound_waits(statement_seconds=STATEMENT_SECONDS, reports=True)
 # This process stores what it counts, and may answer for metrics at a port of its own.
 import_string("webtask_scheduler.scheduler.queue.rollups.keep")()
 import_string("webtask_scheduler.scheduler.api.metrics.listen")()
+import_string("webtask_scheduler.access.keys.keep_uses")()
 application = Handler()

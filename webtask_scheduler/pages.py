@@ -7,6 +7,7 @@ style sheet is inside them, the same text in each, so that a Content-Security-Po
 import sys
 from typing import Any
 
+from django.core.exceptions import DisallowedHost
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
 from django.template.loader import render_to_string
@@ -19,12 +20,20 @@ from webtask_scheduler.scheduler.api import problems
 # For `style-src`; a test compares it with the pages.
 STYLE_HASH = "sha256-WfADVW420FhXc/CcEItVL2eQwb0icpwrhcV9M7V+YUU="
 # Below these nothing is for people, whatever a request accepts.
-_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api/", "/healthz", "/readyz")
+_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api-key", "/api/", "/healthz", "/readyz")
 _FOR_PEOPLE = "/admin"
 
 
-def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:  # noqa: ARG001 - Django's signature
+def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
     """Answer a request that Django refuses before a view sees it, such as one for an unknown host."""
+    if isinstance(exception, DisallowedHost):
+        return _answer(
+            request,
+            400,
+            gettext_noop(
+                "The service does not answer to the name in the Host header; DJANGO_ALLOWED_HOSTS is the list."
+            ),
+        )
     return _answer(request, 400, gettext_noop("The request cannot be read."))
 
 

@@ -13,6 +13,7 @@ from django.utils.module_loading import import_string
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from config.listening import MEANT, refuse_open
 from webtask_scheduler import __version__
 
 # A missing or bad setting ends the process with one line, because a traceback would not help.
@@ -271,9 +272,32 @@ CELERY_WORKER_CANCEL_LONG_RUNNING_TASKS_ON_CONNECTION_LOSS = True
 CELERY_BROKER_CHANNEL_ERROR_RETRY = True
 
 # API
+# Who may call it: `key` asks for an API key; `open` asks for nothing, and only this machine may reach it then.
+WEBTASK_API_AUTH = "key"
+# Where the web server is reached, if that is not where it listens: a container's port as it is published.
+WEBTASK_PUBLISHED_ON = env.str("WEBTASK_PUBLISHED_ON", default="").strip()
+WEBTASK_OPEN_ON_PUBLIC = one_of("WEBTASK_OPEN_ON_PUBLIC", "no", MEANT)
+
+
+def api_auth(default: str) -> str:
+    """Return who may call the API. Exits with a sentence if it is open and others than this machine reach it.
+
+    It asks HOST, which every process of ours may see; the web server itself asks where it listens.
+    """
+    found = one_of("WEBTASK_API_AUTH", default, *({"key", "open"} - {default}))
+    if found == "open":
+        refuse_open(
+            listens_on=env.str("HOST", default="").strip() or "127.0.0.1",
+            published_on=WEBTASK_PUBLISHED_ON,
+            meant=WEBTASK_OPEN_ON_PUBLIC,
+        )
+    return found
+
+
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["rest_framework.authentication.SessionAuthentication"],
-    "DEFAULT_PERMISSION_CLASSES": ["rest_framework.permissions.AllowAny"],
+    # The views of the API have them too. A view that forgets to say its scopes is closed.
+    "DEFAULT_AUTHENTICATION_CLASSES": ["webtask_scheduler.access.authentication.KeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["webtask_scheduler.access.authentication.NeedsScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "webtask_scheduler.scheduler.api.problems.problem_response",
@@ -291,6 +315,7 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": [
         "drf_spectacular.hooks.postprocess_schema_enums",
         "webtask_scheduler.scheduler.api.document.bodies_required",
+        "webtask_scheduler.scheduler.api.document.secured",
     ],
     "WEBHOOKS": ["webtask_scheduler.scheduler.api.webhook.timer_due"],
     "TAGS": [{"name": "scheduler", "description": "Timers."}],
@@ -303,8 +328,9 @@ SPECTACULAR_SETTINGS = {
         "displayRequestDuration": True,
         "defaultModelsExpandDepth": 0,
     },
-    # Sessions serve the admin, not programs, so the document asks for no login.
+    # `secured` says of the whole document that it takes a key; an operation says nothing of its own.
     "AUTHENTICATION_WHITELIST": [],
+    "SERVE_AUTHENTICATION": [],
     "ENUM_NAME_OVERRIDES": {
         "TimerStatus": "webtask_scheduler.scheduler.models.State",
         "ErrorKind": "webtask_scheduler.scheduler.models.ErrorKind",

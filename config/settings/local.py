@@ -1,9 +1,12 @@
 """A laptop: safe for development, nothing to configure."""
 
 import os
+import socket
 from pathlib import Path
 
 import environ
+
+from config.listening import own_addresses
 
 # Where `./scripts/run` notes the servers that it started, so that `manage.py` finds them too. Real variables win. It is
 # for that account alone, and a container may run under another.
@@ -12,12 +15,24 @@ if os.access(_servers, os.R_OK):
     environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import egress, env  # noqa: E402
+from config.settings.base import api_auth, egress, env  # noqa: E402
 
 DEBUG = env.bool("DJANGO_DEBUG", default=False)
 # Signs the sessions of a service that listens on this machine only; production has no default.
 SECRET_KEY = env.str("DJANGO_SECRET_KEY", default="local-development-only-not-a-secret-0123456789abcdef")
-ALLOWED_HOSTS = env.list("DJANGO_ALLOWED_HOSTS", default=["*"])
+WEBTASK_API_AUTH = api_auth("open")
+# A page of another name, which its DNS server leads to this machine, is refused. The names are those by which this
+# machine and the containers of docker-compose.local.yml call it.
+_machine = socket.gethostname().lower()
+ALLOWED_HOSTS = env.list(
+    "DJANGO_ALLOWED_HOSTS",
+    default=[
+        *("localhost", ".localhost", "127.0.0.1", "[::1]", "0.0.0.0", "[::]"),  # noqa: S104 - a name that is called
+        *("django", "host.docker.internal"),
+        *(_machine, f"{_machine}.local"),
+        *own_addresses(),
+    ],
+)
 # Static files are served straight from the packages: no collectstatic on a laptop.
 WHITENOISE_USE_FINDERS = True
 STATIC_ROOT = None

@@ -63,11 +63,12 @@ for _name in ("DATABASE_URL", "REDIS_URL"):
     _check_password(_name, secret(_name))
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import DATABASES, LOGGING, MIDDLEWARE, env, one_of, whole_number  # noqa: E402
+from config.settings.base import DATABASES, LOGGING, MIDDLEWARE, api_auth, env, one_of, whole_number  # noqa: E402
 
 LOG_FORMAT = one_of("LOG_FORMAT", "json", "line")
 LOGGING["handlers"]["console"]["formatter"] = LOG_FORMAT
 
+WEBTASK_API_AUTH = api_auth("key")
 SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
 ALLOWED_HOSTS = [host.strip() for host in os.environ.get("DJANGO_ALLOWED_HOSTS", "").split(",") if host.strip()]
 if not ALLOWED_HOSTS:

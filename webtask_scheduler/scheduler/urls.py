@@ -1,7 +1,12 @@
-"""The timer routes, with and without a trailing slash: an API does not answer a POST with a redirect."""
+"""The timer routes, and the scope that each method asks for.
 
-from django.urls import re_path
+With and without a trailing slash: an API does not answer a POST with a redirect.
+"""
 
+from django.urls import URLPattern, re_path
+from rest_framework.views import APIView
+
+from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler.api.bulk import BulksView, BulkView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
@@ -15,22 +20,30 @@ from webtask_scheduler.scheduler.api.preview import PreviewView
 from webtask_scheduler.scheduler.api.secrets import SecretsView, SecretView
 from webtask_scheduler.scheduler.api.timers import BatchView, TimersView, TimerView
 
+READ, WRITE, BULK, SECRETS = Scope.TIMERS_READ, Scope.TIMERS_WRITE, Scope.TIMERS_BULK, Scope.SECRETS
+
+
+def _route(path: str, view: type[APIView], name: str, **scopes: Scope) -> URLPattern:
+    return re_path(rf"^{path}/?$", view.as_view(scopes=scopes), name=name)
+
+
 # Any text is an id here, so that a malformed one is answered with problem details too.
-_ONE = r"^timer/(?P<id>[^/]+)"
+_ID = r"(?P<id>[^/]+)"
 
 urlpatterns = [
-    re_path(r"^timer/?$", TimersView.as_view(), name="timers"),
-    re_path(r"^timer/batch/?$", BatchView.as_view(), name="batch"),
-    re_path(r"^timer/preview/?$", PreviewView.as_view(), name="preview"),
-    re_path(r"^timer/bulk/?$", BulksView.as_view(), name="bulks"),
-    re_path(r"^timer/bulk/(?P<id>[^/]+)/?$", BulkView.as_view(), name="bulk"),
-    re_path(rf"{_ONE}/?$", TimerView.as_view(), name="timer"),
-    re_path(rf"{_ONE}/run/?$", RunView.as_view(), name="run"),
-    re_path(rf"{_ONE}/pause/?$", PauseView.as_view(), name="pause"),
-    re_path(rf"{_ONE}/resume/?$", ResumeView.as_view(), name="resume"),
-    re_path(rf"{_ONE}/replay/?$", ReplayView.as_view(), name="replay"),
-    re_path(rf"{_ONE}/deliveries/?$", DeliveriesView.as_view(), name="deliveries"),
-    re_path(rf"{_ONE}/attempts/?$", AttemptsView.as_view(), name="attempts"),
-    re_path(r"^signing-secret/?$", SecretsView.as_view(), name="secrets"),
-    re_path(r"^signing-secret/(?P<id>[^/]+)/?$", SecretView.as_view(), name="secret"),
+    _route("timer", TimersView, "timers", GET=READ, POST=WRITE),
+    _route("timer/batch", BatchView, "batch", POST=WRITE),
+    # It stores nothing.
+    _route("timer/preview", PreviewView, "preview", POST=READ),
+    _route("timer/bulk", BulksView, "bulks", POST=BULK),
+    _route(f"timer/bulk/{_ID}", BulkView, "bulk", GET=BULK),
+    _route(f"timer/{_ID}", TimerView, "timer", GET=READ, PATCH=WRITE, DELETE=WRITE),
+    _route(f"timer/{_ID}/run", RunView, "run", POST=WRITE),
+    _route(f"timer/{_ID}/pause", PauseView, "pause", POST=WRITE),
+    _route(f"timer/{_ID}/resume", ResumeView, "resume", POST=WRITE),
+    _route(f"timer/{_ID}/replay", ReplayView, "replay", POST=WRITE),
+    _route(f"timer/{_ID}/deliveries", DeliveriesView, "deliveries", GET=READ),
+    _route(f"timer/{_ID}/attempts", AttemptsView, "attempts", GET=READ),
+    _route("signing-secret", SecretsView, "secrets", GET=SECRETS, POST=SECRETS),
+    _route(f"signing-secret/{_ID}", SecretView, "secret", DELETE=SECRETS),
 ]

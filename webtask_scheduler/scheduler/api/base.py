@@ -15,6 +15,7 @@ from django.db.models import Model, QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 from rest_framework import exceptions, parsers
+from rest_framework.authentication import BaseAuthentication
 from rest_framework.negotiation import DefaultContentNegotiation
 from rest_framework.renderers import JSONRenderer
 from rest_framework.request import Request
@@ -22,6 +23,9 @@ from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
+from webtask_scheduler.access import keys
+from webtask_scheduler.access.authentication import NeedsScope, authenticators, is_open, refuse_foreign, scopes_of
+from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.problems import (
     Conflict,
@@ -93,24 +97,40 @@ class JSONOnly(DefaultContentNegotiation):
 
 
 class TimerAPIView(APIView):
-    """What all views of timers have in common: JSON, bounded bodies, and whose timers these are."""
+    """What all views of timers have in common: JSON, bounded bodies, who may call, and whose timers these are."""
 
+    # The scope that each method asks for; `urls` gives it.
+    scopes: Mapping[str, str] = {}
+    permission_classes = (NeedsScope,)
     parser_classes: tuple[type[parsers.BaseParser], ...] = (JSONParser,)
     content_negotiation_class = JSONOnly
     body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
+    def get_authenticators(self) -> list[BaseAuthentication]:
+        return authenticators()
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        refuse_foreign(request)
+        if not is_open():
+            # Before the body, so that a stranger's is not read.
+            self.perform_authentication(request)
+            self.check_permissions(request)
         if request.method in ("POST", "PATCH"):
             _check_body(request, limit=self.body_limit_bytes)
         super().initial(request, *args, **kwargs)
 
 
 def caller_of(request: Request) -> Caller:
-    """Return the caller of a request. A superuser sees all."""
-    user = request.user
+    """Return the caller of a request. A superuser sees all, with a key only if that has the scope `admin`."""
+    user, scopes = request.user, scopes_of(request)
     if not user.is_authenticated:
-        return Caller()
-    return Caller(owner_id=user.pk, sees_all=bool(getattr(user, "is_superuser", False)))
+        return Caller(scopes=scopes)
+    return Caller(
+        owner_id=user.pk,
+        sees_all=bool(getattr(user, "is_superuser", False)) and Scope.ADMIN in scopes,
+        scopes=scopes,
+        key_id=request.auth.key_id if isinstance(request.auth, keys.Holder) else None,
+    )
 
 
 def validated(serializer: type[Any], data: Any) -> Any:

@@ -16,6 +16,8 @@ from drf_spectacular.utils import (
 )
 from rest_framework import serializers
 
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.access.keys import PREFIX
 from webtask_scheduler.scheduler.api.fields import CONTENT_TYPE, StrictSerializer
 from webtask_scheduler.scheduler.api.problems import KeyReused, LoopDetected, Unavailable
 from webtask_scheduler.scheduler.api.reading import BATCH_MOST, EditSerializer, NewTimerSerializer
@@ -119,6 +121,19 @@ def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str
 def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     """Mark a preview's body as required: the generator knows required fields, but not one out of several."""
     result["paths"]["/api/v1/scheduler/timer/preview"]["post"]["requestBody"]["required"] = True
+    return result
+
+
+def secured(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Say that the API takes a key; where it is open, also nothing."""
+    result["components"]["securitySchemes"] = {
+        "apiKey": {
+            "type": "http",
+            "scheme": "bearer",
+            "description": f"An API key, which begins with {PREFIX}. docs/security.md lists the scopes.",
+        }
+    }
+    result["security"] = [{"apiKey": []}, *([{}] if is_open() else [])]
     return result
 
 
@@ -272,7 +287,7 @@ def described(name: str, summary: str, description: str, **more: Any) -> Callabl
         tags=["scheduler"],
         summary=summary,
         description=description,
-        # No login is needed; without this, generated clients ask for a token.
+        # What `secured` says of the whole document holds; said here, generated clients could not do without a key.
         auth=[],
         **more,
     )

@@ -149,7 +149,8 @@ def test_unknown_host(client, settings):
     assert (answer.status_code, answer["Content-Language"]) == (400, "de")
     assert b"<h1>" in answer.content
     answer = client.get("/timer", headers={"host": "bad.example"})
-    assert (answer.status_code, answer.json()["detail"]) == (400, "The request cannot be read.")
+    said = "The service does not answer to the name in the Host header; DJANGO_ALLOWED_HOSTS is the list."
+    assert (answer.status_code, answer.json()["detail"]) == (400, said)
 
 
 @pytest.mark.django_db

@@ -137,8 +137,9 @@ def test_plain_http_that_reads_is_redirected():
 
 def test_https_as_the_proxy_says_reaches_the_api_and_is_remembered_by_browsers():
     status, headers, body = ask("POST", "/timer", X_Forwarded_Proto="https")
-    assert status == 400
-    assert "web_url" in body
+    assert status == 401
+    assert headers["WWW-Authenticate"] == 'Bearer realm="webtask_scheduler"'
+    assert "An API key is needed" in body
     assert headers["Strict-Transport-Security"] == "max-age=3600; includeSubDomains"
     assert headers["Referrer-Policy"] == "same-origin"
 
