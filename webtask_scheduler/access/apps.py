@@ -1,3 +1,5 @@
+from typing import Any
+
 from django.apps import AppConfig
 from django.utils.translation import gettext_lazy as _
 
@@ -5,3 +7,16 @@ from django.utils.translation import gettext_lazy as _
 class AccessConfig(AppConfig):
     name = "webtask_scheduler.access"
     verbose_name = _("Access")
+
+    def ready(self) -> None:
+        # Late: it needs the models.
+        from webtask_scheduler.users.models import user_deleted
+
+        user_deleted.connect(_revoke_keys)
+
+
+def _revoke_keys(user: Any, **_: Any) -> None:
+    from webtask_scheduler.access import keys
+    from webtask_scheduler.access.models import ApiKey
+
+    keys.revoke(ApiKey.objects.filter(owner=user))

@@ -122,7 +122,8 @@ class Timer(models.Model):
     periodic_task = models.OneToOneField(PeriodicTask, on_delete=models.SET_NULL, null=True, related_name="timer")
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL,
-        on_delete=models.SET_NULL,
+        # A deleted user stays as a row. Without an owner, a timer would be anybody's where the API is open.
+        on_delete=models.PROTECT,
         null=True,
         related_name="timers",
         verbose_name=_("owner"),
@@ -478,6 +479,8 @@ class BulkOperation(models.Model):
     # In the form that the API's list takes.
     filter = models.JSONField()
     dry_run = models.BooleanField(default=False)
+    # Whether it is for the timers of all owners, as a superuser may ask; else for those of its own.
+    everyone = models.BooleanField(default=False, db_default=False)
     # Where the next page begins; empty at the beginning.
     cursor = models.TextField(blank=True, default="")
     # Timers that fit so far, and those among them that were changed.

@@ -1,7 +1,7 @@
-"""Applies to timers what the admin or other code writes to PeriodicTask and its schedules.
+"""Applies to timers what the admin or other code does to PeriodicTask, its schedules and users.
 
-This is the one exception to "no signals", because `save()` and `delete()` of stock rows are not ours to replace. A bare
-`.update()` sends no signal; the claim and `services.reconcile` notice it.
+This is the one exception to "no signals": `save()` and `delete()` of stock rows are not ours to replace, and users know
+nothing of timers. A bare `.update()` sends no signal; the claim and `services.reconcile` notice it.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from webtask_scheduler.scheduler import mirror, services
 from webtask_scheduler.scheduler.models import TASK_NAME
+from webtask_scheduler.users.models import user_deleted
 
 # In a beat process only the scheduler writes to these rows, and its writes are book-keeping, not a person's edits.
 _in_beat = False
@@ -26,6 +27,7 @@ def connect() -> None:
     for schedule in (ClockedSchedule, CrontabSchedule, IntervalSchedule):
         pre_save.connect(_before_schedule, sender=schedule)
         post_save.connect(_after_schedule, sender=schedule)
+    user_deleted.connect(_deleting_user)
     signals.beat_init.connect(_beat_begins)
     signals.beat_embedded_init.connect(_beat_begins)
 
@@ -61,6 +63,10 @@ def _deleting_task(instance: PeriodicTask, **_: Any) -> None:
 def _deleted_task(instance: PeriodicTask, **_: Any) -> None:
     if instance.task == TASK_NAME:
         mirror.drop_schedules(mirror.schedules_of(instance))
+
+
+def _deleting_user(user: Any, **_: Any) -> None:
+    services.end_owner(user.pk)
 
 
 def _tasks_of(schedule: services.Schedule) -> list[int]:

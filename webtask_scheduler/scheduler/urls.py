@@ -8,6 +8,7 @@ from rest_framework.views import APIView
 
 from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler.api.bulk import BulksView, BulkView
+from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
     DeliveriesView,
@@ -20,7 +21,8 @@ from webtask_scheduler.scheduler.api.preview import PreviewView
 from webtask_scheduler.scheduler.api.secrets import SecretsView, SecretView
 from webtask_scheduler.scheduler.api.timers import BatchView, TimersView, TimerView
 
-READ, WRITE, BULK, SECRETS = Scope.TIMERS_READ, Scope.TIMERS_WRITE, Scope.TIMERS_BULK, Scope.SECRETS
+READ, WRITE, BULK = Scope.TIMERS_READ, Scope.TIMERS_WRITE, Scope.TIMERS_BULK
+SECRETS, ADMIN = Scope.SECRETS, Scope.ADMIN
 
 
 def _route(path: str, view: type[APIView], name: str, **scopes: Scope) -> URLPattern:
@@ -46,4 +48,6 @@ urlpatterns = [
     _route(f"timer/{_ID}/attempts", AttemptsView, "attempts", GET=READ),
     _route("signing-secret", SecretsView, "secrets", GET=SECRETS, POST=SECRETS),
     _route(f"signing-secret/{_ID}", SecretView, "secret", DELETE=SECRETS),
+    _route("api-key", KeysView, "keys", GET=ADMIN, POST=ADMIN),
+    _route(f"api-key/{_ID}", KeyView, "key", DELETE=ADMIN),
 ]

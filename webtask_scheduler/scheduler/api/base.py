@@ -27,6 +27,7 @@ from webtask_scheduler.access import keys
 from webtask_scheduler.access.authentication import NeedsScope, authenticators, is_open, refuse_foreign, scopes_of
 from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.problems import (
     Conflict,
     KeyReused,
@@ -255,18 +256,20 @@ def as_json(data: Any) -> Any:
     return json.loads(JSONRenderer().render(data))
 
 
-def newest_first(rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]) -> tuple[list[Row], str | None]:
+def newest_first(
+    request: Request, rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]
+) -> tuple[list[Row], str | None]:
     """Return a page of rows by falling numbers in the column `by`, and the cursor of the next one.
 
     `page` is the validated data of PageSerializer. Raises ValidationError.
     """
-    cursor, limit = page.get("cursor", ""), page["limit"]
-    if cursor:
-        if not re.fullmatch(r"[0-9]{1,18}", cursor):
-            raise exceptions.ValidationError({"cursor": [_("This cursor was not given by this list.")]})
-        rows = rows.filter(**{f"{by}__lt": int(cursor)})
+    caller, limit = caller_of(request), page["limit"]
+    place = cursors.unseal(page.get("cursor", ""), request=request, caller=caller)
+    if place:
+        rows = rows.filter(**{f"{by}__lt": int(place)})
     found = list(rows.order_by(f"-{by}")[: limit + 1])
-    return found[:limit], str(getattr(found[limit - 1], by)) if len(found) > limit else None
+    following = str(getattr(found[limit - 1], by)) if len(found) > limit else None
+    return found[:limit], cursors.seal(following, request=request, caller=caller)
 
 
 NO_TIMER = gettext_noop("There is no timer with this id. The id is the `task_id` that creating it answered.")

@@ -138,8 +138,10 @@ class BulksView(TimerAPIView):
             refuse_called(request)
 
         def make() -> Response:
+            caller = caller_of(request)
             operation = BulkOperation(
-                owner_id=caller_of(request).owner_id,
+                owner_id=caller.owner_id,
+                everyone=caller.sees_all,
                 action=values["action"],
                 # Stored as given: each page of the operation reads it again.
                 filter=cast("dict[str, Any]", request.data)["filter"],

@@ -204,6 +204,12 @@ def problem_answers(*codes: int) -> dict[Any, OpenApiResponse]:
             f"The request is not valid: seconds: {WHEN_MISSING}",
             errors=[{"field": "seconds", "detail": WHEN_MISSING}],
         ),
+        401: _problem(
+            "No API key, or one that is mistyped, was revoked or has expired.",
+            401,
+            "Unauthorized",
+            "This is no API key that is in use: it is mistyped, was revoked, or has expired.",
+        ),
         403: _problem(
             "Signed in with a session, and without its CSRF token.",
             403,

@@ -179,7 +179,7 @@ class DeliveriesView(TimerAPIView):
     def get(self, request: Request, id: str) -> Response:  # noqa: A002
         timer = timer_of_caller(request, id)
         values = validated(PageSerializer, request.query_params)
-        found, following = newest_first(Delivery.objects.filter(timer=timer.pk), by="number", page=values)
+        found, following = newest_first(request, Delivery.objects.filter(timer=timer.pk), by="number", page=values)
         return Response({"deliveries": DeliverySerializer(found, many=True).data, "next": following})
 
 
@@ -190,5 +190,5 @@ class AttemptsView(TimerAPIView):
     def get(self, request: Request, id: str) -> Response:  # noqa: A002
         timer = timer_of_caller(request, id)
         values = validated(PageSerializer, request.query_params)
-        found, following = newest_first(Attempt.objects.filter(delivery__timer=timer.pk), by="id", page=values)
+        found, following = newest_first(request, Attempt.objects.filter(delivery__timer=timer.pk), by="id", page=values)
         return Response({"attempts": CallSerializer(found, many=True).data, "next": following})

@@ -14,6 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import (
     DEPTH_MOST,
     JSONParser,
@@ -309,12 +310,15 @@ class TimersView(TimerAPIView):
     @list_timers
     def get(self, request: Request) -> Response:
         values = validated(ListSerializer, request.query_params)
-        wanted = search.filter_of(values, caller=caller_of(request))
+        caller = caller_of(request)
+        wanted = search.filter_of(values, caller=caller)
+        place = cursors.unseal(values.get("cursor", ""), request=request, caller=caller)
         try:
-            page = search.page(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
+            page = search.page(wanted, cursor=place, limit=values["limit"])
         except search.CursorError as error:
             raise exceptions.ValidationError({"cursor": [translated(error)]}) from error
-        return Response({"timers": show_timers(page.timer_ids), "next": page.next})
+        following = cursors.seal(page.next, request=request, caller=caller)
+        return Response({"timers": show_timers(page.timer_ids), "next": following})
 
 
 class BatchView(TimerAPIView):

@@ -4,6 +4,7 @@ import logging
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 
 from django.db import transaction
 from django.db.models import Q
@@ -11,7 +12,10 @@ from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler.models import (
+    FINAL,
     BulkOperation,
+    SigningSecret,
+    State,
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
@@ -96,6 +100,19 @@ def begin_bulk(operation: BulkOperation) -> None:
     event("bulk_begun", bulk=operation.pk, action=operation.action, dry_run=operation.dry_run)
 
 
+def end_owner(owner_id: int) -> None:
+    """End what goes on for a user who is being deleted: cancel the timers, in the background, and delete the secrets.
+
+    The records stay the user's. Call it in the transaction of the deletion.
+    """
+    going_on = [state.value for state in State if state not in FINAL]
+    wanted = {"status": going_on, "callbacks": True}
+    begin_bulk(BulkOperation(owner_id=owner_id, action=BulkOperation.Action.CANCEL, filter=wanted))
+    SigningSecret.objects.filter(owner=owner_id).delete()
+
+
+# How long a deleted user's timers are looked for: longer than a request that began before the deletion.
+ENDING_SECONDS = 60.0
 # Timers of one step of a bulk operation: its transaction holds their locks for some tens of milliseconds.
 BULK_ROWS = 200
 
@@ -111,7 +128,12 @@ def step_bulk(operation: BulkOperation) -> bool:
 
     If the process is killed in the middle, the page is rolled back and the next step does it.
     """
-    sees_all = operation.owner is not None and operation.owner.is_superuser
+    owner = operation.owner
+    sees_all = operation.everyone and owner is not None and owner.is_active and owner.is_superuser
+    is_deleted = owner is not None and owner.deleted_at is not None
+    if is_deleted and operation.action != BulkOperation.Action.CANCEL:
+        _end_bulk(operation, error="Its owner was deleted.")
+        return False
     caller = Caller(owner_id=operation.owner_id, sees_all=sees_all)
     try:
         wanted = search.stored_filter(operation.filter, caller=caller)
@@ -125,12 +147,15 @@ def step_bulk(operation: BulkOperation) -> bool:
             operation.changed += _bulk_page(operation.action, page.timer_ids)
         operation.matched += len(page.timer_ids)
         operation.cursor = page.next or ""
-        if page.next is None:
-            operation.finished_at = states.database_now()
+        now = states.database_now()
+        # Requests of a deleted user that had begun before may still make timers: look again, from the beginning.
+        again = is_deleted and now - operation.created_at < timedelta(seconds=ENDING_SECONDS)
+        if page.next is None and not again:
+            operation.finished_at = now
         operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
-    if page.next is None:
+    if operation.finished_at is not None:
         event("bulk_ended", bulk=operation.pk, matched=operation.matched, changed=operation.changed)
-    return page.next is not None
+    return operation.finished_at is None
 
 
 def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:

@@ -40,7 +40,7 @@ class Filter:
     """The conditions that a timer must fit; a part that is empty or None does not narrow.
 
     It finds timers of one owner, without an owner if `owner_id` is None, or of all with `everyone`. Callbacks are left
-    out.
+    out unless `callbacks` is true.
     """
 
     owner_id: int | None = None
@@ -57,6 +57,7 @@ class Filter:
     url_prefix: str = ""
     # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
     steady: bool = False
+    callbacks: bool = False
 
     @property
     def by_delivery(self) -> bool:
@@ -66,7 +67,11 @@ class Filter:
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps(asdict(self), default=str, sort_keys=True)
+        parts = asdict(self)
+        if not self.callbacks:
+            # As without the part, so that an operation goes on that began before there was one.
+            del parts["callbacks"]
+        text = json.dumps(parts, default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
@@ -213,7 +218,7 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
 
 def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
     """Return the conditions of a row that its index does not cover, filling in the values."""
-    conditions = ["timer.outcome_of IS NULL"]
+    conditions = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
     values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
     values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
     if not wanted.everyone:
@@ -280,7 +285,7 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
 
 
 # The names that `stored_filter` knows.
-_STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix"))
+_STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks"))
 
 
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
@@ -292,4 +297,6 @@ def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
     if unknown:
         raise ValueError(f"A filter cannot have {', '.join(sorted(unknown))}.")
     instants = {name: read_instant(stored[name]) for name in ("due_from", "due_to") if name in stored}
-    return replace(filter_of({**stored, **instants}, caller=caller), steady=True)
+    wanted = filter_of({**stored, **instants}, caller=caller)
+    # The API takes no filter with `callbacks`: only the end of an owner has it.
+    return replace(wanted, steady=True, callbacks=bool(stored.get("callbacks")))
