@@ -124,8 +124,15 @@ def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     return result
 
 
+# What every operation answers where keys are asked for: description, title, example.
+_KEY_ANSWERS = {
+    401: ("No API key, or one that is mistyped, was revoked or has expired.", "Unauthorized", "An API key is needed."),
+    403: ("The key lacks the scope that this needs.", "Forbidden", "This needs a key with the scope `timers:write`."),
+}
+
+
 def secured(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Say that the API takes a key; where it is open, also nothing."""
+    """Say that the API takes a key, or where it is open nothing as well; and what it answers where a key is needed."""
     result["components"]["securitySchemes"] = {
         "apiKey": {
             "type": "http",
@@ -134,6 +141,15 @@ def secured(result: dict[str, Any], **_: Any) -> dict[str, Any]:
         }
     }
     result["security"] = [{"apiKey": []}, *([{}] if is_open() else [])]
+    if is_open():
+        return result
+    for status, (description, title, detail) in _KEY_ANSWERS.items():
+        value = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+        schema = {"$ref": "#/components/schemas/Problem"}
+        content = {"application/problem+json": {"schema": schema, "examples": {title: {"value": value}}}}
+        for item in result["paths"].values():
+            for operation in item.values():
+                operation["responses"][str(status)] = {"content": content, "description": description}
     return result
 
 

@@ -1,11 +1,17 @@
 """A bad setting ends each command with one line that names it."""
 
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 
 import pytest
+from django.test import Client
 
+from config.listening import granian_host, is_loopback, own_addresses, runserver_host
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 
 COMMANDS = {
@@ -155,3 +161,187 @@ def test_local_settings_call_what_is_near_and_production_does_not(mode, environm
     settings = {"DJANGO_SETTINGS_MODULE": f"config.settings.{mode}"}
     done = run("-c", f"import django; django.setup(){PRINT}", **SECRETS, **settings, **environment)
     assert (done.stdout.split(), done.stderr) == (called, "")
+
+
+# Who reaches an open API
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "A.LOCALHOST", " 127.0.0.1 "])
+def test_loopback_is_this_machine(host):
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    "host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "0", "--uds"]
+)
+def test_everything_else_is_not(host):
+    assert not is_loopback(host)
+
+
+@pytest.mark.parametrize(
+    ("words", "host"),
+    [
+        ([], "127.0.0.1"),
+        (["--host", "0.0.0.0", "--port", "1"], "0.0.0.0"),
+        (["--port", "1", "--host=::"], "::"),
+        (["--host", "127.0.0.1", "--host", "10.0.0.1"], "10.0.0.1"),
+        (["--host", "127.0.0.1", "--uds", "/tmp/x"], "--uds"),
+        (["--host"], ""),
+    ],
+)
+def test_where_granian_listens_is_read_as_it_reads_it(words, host):
+    assert granian_host([*words], {}) == host
+    assert granian_host([], {"GRANIAN_HOST": "::"}) == "::"
+
+
+@pytest.mark.parametrize(
+    ("words", "host"),
+    [([], "127.0.0.1"), (["8001"], "127.0.0.1"), (["--noreload", "0.0.0.0:8001"], "0.0.0.0"), (["[::1]:1"], "[::1]")],
+)
+def test_where_runserver_listens_is_read_as_it_reads_it(words, host):
+    assert runserver_host(words) == host
+
+
+OPEN = "WEBTASK_API_AUTH is 'open', and the web server listens "
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize("name", COMMANDS)
+def test_open_api_that_others_reach_is_not_started(name):
+    done = run(*COMMANDS[name], HOST="0.0.0.0")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"{OPEN}on 0.0.0.0: whoever reaches it")
+    assert (done.returncode, done.stdout) == (os.EX_CONFIG, "")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("words", "environment", "where"),
+    [
+        (["-m", "config.web", "--interface", "wsgi", "--host", "0.0.0.0", "config.wsgi:application"], {}, "on 0.0.0.0"),
+        (["-m", "config.web", "--interface", "wsgi", "config.wsgi:application"], {"GRANIAN_HOST": "::"}, "on ::"),
+        (["manage.py", "runserver", "--noreload", "0.0.0.0:0"], {}, "on 0.0.0.0"),
+        (["-c", "import config.wsgi"], {}, "where nobody says"),
+        (["-c", "import config.wsgi"], {"WEBTASK_PUBLISHED_ON": "10.1.2.3"}, "on 10.1.2.3"),
+        (["-c", "import django; django.setup()"], {"HOST": "127.0.0.1", "WEBTASK_PUBLISHED_ON": "::"}, "on ::"),
+    ],
+    ids=["granian", "its variable", "runserver", "another server", "published", "published by setting"],
+)
+def test_however_it_is_served_an_open_api_is_not_for_others(words, environment, where):
+    done = run(*words, **environment)
+    assert f"{OPEN}{where}: whoever reaches it" in done.stderr
+    assert done.returncode == os.EX_CONFIG
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"HOST": "0.0.0.0", "WEBTASK_API_AUTH": "key"},
+        {"HOST": "0.0.0.0", "WEBTASK_PUBLISHED_ON": "127.0.0.1"},
+        {"HOST": "0.0.0.0", "WEBTASK_OPEN_ON_PUBLIC": "yes-i-mean-it"},
+        {"HOST": "::1"},
+        {"HOST": "localhost", "WEBTASK_API_AUTH": "open"},
+    ],
+)
+def test_api_with_keys_on_loopback_or_meant_to_be_public_is_started(environment):
+    done = run("-c", "import django; django.setup()", **environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("name", "value", "must"),
+    [
+        ("WEBTASK_API_AUTH", "none", "one of open, key"),
+        ("WEBTASK_OPEN_ON_PUBLIC", "yes", "one of no, yes-i-mean-it"),
+    ],
+)
+def test_who_may_call_is_one_of_two_words(name, value, must):
+    done = run("-c", "import django; django.setup()", **{name: value})
+    assert done.stderr == f"{name} is {value!r}: it must be {must}.\n"
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "0.0.0.0:8000", "a.localhost", "django"])
+def test_this_machine_is_called_by_its_own_names(host):
+    assert Client().get("/timer", headers={"host": host}).status_code == 200
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "8.8.8.8"])
+def test_name_that_leads_here_from_elsewhere_is_refused(host):
+    for path in ("/timer", "/api/docs", "/admin/"):
+        assert Client().get(path, headers={"host": host}).status_code == 400
+
+
+@pytest.mark.django_db
+def test_this_machine_s_own_names_and_addresses_are_known():
+    for host in (socket.gethostname(), *own_addresses()):
+        assert Client().get("/timer", headers={"host": host}).status_code == 200
+
+
+# Which settings, where nobody says
+
+FORGOTTEN = (
+    "DJANGO_SETTINGS_MODULE is not set: give config.settings.production on a server; on your own machine start"
+    " ./scripts/run once, or give config.settings.local.\n"
+)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """Return a copy of what a server needs of the checkout, in which `./scripts/run` was never started."""
+    for name in ("config", "webtask_scheduler", "scripts", "manage.py"):
+        copy = shutil.copytree if (CHECKOUT / name).is_dir() else shutil.copy
+        copy(CHECKOUT / name, tmp_path / name)
+    return tmp_path
+
+
+@pytest.mark.processes
+def test_forgotten_settings_are_asked_for_unless_the_service_was_run_here(checkout):
+    bare = {name: value for name, value in os.environ.items() if name != "DJANGO_SETTINGS_MODULE"}
+
+    def start(*words):
+        return subprocess.run(
+            [sys.executable, *words], cwd=checkout, env=bare, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    commands = [*COMMANDS.values(), ["-c", "import config.wsgi"]]
+    for words in commands:
+        done = start(*words)
+        assert (done.returncode, done.stderr, done.stdout) == (os.EX_CONFIG, FORGOTTEN, ""), words
+    (checkout / ".data").mkdir()
+    (checkout / ".data" / "env").write_text(
+        "DATABASE_URL=postgres://nobody@127.0.0.1:1/none\nREDIS_URL=redis://127.0.0.1:1\n"
+    )
+    done = start("manage.py", "shell", "-c", "from django.conf import settings; print(settings.WEBTASK_API_AUTH)")
+    assert "open" in done.stdout.split(), done.stderr
+
+
+# The web server itself
+
+
+@pytest.mark.processes
+@pytest.mark.django_db(transaction=True)
+def test_revocation_takes_effect_at_the_next_request_of_a_running_server(web, django_user_model):
+    from webtask_scheduler.access import keys
+    from webtask_scheduler.access.models import ApiKey
+
+    owner = django_user_model.objects.create_user("ann@example.com")
+    made = keys.make(name="shop", owner_id=owner.pk, scopes=["timers:read"])
+
+    def ask():
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{web.port}/timer", headers={"Authorization": f"Bearer {made.text}"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    assert [ask() for _ in range(5)] == [200] * 5
+    keys.revoke(ApiKey.objects.all())
+    assert ask() == 401

@@ -34,6 +34,34 @@ def refuse(*words):
     return str(caught.value)
 
 
+# Owners
+
+
+@db
+def test_timer_is_made_for_an_owner_and_found_by_it(run, user, tmp_path):
+    made = json.loads(run("create", URL, "--seconds", "60", "--owner", user.email.upper(), "--json"))
+    assert Timer.objects.get().owner == user
+    run("create", URL, "--seconds", "60")
+    assert [one["task_id"] for one in json.loads(run("list", "--owner", user.email, "--json"))["timers"]] == [
+        made["task_id"]
+    ]
+    assert len(json.loads(run("list", "--json"))["timers"]) == 2
+    lines = tmp_path / "crontab"
+    lines.write_text(f"@daily {URL}\n")
+    for words in ([], ["--owner", user.email], ["--owner", user.email]):
+        run("import", str(lines), *words)
+    assert sorted(Timer.objects.exclude(cron="").values_list("owner", flat=True), key=str) == [user.pk, None]
+
+
+@db
+@pytest.mark.parametrize("action", [["create", URL, "--seconds", "1"], ["list"], ["import", "/dev/null"]])
+def test_owner_who_is_not_there_is_refused(user, action):
+    type(user).objects.update(is_active=False)
+    for email in ("nobody@example.com", user.email):
+        assert refuse(*action, "--owner", email) == "owner: There is no active user with this e-mail address."
+    assert not Timer.objects.exists()
+
+
 # Creating
 
 

@@ -1,10 +1,12 @@
 """`manage.py timer create|get|list|cancel|replay|preview|import`: timers from the command line.
 
-Input is checked as the API checks it, and options have the names of its fields. It is an operator's tool: it makes
-timers without an owner, as the API does without a login, and sees all timers.
+Input is checked as the API checks it, and options have the names of its fields. It is an operator's tool: it asks for
+no key and sees all timers. What it makes is for the user that `--owner` names; without one it has no owner, as what an
+open API makes without a key. Where the API asks for keys, only a superuser's sees such timers.
 """
 
 import contextlib
+import dataclasses
 import json
 import sys
 import uuid
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
@@ -30,7 +33,7 @@ from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import crontab, recurrence
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
-from webtask_scheduler.scheduler.services.caller import OPERATOR
+from webtask_scheduler.scheduler.services.caller import OPERATOR, Caller
 from webtask_scheduler.wording import translated
 
 # Timers of one page of a list.
@@ -86,6 +89,9 @@ class Command(BaseCommand):
         take.add_argument("file", metavar="FILE", help=_("as `crontab -l` prints it; - for standard input"))
         take.add_argument("--timezone", default="UTC", help=_("until CRON_TZ or TZ in the file (default UTC)"))
         take.add_argument("--dry-run", action="store_true", help=_("say what would be made, make nothing"))
+        for made in (create, take):
+            made.add_argument("--owner", metavar="EMAIL", help=_("the user whose timer it is (default: nobody)"))
+        find.add_argument("--owner", metavar="EMAIL", help=_("only those of this user"))
         for shown in (create, get, find, preview):
             shown.add_argument("--json", dest="as_json", action="store_true", help=_("as the API answers it"))
 
@@ -98,7 +104,7 @@ class Command(BaseCommand):
                 tally.flush()
 
     def _create(self, options: dict[str, Any]) -> None:
-        timer = _checked(read_timer, _fields(options))
+        timer = dataclasses.replace(_checked(read_timer, _fields(options)), owner_id=_owner_id(options["owner"]))
         (stored,) = _stored([timer])
         body = stored_body(stored, timer)
         if options["as_json"]:
@@ -126,7 +132,8 @@ class Command(BaseCommand):
         names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
         reader = ListSerializer(data={name: options[name] for name in names if options[name] is not None})
         values = _checked(_validated, reader)
-        wanted = search.filter_of(values, caller=OPERATOR)
+        owner_id = _owner_id(options["owner"])
+        wanted = search.filter_of(values, caller=OPERATOR if owner_id is None else Caller(owner_id=owner_id))
         found, cursor = _find(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
         bodies = show_timers(found)
         if options["as_json"]:
@@ -173,10 +180,11 @@ class Command(BaseCommand):
             recurrence.check_timezone(options["timezone"])
         except recurrence.ScheduleError as error:
             raise CommandError(f"timezone: {translated(error)}") from error
+        owner_id = _owner_id(options["owner"])
         made = refused = 0
         for line in crontab.read(_lines(options["file"]), timezone=options["timezone"]):
             if line.timer:
-                is_made, said = _take_over(line, dry_run=options["dry_run"])
+                is_made, said = _take_over(line, owner_id=owner_id, dry_run=options["dry_run"])
             else:
                 is_made, said = bool(line.note), translated(line.note) or _not_made(translated(line.error))
             made += bool(line.timer) and is_made
@@ -332,6 +340,16 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 # Timers
 
 
+def _owner_id(email: str | None) -> int | None:
+    """Return the id of the user with an e-mail address; None without one. Raises CommandError."""
+    if email is None:
+        return None
+    user = get_user_model().objects.filter(email__iexact=email, is_active=True).first()
+    if user is None:
+        raise CommandError(f"owner: {_('There is no active user with this e-mail address.')}")
+    return int(user.pk)
+
+
 def _checked(check: Any, value: Any) -> Any:
     """Return a value as a check of the API returns it. Raises CommandError, which names the fields."""
     try:
@@ -397,15 +415,16 @@ def _lines(name: str) -> list[str]:
     return text.splitlines()
 
 
-def _take_over(line: crontab.Line, *, dry_run: bool) -> tuple[bool, str]:
-    """Make the timer of a line; return whether it exists, and the line to print."""
+def _take_over(line: crontab.Line, *, owner_id: int | None, dry_run: bool) -> tuple[bool, str]:
+    """Make the timer of a line for an owner; return whether it exists, and the line to print."""
     ((key, value),) = line.timer["labels"].items()
-    before = TimerLabel.objects.filter(label=f"{key}={value}").values_list("timer", flat=True).first()
+    labelled = TimerLabel.objects.filter(label=f"{key}={value}", **Caller(owner_id=owner_id).own("timer__"))
+    before = labelled.values_list("timer", flat=True).first()
     if before is not None:
         (body,) = show_timers([before])
         return True, _("was made before: %(timer)s (%(status)s)") % {"timer": before, "status": body["status"]}
     try:
-        timer = read_timer(line.timer)
+        timer = dataclasses.replace(read_timer(line.timer), owner_id=owner_id)
     except (exceptions.ValidationError, PastDue) as error:
         return False, _not_made(_said(error))
     what = {

@@ -532,4 +532,9 @@ def test_document_says_that_a_key_is_taken(settings, mode):
     scheme = found["components"]["securitySchemes"]["apiKey"]
     assert (scheme["type"], scheme["scheme"]) == ("http", "bearer")
     assert found["security"] == ([{"apiKey": []}, {}] if mode == "open" else [{"apiKey": []}])
-    assert not [path for path, item in found["paths"].items() for one in item.values() if "security" in one]
+    operations = [one for item in found["paths"].values() for one in item.values()]
+    assert not [one for one in operations if "security" in one]
+    if mode == "key":
+        for one in operations:
+            assert {"401", "403"} <= one["responses"].keys()
+            assert "scope" in one["responses"]["403"]["description"]

@@ -14,7 +14,8 @@ import pytest
 import yaml
 from django.test import Client as DjangoClient
 
-from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.access import keys
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
@@ -120,6 +121,25 @@ def test_a_timer_is_created_read_edited_and_cancelled(call, models):
     assert (status, gone.status) == (HTTPStatus.OK, models.TimerStatus.CANCELLED)
     status, problem = call("timer_pause", timer.task_id)
     assert (status, type(problem), problem.status) == (HTTPStatus.CONFLICT, models.Problem, 409)
+
+
+def test_a_client_with_a_key_acts_for_its_owner(made, web, call, models, django_user_model):
+    owner = django_user_model.objects.create_user("ann@example.com")
+    key = keys.make(name="client", owner_id=owner.pk, scopes=["timers:read", "timers:write"]).text
+    assert call("timer_create", body=models.NewTimer(web_url=URL, hours=1))[0] == HTTPStatus.CREATED
+    client = importlib.import_module(f"{PACKAGE}.client")
+
+    def ask(name, token, **options):
+        operation = importlib.import_module(f"{PACKAGE}.api.scheduler.v1_scheduler_{name}")
+        with client.AuthenticatedClient(base_url=f"http://127.0.0.1:{web.port}", token=token) as found:
+            return operation.sync_detailed(client=found, **options)
+
+    answer = ask("timer_create", key, body=models.NewTimer(web_url=URL, hours=1))
+    assert answer.status_code == HTTPStatus.CREATED
+    assert Timer.objects.get(owner=owner).pk == answer.parsed.task_id
+    assert [timer.task_id for timer in ask("timer_list", key).parsed.timers] == [answer.parsed.task_id]
+    assert ask("api_key_list", key).status_code == HTTPStatus.FORBIDDEN
+    assert ask("timer_list", key[:-1] + ("a" if key[-1] != "a" else "b")).status_code == HTTPStatus.UNAUTHORIZED
 
 
 def test_a_timer_is_created_by_a_form(call, models):

@@ -140,7 +140,7 @@ def test_session_has_its_parameters_where_it_is_not_shared(mode, own, database, 
     shown += "current_setting(''statement_timeout''), current_setting(''idle_in_transaction_session_timeout'')');"
     shown = shown.replace("''", '"').replace('"', "$$") + " print(*k.fetchone())"
     with pooler(database, mode, tmp_path) as url:
-        environment = os.environ | {"DATABASE_URL": url, "DATABASE_POOLER": mode}
+        environment = os.environ | {"DATABASE_URL": url, "DATABASE_POOLER": mode, "WEBTASK_PUBLISHED_ON": "127.0.0.1"}
         words = [sys.executable, "-c", shown]
         done = subprocess.run(words, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True)
     assert tuple(done.stdout.split()) == own

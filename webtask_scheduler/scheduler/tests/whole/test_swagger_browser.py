@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from webtask_scheduler.access import keys
 from webtask_scheduler.scheduler.models import Timer
 from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
 
@@ -53,3 +54,26 @@ def test_a_timer_is_created_from_the_page_without_leaving_this_service(live_serv
     assert str(Timer.objects.get().pk) == task_id
     assert [url for url in asked if not url.startswith((live_server.url + "/", "data:", "blob:"))] == []
     assert complaints == []
+
+
+def test_authorize_takes_a_key(live_server, settings, user):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    settings.WEBTASK_API_AUTH = "key"
+    key = keys.make(name="page", owner_id=user.pk, scopes=["timers:read"]).text
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 1400})
+        page.goto(f"{live_server.url}/api/docs")
+        found = page.locator("#operations-scheduler-v1_scheduler_timer_list")
+        found.locator(".opblock-summary-control").click()
+        found.get_by_role("button", name="Try it out").click()
+        status = found.locator(".live-responses-table tbody .response-col_status").first
+        found.get_by_role("button", name="Execute").click()
+        sync_api.expect(status).to_contain_text("401")
+        page.locator(".scheme-container .btn.authorize").click()
+        page.locator(".auth-container input").fill(key)
+        page.locator(".auth-btn-wrapper button.authorize").click()
+        page.locator(".auth-btn-wrapper .btn-done").click()
+        found.get_by_role("button", name="Execute").click()
+        sync_api.expect(status).to_contain_text("200")
+        browser.close()
