@@ -69,10 +69,10 @@ def check(listens_on: str) -> None:
 def granian_host(words: Sequence[str], environment: Mapping[str, str]) -> str:
     """Return where granian listens with these arguments."""
     host = environment.get("GRANIAN_HOST") or "127.0.0.1"
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for index, word in enumerate(words):
         name, equals, value = word.partition("=")
         if name == "--host":
-            host = value if equals else following
+            host = value if equals else "".join(words[index + 1 : index + 2])
         if name == "--uds":
             # Its file is for whoever may open it, such as a proxy of the whole network.
             return word

@@ -85,6 +85,8 @@ OPERATIONS = {
     "/timer/{id}/attempts": {"get": "timer_attempts_list"},
     "/signing-secret": {"get": "signing_secret_list", "post": "signing_secret_create"},
     "/signing-secret/{id}": {"delete": "signing_secret_destroy"},
+    "/api-key": {"get": "api_key_list", "post": "api_key_create"},
+    "/api-key/{id}": {"delete": "api_key_destroy"},
 }
 
 

@@ -466,6 +466,8 @@ def test_deliveries_and_attempts_are_paged_each_once_the_latest_first(client, li
     ("query", "field"),
     [
         ("cursor=x", "cursor"),
+        # A place is a number, which only the service may write.
+        ("cursor=1", "cursor"),
         ("cursor=-1", "cursor"),
         ("cursor=1e5", "cursor"),
         ("cursor=%00", "cursor"),
@@ -480,14 +482,6 @@ def test_deliveries_and_attempts_are_paged_each_once_the_latest_first(client, li
 def test_bad_page_is_refused_by_name(client, kind, query, field):
     timer = create(client)
     assert fields_of(client.get(path(timer, f"/{kind}?{query}"))) == [field]
-
-
-@db
-@pytest.mark.parametrize("cursor", ["0", "1", "999999999999999999", "2147483648"])
-def test_cursor_beyond_the_list_finds_what_is_there(client, cursor):
-    timer = create(client)
-    for kind in ("deliveries", "attempts"):
-        assert client.get(path(timer, f"/{kind}?cursor={cursor}")).status_code == 200
 
 
 @db

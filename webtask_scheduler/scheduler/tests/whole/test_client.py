@@ -220,7 +220,7 @@ def test_deliveries_and_attempts_are_read_and_a_dead_letter_is_replayed(call, mo
     assert (status, attempt.status_code, attempt.excerpt) == (HTTPStatus.OK, 500, "oh")
     assert attempt.error is models.ErrorKind.STATUS
     status, page = call("timer_deliveries_list", timer.task_id, limit=1)
-    assert (status, page.deliveries, page.next_) == (HTTPStatus.OK, [extra], str(2))
+    assert (status, page.deliveries, type(page.next_)) == (HTTPStatus.OK, [extra], str)
     status, page = call("timer_deliveries_list", timer.task_id, limit=1, cursor=page.next_)
     assert (page.deliveries[0].delivery_id, page.deliveries[0].status, page.next_) == (delivery.pk, "failed", None)
     status, replayed = call("timer_replay", timer.task_id, body=models.Replay(delivery_id=delivery.pk))
