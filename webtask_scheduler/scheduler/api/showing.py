@@ -11,7 +11,7 @@ from django.utils.translation import gettext_noop, ngettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler import facts, sealing, services
 from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING, schedule_given
 from webtask_scheduler.scheduler.models import (
@@ -50,7 +50,11 @@ class AttemptSerializer(serializers.ModelSerializer[Attempt]):
 
 
 class TimerSerializer(serializers.Serializer[Any]):
-    """A timer: what it calls, when, and what came of it. What was given beyond a URL and a time comes back as given."""
+    """A timer: what it calls, when, and what came of it.
+
+    What was given beyond a URL and a time comes back as given, but for secrets: `***` stands for the value of each
+    header, for the user and password of a URL, and for the body of a timer that is `sensitive`.
+    """
 
     task_id = serializers.UUIDField()
     status = serializers.ChoiceField(choices=State.choices)
@@ -95,7 +99,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
     body = {
         "task_id": str(stored.timer_id),
         "status": SCHEDULED,
-        "web_url": timer.web_url,
+        "web_url": sealing.shown_url(timer.web_url),
         "created_at": instant_text(stored.created_at),
         "due_at": due_at,
         "time_left_in_seconds": max(0, left),
@@ -111,7 +115,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
         for name in ("cron", "timezone", "every_seconds", "starts_at", "ends_at"):
             setattr(shown, name, getattr(timer.recurrence, name))
         body |= {"occurrence": 1} | schedule_given(shown)
-    return body | dict(timer.options) if timer.options else body
+    return body | sealing.shown(timer.options) if timer.options else body
 
 
 def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> dict[str, Any]:
@@ -119,7 +123,7 @@ def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: lis
     body = {
         "task_id": str(timer.pk),
         "status": delivery.state,
-        "web_url": timer.web_url,
+        "web_url": sealing.shown_url(timer.web_url),
         "created_at": instant_text(timer.created_at),
         "due_at": instant_text(delivery.due_at),
         "time_left_in_seconds": delivery.time_left_seconds(now=now),
@@ -134,7 +138,7 @@ def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: lis
         body |= {"occurrence": delivery.occurrence} | schedule_given(timer)
     if timer.outcome_of is not None:
         body["callback_for"] = str(timer.outcome_of)
-    return body | options.shown(timer.options) if timer.options else body
+    return body | sealing.shown(timer.options) if timer.options else body
 
 
 class DeliverySerializer(serializers.ModelSerializer[Delivery]):

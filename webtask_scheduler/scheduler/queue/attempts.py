@@ -6,12 +6,13 @@ The lease token guards both: a process that lost the lease writes nothing.
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
+from webtask_scheduler import vault
 from webtask_scheduler.scheduler.models import ATTEMPTS_BOUND, MESSAGE_MAX_LENGTH, State
 from webtask_scheduler.scheduler.queue.endings import (
     APPLY_ENDINGS,
@@ -31,6 +32,7 @@ from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
+from webtask_scheduler.scheduler.sealing import opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,8 @@ class Started:
     delivery_id: uuid.UUID
     token: uuid.UUID
     timer_id: uuid.UUID
-    web_url: str
+    # These three hold secrets, so that no log may show them.
+    web_url: str = field(repr=False)
     host: str
     due_at: datetime
     meant_for: datetime
@@ -54,11 +57,11 @@ class Started:
     # The attempts that the retry policy counts: those since the latest replay; `since` is where their age begins.
     tries: int = 1
     since: datetime | None = None
-    options: Options = NO_OPTIONS
+    options: Options = field(default=NO_OPTIONS, repr=False)
     # See endings.SCHEDULE_JSON; None for a timer that is called once.
     terms: Mapping[str, Any] | None = None
     # The call is signed with each of these.
-    secrets: Sequence[str] = ()
+    secrets: Sequence[str] = field(default=(), repr=False)
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID]:
@@ -107,6 +110,13 @@ class Outcome:
 
 EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
 
+# Whether a signing secret is for the timer's host: it is for all hosts, for this one, or for those that end like it.
+SIGNS_HOST = """(signing.hosts = '{}' OR timer.host = ANY(signing.hosts)
+                     OR EXISTS (SELECT FROM unnest(signing.hosts) AS wild (host)
+                                 WHERE starts_with(wild.host, '*.')
+                                   AND right(timer.host, length(wild.host) - 1) = substr(wild.host, 2)
+                                   AND length(timer.host) >= length(wild.host)))"""
+
 # Starts rows that are due by the database's clock and still claimed under the message's token. A row that is not due
 # yet is returned with the seconds left, a row that is too late is returned as late, and a stopped one is held.
 _START = f"""
@@ -124,7 +134,8 @@ held AS MATERIALIZED (
          delivery.attempts + 1 - delivery.attempts_before AS tries,
          timer.options::text, CASE WHEN NOT delivery.extra THEN {SCHEDULE_JSON} END AS terms,
          ARRAY(SELECT secret FROM scheduler_signingsecret signing
-                WHERE coalesce(signing.owner_id, 0) = coalesce(timer.owner_id, 0) ORDER BY signing.id) AS secrets
+                WHERE coalesce(signing.owner_id, 0) = coalesce(timer.owner_id, 0) AND {SIGNS_HOST}
+                ORDER BY signing.id) AS secrets
     FROM quick, scheduler_delivery delivery
     JOIN item ON item.id = delivery.id AND item.token = delivery.lease_token
     JOIN scheduler_timer timer ON timer.id = delivery.timer_id
@@ -262,11 +273,17 @@ class _StartRow(NamedTuple):
 
 
 def _started(row: _StartRow, *, begun: float) -> Started:
+    """Return what a call needs, with its secrets decrypted. Raises VaultError."""
+    options = Options.read(row.options)
+    web_url = row.web_url
+    if options:
+        web_url, given = opened(web_url, options.given)
+        options = Options(given)
     return Started(
         delivery_id=row.delivery_id,
         token=row.token,
         timer_id=row.timer_id,
-        web_url=row.web_url,
+        web_url=web_url,
         host=row.host,
         due_at=row.due_at,
         meant_for=row.meant_for or row.due_at,
@@ -276,9 +293,9 @@ def _started(row: _StartRow, *, begun: float) -> Started:
         occurrence=row.occurrence,
         tries=row.tries,
         since=row.since,
-        options=Options.read(row.options),
+        options=options,
         terms=read(row.terms),
-        secrets=row.secrets,
+        secrets=[vault.unseal_or_plain(secret) for secret in row.secrets],
     )
 
 
@@ -384,7 +401,8 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         "codes": [outcome and outcome.status_code for outcome in outcomes],
         "errors": [outcome and outcome.error for outcome in outcomes],
         "messages": [outcome and outcome.message for outcome in outcomes],
-        "excerpts": [outcome and outcome.excerpt for outcome in outcomes],
+        # An answer to a sensitive timer may repeat what it was sent.
+        "excerpts": [outcome and ("" if outcome.call.options.sensitive else outcome.excerpt) for outcome in outcomes],
     }
     plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options.calls_back for call in calls)
     if not plain:

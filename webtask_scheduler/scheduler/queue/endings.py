@@ -16,6 +16,7 @@ from webtask_scheduler.scheduler.models import RECURRING, State, host_of, new_id
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
+from webtask_scheduler.scheduler.sealing import opened_options, sealed
 
 # The schedule of the row "timer", as `Recurrence.read` reads it. Null for a timer that is called once.
 SCHEDULE_JSON = f"""CASE WHEN {RECURRING} THEN jsonb_build_object(
@@ -123,7 +124,7 @@ class Ending:
     wait_seconds: float = 0.0
     next_due_at: datetime | None = None
     pause: bool = False
-    callback: tuple[str, dict[str, Any]] | None = None
+    callback: tuple[str, Mapping[str, Any]] | None = None
 
 
 def ending_of(
@@ -162,8 +163,12 @@ def read(text: str | None) -> dict[str, Any] | None:
 
 def _callback(
     state: State, delivery: EndingDelivery, *, now: datetime, result: Mapping[str, Any]
-) -> tuple[str, dict[str, Any]] | None:
+) -> tuple[str, Mapping[str, Any]] | None:
+    """Return the URL and the options of a callback's timer in the stored form. Raises VaultError."""
     options = delivery.options
+    if not options.calls_back:
+        return None
+    options = opened_options(options)
     url = options.callback_url(succeeded=state == State.SUCCEEDED)
     if not url:
         return None
@@ -180,7 +185,9 @@ def _callback(
         "labels": options.labels,
         "metadata": options.given.get("metadata"),
     }
-    return url, {"body": json.dumps(body), "content_type": "application/json", **options.inherited}
+    made: dict[str, Any] = {"body": json.dumps(body), "content_type": "application/json", **options.inherited}
+    # It reports the receiver's answer, which is not kept in plain text either.
+    return sealed(url, made | {"sensitive": True} if options.sensitive else made)
 
 
 def arguments(endings: Sequence[Ending]) -> dict[str, list[Any]]:

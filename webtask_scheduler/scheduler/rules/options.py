@@ -1,7 +1,8 @@
 """A timer's options beyond a URL and a time: their defaults, and what they mean for a call.
 
 `models.Timer.options` keeps them as they were given, in their own order, without those that have the default. It also
-keeps what the service itself has to know: `depth`, and the request that made the timer (telemetry.origin).
+keeps what the service itself has to know: `depth`, and the request that made the timer (telemetry.origin). `sealing`
+says how it keeps secrets among them.
 """
 
 import base64
@@ -25,6 +26,7 @@ NAMES = (
     "body",
     "body_base64",
     "content_type",
+    "sensitive",
     "timeout_seconds",
     "follow_redirects",
     "success_statuses",
@@ -40,6 +42,7 @@ DEFAULTS: Mapping[str, Any] = {
     "method": "POST",
     "headers": {},
     "follow_redirects": False,
+    "sensitive": False,
     "labels": {},
     "retry": {},
 }
@@ -102,6 +105,11 @@ class Options:
         return bool(self._value("follow_redirects"))
 
     @property
+    def sensitive(self) -> bool:
+        """Return whether the body is secret and the receiver's answers are not kept."""
+        return bool(self._value("sensitive"))
+
+    @property
     def depth(self) -> int | None:
         """Return how many calls of this service led to this timer; None if no call did."""
         return self.given.get("depth")
@@ -153,11 +161,6 @@ class Options:
 
     def _value(self, name: str) -> Any:
         return self.given.get(name, DEFAULTS[name])
-
-
-def shown(given: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return what is shown of the options that the database keeps: not the request that made the timer."""
-    return {name: value for name, value in given.items() if name not in STORED} if given else {}
 
 
 NO_OPTIONS = Options({})

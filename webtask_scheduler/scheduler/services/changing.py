@@ -23,6 +23,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.rules.options import Options
+from webtask_scheduler.scheduler.sealing import sealed
 from webtask_scheduler.scheduler.services.creating import NewTimer, first_due, schedule_columns
 from webtask_scheduler.telemetry.events import event
 
@@ -68,7 +69,8 @@ class NothingToReplayError(ValidationError):
 def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
     """Change a timer to what `change` returns for it; later attempts use it.
 
-    `change` is called with the timer locked, so that a simultaneous second edit sees the first. A `descriptive_only`
+    `change` is called with the timer locked, so that a simultaneous second edit sees the first; it may return secrets
+    as they were given or as they are stored, see `sealing`. A `descriptive_only`
     edit, of name, labels and metadata, may also change a timer that has ended. Raises Timer.DoesNotExist,
     TimerEndedError, NothingPromisedError, and whatever `change` raises.
     """
@@ -76,8 +78,9 @@ def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False)
         timer, deliveries = _lock(timer_id)
         new, reschedule = change(timer)
         delivery = None if descriptive_only else _promised(timer_id)
-        timer.web_url, timer.host = new.web_url, host_of(new.web_url)
-        timer.name, timer.options = new.name, dict(new.options) or None
+        web_url, options = sealed(new.web_url, new.options)
+        timer.web_url, timer.host = web_url, host_of(web_url)
+        timer.name, timer.options = new.name, dict(options) or None
         timer.max_lateness_seconds = new.max_lateness_seconds
         if reschedule:
             set_schedule(timer, new)

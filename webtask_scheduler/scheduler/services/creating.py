@@ -24,6 +24,7 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     CALLED_ONCE,
     Recurrence,
 )
+from webtask_scheduler.scheduler.sealing import sealed
 from webtask_scheduler.telemetry.events import event
 from webtask_scheduler.telemetry.origin import to_store
 
@@ -39,7 +40,7 @@ class NothingPromisedError(ValidationError):
 class NewTimer:
     """A timer to make: a checked URL, and a delay from the database's present time, an instant, or a recurrence.
 
-    `options` are as models.Timer has them. A delivery whose first attempt would be later than `max_lateness_seconds` is
+    `options` are as models.Timer has them, with secrets as they were given; `schedule` encrypts them. A delivery whose first attempt would be later than `max_lateness_seconds` is
     missed; without a value, it is called however late.
     """
 
@@ -149,11 +150,12 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     """
     due_ats = [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
     origin = to_store()
-    more = [_more(timer, origin) for timer in timers]
+    stored_forms = [sealed(timer.web_url, timer.options) for timer in timers]
+    more = [_more(timer, {**options, **origin}) for timer, (_, options) in zip(timers, stored_forms, strict=True)]
     arguments: list[Any] = [
         [new_id() for _ in timers],
         [new_id() for _ in timers],
-        [timer.web_url for timer in timers],
+        [web_url for web_url, _ in stored_forms],
         [host_of(timer.web_url) for timer in timers],
         [timer.delay_seconds for timer in timers],
         due_ats,
@@ -190,15 +192,18 @@ def first_due(recurrence: Recurrence) -> datetime:
     return first
 
 
-def _more(timer: NewTimer, origin: Mapping[str, str]) -> dict[str, Any]:
-    """Return the values of a timer beyond a URL and a time, for `_INSERT`; with options at most for a plain timer."""
+def _more(timer: NewTimer, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a timer beyond a URL and a time, for `_INSERT`; with options at most for a plain timer.
+
+    `options` are those that are stored.
+    """
     more: dict[str, Any] = {}
     if timer.name:
         more["name"] = timer.name
-    if timer.options or origin:
-        more["options"] = {**timer.options, **origin}
-        if timer.options.get("labels"):
-            more["labels"] = Options(timer.options).label_rows
+    if options:
+        more["options"] = options
+        if options.get("labels"):
+            more["labels"] = Options(options).label_rows
     if timer.max_lateness_seconds is not None:
         more["max_lateness_seconds"] = timer.max_lateness_seconds
     if timer.recurrence is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from django.db import connection
 
+from webtask_scheduler import vault
+
 # How long a creating request may be repeated under its key.
 KEY_HOURS = 24
 
@@ -54,10 +56,11 @@ RETURNING true
 """
 
 
-def recall(key: str, *, owner_id: int | None, fingerprint: bytes) -> Answer | None:
+def recall(key: str, *, owner_id: int | None, request: bytes) -> Answer | None:
     """Return the answer that was given under a key, None for a new key; hold the key until the transaction ends.
 
-    Call it inside a transaction. Raises KeyInFlightError, KeyReusedError.
+    `request` is all that makes a request the same as another. An answer whose encryption key is gone counts as not
+    given. Call it inside a transaction. Raises KeyInFlightError, KeyReusedError.
     """
     with connection.cursor() as cursor:
         lock = f"idempotency key {owner_id} {key}"
