@@ -1,5 +1,6 @@
 """The settings shared by every way of running the service. Only the settings read the environment."""
 
+import base64
 import math
 import os
 import ssl
@@ -103,6 +104,26 @@ def certificates(name: str) -> str:
         except (OSError, ValueError):
             _refuse(name, "the path of a readable PEM file with certificates of authorities")
     return path
+
+
+def encryption_keys(*, default: str = "") -> list[str]:
+    """Return the keys of WEBTASK_ENCRYPTION_KEYS, newest first. Exits with a sentence, without the value, for a bad one."""
+    name = "WEBTASK_ENCRYPTION_KEYS"
+    keys = [key.strip() for key in (os.environ.get(name, "").strip() or default).split(",")]
+    for place, key in enumerate(keys, start=1):
+        try:
+            is_key = len(base64.urlsafe_b64decode(key)) == 32  # noqa: PLR2004 - as Fernet has it
+        except ValueError:
+            is_key = False
+        if not is_key:
+            print(
+                f"{name}: key {place} is not 32 bytes in URL-safe base64;"
+                " head -c 32 /dev/urandom | base64 | tr '+/' '-_' makes one.",
+                file=sys.stderr,
+                flush=True,
+            )
+            sys.exit(os.EX_CONFIG)
+    return keys
 
 
 BASE_DIR = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ if os.access(_servers, os.R_OK):
     environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import api_auth, egress, env  # noqa: E402
+from config.settings.base import api_auth, egress, encryption_keys, env  # noqa: E402
 
 DEBUG = env.bool("DJANGO_DEBUG", default=False)
 # Signs the sessions of a service that listens on this machine only; production has no default.
@@ -33,6 +33,8 @@ ALLOWED_HOSTS = env.list(
         *own_addresses(),
     ],
 )
+# Everybody knows this key, and production refuses it.
+WEBTASK_ENCRYPTION_KEYS = encryption_keys(default="local-development-only-not-a-secret-0123456=")
 # Static files are served straight from the packages: no collectstatic on a laptop.
 WHITENOISE_USE_FINDERS = True
 STATIC_ROOT = None

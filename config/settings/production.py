@@ -7,7 +7,7 @@ from typing import NoReturn
 from urllib.parse import urlsplit
 
 # Each may be given as a file as well: NAME_FILE holds its path, as Docker and Kubernetes mount secrets.
-SECRETS = ("DJANGO_SECRET_KEY", "DATABASE_URL", "REDIS_URL")
+SECRETS = ("DJANGO_SECRET_KEY", "DATABASE_URL", "REDIS_URL", "WEBTASK_ENCRYPTION_KEYS")
 # What .envs/.local and .envs/.production.example hold, and what Django's own generator marks as unsafe.
 _KNOWN = ("local-only", "local-development-only", "change-me", "django-insecure-")
 # As Django's own check has it.
@@ -61,15 +61,27 @@ def _check_password(name: str, url: str) -> None:
 _check_key(secret("DJANGO_SECRET_KEY"))
 for _name in ("DATABASE_URL", "REDIS_URL"):
     _check_password(_name, secret(_name))
+secret("WEBTASK_ENCRYPTION_KEYS")
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import DATABASES, LOGGING, MIDDLEWARE, api_auth, env, one_of, whole_number  # noqa: E402
+from config.settings.base import (  # noqa: E402
+    DATABASES,
+    LOGGING,
+    MIDDLEWARE,
+    api_auth,
+    encryption_keys,
+    env,
+    one_of,
+    whole_number,
+)
 
 LOG_FORMAT = one_of("LOG_FORMAT", "json", "line")
 LOGGING["handlers"]["console"]["formatter"] = LOG_FORMAT
 
 WEBTASK_API_AUTH = api_auth("key")
 SECRET_KEY = os.environ["DJANGO_SECRET_KEY"]
+# The first encrypts, all decrypt: a new one is put before the others, and `manage.py rotate_encryption` follows.
+WEBTASK_ENCRYPTION_KEYS = encryption_keys()
 ALLOWED_HOSTS = [host.strip() for host in os.environ.get("DJANGO_ALLOWED_HOSTS", "").split(",") if host.strip()]
 if not ALLOWED_HOSTS:
     _refuse("DJANGO_ALLOWED_HOSTS", "is not set: give the names that this service answers to, with commas between them")

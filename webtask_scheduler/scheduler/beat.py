@@ -21,6 +21,7 @@ from django_celery_beat.schedulers import DatabaseScheduler
 from webtask_scheduler.dispatch.dispatcher import PAUSE_SECONDS, Dispatcher
 from webtask_scheduler.dispatch.publisher import BULK_SECONDS, Publisher
 from webtask_scheduler.dispatch.queue import Chunk, PublishError
+from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.models import TASK_NAME
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
@@ -79,6 +80,7 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
     # Whether its lead ran out and it is not known yet if another beat took it.
     _lapsed = False
     _bulk_at = 0.0
+    _key_noted = False
     _flush_at = 0.0
     # When the lead was last taken or kept; 0 while another beat leads.
     _led_at = 0.0
@@ -188,6 +190,9 @@ class TimerScheduler(DatabaseScheduler):  # type: ignore[misc]
             with connection.cursor() as cursor:
                 cursor.execute(_SEEN, {"name": self._name, "lead": LEAD_SECONDS})
                 row = cursor.fetchone()
+            if not self._key_noted:
+                facts.note_key()
+                self._key_noted = True
         except (DatabaseError, InterfaceError):
             # The dispatcher, which comes next, logs it.
             connection.close()

@@ -19,6 +19,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 from redis.sentinel import Sentinel
 
+from webtask_scheduler import vault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
 from webtask_scheduler.wording import Sentence, sentence, translated
 
@@ -68,6 +69,7 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
                        extract(epoch FROM seen_at - ledger_at)::float8 AS ledger_seconds
                   FROM scheduler_worker ORDER BY seen_at DESC LIMIT %(workers)s) worker) AS workers,
        (SELECT coalesce(array_agg(host ORDER BY host), '{}') FROM scheduler_callstop) AS stops,
+       (SELECT coalesce(array_agg(id ORDER BY noted_at, id), '{}') FROM scheduler_encryptionkey) AS keys,
        (SELECT count(*)
           FROM (SELECT FROM scheduler_delivery
                  WHERE state = 'scheduled' AND NOT extra AND next_attempt_at <= statement_timestamp()
@@ -202,6 +204,8 @@ class Facts:
     # Past its moment and put off by a worker that had no place for it; and how long the oldest is past its moment.
     put_off: int
     put_off_seconds: float
+    # The ids of the keys with which stored values may be encrypted.
+    keys: tuple[str, ...] = ()
 
     @property
     def late(self) -> int:
@@ -250,6 +254,15 @@ class Facts:
                 self.unstarted,
             )
         return text % values
+
+    @property
+    def keys_trouble(self) -> str:
+        """Return which encryption keys are missing here, in lower case; empty if none is."""
+        missing = vault.missing_keys(self.keys)
+        if not missing:
+            return ""
+        text = _("WEBTASK_ENCRYPTION_KEYS lacks keys with which stored values are encrypted: %(keys)s")
+        return text % {"keys": ", ".join(missing)}
 
     @property
     def upkeep_trouble(self) -> str:
@@ -344,6 +357,15 @@ def forget_worker(*, name: str, kind: str) -> None:
         cursor.execute(_FORGET, [name, kind])
 
 
+def note_key() -> None:
+    """Store which key this process encrypts with, so that a later lack of it is reported. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO scheduler_encryptionkey (id, noted_at) VALUES (%s, clock_timestamp()) ON CONFLICT DO NOTHING",
+            [vault.newest_key()],
+        )
+
+
 _gathered: tuple[float, Facts] | None = None
 _broker: tuple[float, Sentence] | None = None
 
@@ -360,7 +382,7 @@ def gather(*, at_once: bool = False) -> Facts:
             names = [column.name for column in cursor.description]
             row = dict(zip(names, cursor.fetchone(), strict=True))
         row["workers"] = tuple(Worker(**worker) for worker in row["workers"])
-        row["stops"] = tuple(row["stops"])
+        row["stops"], row["keys"] = tuple(row["stops"]), tuple(row["keys"])
         for name in ("overdue_seconds", "unstarted_seconds", "put_off_seconds"):
             row[name] = max(0.0, row[name] or 0.0)
         _gathered = now, Facts(**row)
@@ -444,6 +466,9 @@ def warnings() -> list[str]:
     if any(troubles):
         text = _("Timers are not called as they should be: %(troubles)s.")
         said.append(text % {"troubles": "; ".join(filter(None, troubles))})
+    if found.keys_trouble:
+        text = _("Some timers cannot be called: %(trouble)s.")
+        said.append(text % {"trouble": found.keys_trouble})
     if found.upkeep_trouble:
         text = _("Bulk operations, pruning and edits by other programs wait: %(trouble)s.")
         said.append(text % {"trouble": found.upkeep_trouble})

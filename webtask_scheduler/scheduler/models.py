@@ -21,6 +21,7 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import PeriodicTask
 
+from webtask_scheduler import vault
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.recurrence import COLUMNS, Recurrence
 
@@ -40,6 +41,8 @@ KEY_MAX_LENGTH = 255
 # pass it ends the delivery instead.
 ATTEMPTS_BOUND = 30_000
 FAULT_MAX_LENGTH = 300
+# Encrypted: a secret of 64 bytes takes some 230 characters.
+SECRET_MAX_LENGTH = 400
 MESSAGE_MAX_LENGTH = 300
 
 
@@ -410,7 +413,7 @@ class Attempt(models.Model):
 
 
 class SigningSecret(models.Model):
-    """A Standard Webhooks secret of an owner: every call of the owner's timers is signed with each of them."""
+    """A Standard Webhooks secret of an owner: calls of the owner's timers are signed with each that is for their host."""
 
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -420,7 +423,13 @@ class SigningSecret(models.Model):
         db_index=False,
         verbose_name=_("owner"),
     )
-    secret = models.CharField(_("secret"), max_length=100)
+    # Encrypted by `vault`; rows of releases up to 0.2 are plain until they are rotated.
+    secret = models.CharField(_("secret"), max_length=SECRET_MAX_LENGTH)
+    # Canonical hosts whose calls are signed with it, "*.example.com" for all below one; empty for all hosts. It lets no
+    # receiver pass a signed call on to another one that trusts the same secret.
+    hosts = ArrayField(
+        models.CharField(max_length=HOST_MAX_LENGTH), verbose_name=_("hosts"), default=list, db_default=[], blank=True
+    )
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
@@ -433,6 +442,29 @@ class SigningSecret(models.Model):
 
     def __str__(self) -> str:
         return gettext("signing secret %(id)s") % {"id": self.pk}
+
+    @property
+    def value(self) -> str:
+        """Return the secret itself. Raises VaultError."""
+        return vault.unseal_or_plain(self.secret)
+
+    @property
+    def hint(self) -> str:
+        """Return the secret's last characters, by which its owner knows it; none if its key is missing."""
+        try:
+            return f"…{self.value[-4:]}"
+        except vault.VaultError:
+            return "…"
+
+
+class EncryptionKey(models.Model):
+    """A key that this service has encrypted with, by its id: `/readyz` reports one that is missing from the settings."""
+
+    id = models.CharField(primary_key=True, max_length=vault.KEY_ID_LENGTH)
+    noted_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return self.id
 
 
 class IdempotencyKey(models.Model):

@@ -4,6 +4,7 @@ from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.postgres.forms import SimpleArrayField
 from django.core.exceptions import ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
@@ -44,6 +45,7 @@ from webtask_scheduler.scheduler.admin.showing import (
     shown_url,
 )
 from webtask_scheduler.scheduler.models import (
+    HOST_MAX_LENGTH,
     Attempt,
     BulkOperation,
     CallStop,
@@ -53,7 +55,8 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.outgoing import signing
-from webtask_scheduler.scheduler.rules.options import shown as shown_options
+from webtask_scheduler.scheduler.sealing import shown as shown_options
+from webtask_scheduler.scheduler.sealing import shown_url as shown_web_url
 from webtask_scheduler.wording import translated
 
 NEWEST = format_lazy(_("newest {count}"), count=lazy_number(INLINE_ROWS))
@@ -76,7 +79,7 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
     fieldsets = (
-        (None, {"fields": ("id", "name", "web_url", "host", "status", "owner", "created", "task")}),
+        (None, {"fields": ("id", "name", "whole_url", "host", "status", "owner", "created", "task")}),
         (_("Schedule"), {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
         (_("Options"), {"fields": ("options_shown",)}),
         (_("Deliveries"), {"fields": ("deliveries",)}),
@@ -96,6 +99,10 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     @admin.display(description=_("id"))
     def id_shown(self, row: Timer) -> SafeString:
         return shown_name(super().id_shown(row), row)
+
+    @admin.display(description=_("web URL"))
+    def whole_url(self, timer: Timer) -> str:
+        return shown_web_url(timer.web_url)
 
     @admin.display(description=_("bounds"))
     def bounds(self, timer: Timer) -> str:
@@ -389,9 +396,24 @@ class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
         help_text=_("Leave it empty to have one made; it is shown once. Or whsec_ and 24 to 64 bytes in base64."),
     )
 
+    hosts = SimpleArrayField(
+        forms.CharField(max_length=HOST_MAX_LENGTH),
+        label=_("Hosts"),
+        required=False,
+        max_length=services.SECRET_HOSTS_MOST,
+        widget=forms.TextInput(attrs={"size": 60}),
+        help_text=_(
+            "Sign only calls to these hosts: as in the URL, with commas between them, *.example.com for all below one."
+            " Empty: calls to all hosts."
+        ),
+    )
+
     class Meta:
         model = SigningSecret
-        fields = ("owner", "secret")
+        fields = ("owner", "secret", "hosts")
+
+    def clean_hosts(self) -> list[str]:
+        return services.canonical_hosts(self.cleaned_data["hosts"] or [])
 
     def clean_secret(self) -> str:
         secret: str = self.cleaned_data["secret"]
@@ -404,7 +426,8 @@ class SecretForm(forms.ModelForm):  # type: ignore[type-arg]
 
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or self.cleaned_data
-        if SigningSecret.objects.filter(owner=data.get("owner")).count() >= services.SECRETS_MOST:
+        owner = data.get("owner")
+        if not services.room_for_secret(owner_id=owner and owner.pk, hosts=data.get("hosts", ())):
             text = gettext("There are %(most)s signing secrets already. Delete one that is out of use.")
             self.add_error("owner", text % {"most": services.SECRETS_MOST})
         return data
@@ -415,7 +438,7 @@ class SigningSecretAdmin(BoundedAdmin):
     """The owners whose calls are signed. A secret is shown once, when it is made."""
 
     form = SecretForm
-    list_display = ("__str__", "owner", "hint", "created")
+    list_display = ("__str__", "owner", "hint", "hosts_shown", "created")
     list_select_related = ("owner",)
     autocomplete_fields = ("owner",)
 
@@ -431,21 +454,25 @@ class SigningSecretAdmin(BoundedAdmin):
         return super().formfield_for_foreignkey(db_field, request, required=False, help_text=text, **kwargs)
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:  # noqa: ARG002
-        return ("owner", "secret") if obj is None else ("owner", "hint", "created")
+        return ("owner", "secret", "hosts") if obj is None else ("owner", "hint", "hosts_shown", "created")
 
     def save_model(self, request: HttpRequest, obj: SigningSecret, form: Any, change: bool) -> None:  # noqa: ARG002
-        made = services.add_secret(obj.secret or None, owner_id=obj.owner_id)
+        made = services.add_secret(obj.secret or None, owner_id=obj.owner_id, hosts=obj.hosts)
         if made is None:
             raise RuntimeError("Somebody else has just added the last signing secret that fits.")
         obj.pk = made.pk
         if not form.cleaned_data["secret"]:
             text = gettext("The new secret is {}. Copy it now: it is not shown again.")
-            text = format_html(text, format_html("<code>{}</code>", made.secret))
+            text = format_html(text, format_html("<code>{}</code>", made.value))
             self.message_user(request, text, messages.WARNING)
 
     @admin.display(description=_("hint"))
     def hint(self, secret: SigningSecret) -> str:
-        return f"…{secret.secret[-4:]}"
+        return secret.hint
+
+    @admin.display(description=_("hosts"))
+    def hosts_shown(self, secret: SigningSecret) -> str:
+        return ", ".join(secret.hosts) or gettext("all")
 
     @admin.display(description=_("created"))
     def created(self, secret: SigningSecret) -> SafeString | str:

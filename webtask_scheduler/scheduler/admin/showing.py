@@ -20,6 +20,7 @@ from django.utils.translation import gettext, ngettext, pgettext
 from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
+from webtask_scheduler.scheduler import sealing
 from webtask_scheduler.scheduler.facts import shown_number
 from webtask_scheduler.scheduler.models import (
     Attempt,
@@ -117,8 +118,9 @@ def shown_lateness(attempt: Attempt | None) -> str:
 
 
 def shown_url(web_url: str) -> SafeString:
-    """Return the beginning of a URL, broken where the column ends."""
-    text = web_url if len(web_url) <= URL_SHOWN else web_url[: URL_SHOWN - 1] + "…"
+    """Return the beginning of a URL without its user-info, broken where the column ends."""
+    text = sealing.shown_url(web_url)
+    text = text if len(text) <= URL_SHOWN else text[: URL_SHOWN - 1] + "…"
     style = "display: inline-block; min-width: 14em; overflow-wrap: anywhere"
     return format_html('<span style="{}"><bdi dir="ltr">{}</bdi></span>', style, text)
 
@@ -238,7 +240,9 @@ class TimerColumns:
     @admin.display(description=_("URL"))
     def url(self, row: Any) -> SafeString | str:
         timer = self._timer(row)
-        return NOTHING if timer is None else link(timer, shown_url(timer.web_url), title=timer.web_url)
+        return (
+            NOTHING if timer is None else link(timer, shown_url(timer.web_url), title=sealing.shown_url(timer.web_url))
+        )
 
     @admin.display(description=_("due"))
     def due(self, row: Any) -> SafeString | str:

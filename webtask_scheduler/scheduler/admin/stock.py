@@ -24,7 +24,7 @@ from django_celery_beat.admin import PeriodicTaskForm as StockPeriodicTaskForm
 from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInline
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, FilteredAdmin
 from webtask_scheduler.scheduler.admin.lists import (
     LISTED,
@@ -239,7 +239,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     @admin.display(description=_("timer"))
     def url_link(self, task: PeriodicTask) -> SafeString | str:
         timer = timer_of(task)
-        return NOTHING if timer is None else link(timer, timer.web_url)
+        return NOTHING if timer is None else link(timer, sealing.shown_url(timer.web_url))
 
     @admin.display(description=_("timer's name"))
     def timer_name(self, task: PeriodicTask) -> str:

@@ -1,7 +1,6 @@
 """What all views share: the caller, the body, `Idempotency-Key`, and refusals."""
 
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -185,19 +184,19 @@ def do_once(request: Request, make: Callable[[], Response]) -> Response:
     # The short name and the versioned one are the same address.
     path = request.path.rstrip("/").removeprefix("/api/v1/scheduler")
     kind = (request.content_type or "").partition(";")[0]
-    fingerprint = hashlib.sha256("\n".join([request.method or "", path, kind, ""]).encode() + request.body).digest()
+    same = "\n".join([request.method or "", path, kind, ""]).encode() + request.body
     owner_id = caller_of(request).owner_id
     while True:
         try:
             with transaction.atomic():
-                known = idempotency.recall(key, owner_id=owner_id, fingerprint=fingerprint)
+                known = idempotency.recall(key, owner_id=owner_id, request=same)
                 if known is not None:
                     headers = known.headers | {"Idempotency-Replayed": "true"}
                     return Response(json.loads(known.body), status=known.status_code, headers=headers)
                 response = make()
                 kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
                 answer = idempotency.Answer(response.status_code, kept, json.dumps(response.data))
-                idempotency.remember(key, answer, owner_id=owner_id, fingerprint=fingerprint)
+                idempotency.remember(key, answer, owner_id=owner_id, request=same)
                 return response
         except idempotency.KeyInFlightError as error:
             message = _("A request with this Idempotency-Key is being worked on. Try again in a moment.")

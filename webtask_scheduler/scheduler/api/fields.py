@@ -26,6 +26,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.rules import recurrence
 from webtask_scheduler.scheduler.rules.instants import read_instant
+from webtask_scheduler.scheduler.sealing import shown_url
 from webtask_scheduler.wording import translated
 
 LABELS_MOST = 20
@@ -160,6 +161,10 @@ class WebUrlField(serializers.CharField):
             checks.check_url(data, max_length=URL_MAX_LENGTH, egress=settings.WEBTASK_EGRESS)
         except ValueError as error:
             raise serializers.ValidationError(translated(error)) from error
+        if "@" in data and len(shown_url(data)) > URL_MAX_LENGTH:
+            raise serializers.ValidationError(
+                _("The URL is longer than %(most)s characters.") % {"most": URL_MAX_LENGTH}
+            )
         if len(host_of(data)) > HOST_MAX_LENGTH:
             raise serializers.ValidationError(translated(checks.BAD_HOST))
         return data

@@ -42,7 +42,7 @@ def readyz(request: HttpRequest) -> HttpResponse:  # noqa: ARG001
 
 
 def _readiness() -> HttpResponse:
-    parts = ("database", "migrations", "beat", "worker", "calls")
+    parts = ("database", "migrations", "beat", "worker", "calls", "keys")
     checks = dict.fromkeys(parts, "ok") | {"broker": facts.broker_trouble(at_once=True) or "ok"}
     body: dict[str, Any] = {}
     try:
@@ -52,6 +52,7 @@ def _readiness() -> HttpResponse:
                 checks["beat"] = found.beat_trouble or "ok"
                 checks["worker"] = found.worker_trouble or "ok"
                 checks["calls"] = "calls are stopped" if found.all_stopped else "ok"
+                checks["keys"] = found.keys_trouble or "ok"
                 body["backlog"] = {"overdue": found.late, "oldest_seconds": round(found.late_seconds, 1)}
             else:
                 checks["migrations"] = "not applied: run manage.py migrate"

@@ -1,5 +1,6 @@
 """Answers errors as RFC 9457 problem details: what was wrong, and with which field."""
 
+import logging
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -11,6 +12,9 @@ from django.utils.translation import gettext, gettext_noop
 from django.utils.translation import gettext_lazy as _
 from rest_framework import exceptions
 from rest_framework.views import exception_handler
+
+from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.vault import VaultError
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -73,6 +77,15 @@ class Unavailable(exceptions.APIException):
     wait = 1
 
 
+class Unreadable(exceptions.APIException):
+    status_code = HTTPStatus.SERVICE_UNAVAILABLE
+    default_detail = _(
+        "A value that this needs is encrypted, and the service lacks the key. Nothing was changed. Its operator finds"
+        " the key's name in the log and at /readyz."
+    )
+    default_code = "unreadable"
+
+
 def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse | None:
     """Answer an exception of an API view; None leaves it to Django (a fault of ours: 500).
 
@@ -84,6 +97,9 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
         error = exceptions.ParseError(gettext("The request cannot be read."))
     elif isinstance(error, OperationalError | InterfaceError):
         error = Unavailable()
+    elif isinstance(error, VaultError):
+        event("value_unreadable", level=logging.ERROR, reason=str(error))
+        error = Unreadable()
     elif isinstance(error, Http404):
         error = exceptions.NotFound()
     elif isinstance(error, PermissionDenied):

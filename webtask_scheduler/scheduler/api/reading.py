@@ -13,7 +13,7 @@ from django.utils.translation import get_language
 from django.utils.translation import gettext as _
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.fields import (
     CONTENT_TYPE_MAX_LENGTH,
     LABELS_MOST,
@@ -52,6 +52,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import METHODS, WITHOUT_BODY, Options
 from webtask_scheduler.telemetry.origin import STORED
+from webtask_scheduler.wording import translated
 
 # Timers of one batch.
 BATCH_MOST = 1000
@@ -132,6 +133,7 @@ class PlainTimerSerializer(StrictSerializer):
         return {} if data.keys() & UNITS.keys() else {"seconds": [_(WHEN_MISSING)]}
 
     def validate(self, attrs: dict[str, Any]) -> Any:
+        _refuse_masks(attrs["web_url"], {})
         return services.NewTimer(web_url=attrs["web_url"], delay_seconds=delay_of(attrs))
 
 
@@ -152,7 +154,8 @@ class NewTimerSerializer(ScheduleSerializer):
     method = OneOfField(choices=METHODS, required=False, help_text="Default POST.")
     headers = HeadersField(
         required=False,
-        help_text="Sent with each call. Host, hop-by-hop headers and our own (`webhook-`, `webtask-`) are refused.",
+        help_text="Sent with each call. Host, hop-by-hop headers and our own (`webhook-`, `webtask-`) are refused. The"
+        " values are encrypted and never given back: `***` stands for each.",
     )
     body = JSONValueField(
         required=False,
@@ -165,6 +168,10 @@ class NewTimerSerializer(ScheduleSerializer):
         required=False,
         help_text="Of the body. Default: `text/plain; charset=utf-8` for a text, `application/json` for JSON,"
         " `application/octet-stream` for bytes.",
+    )
+    sensitive = TrueOrFalseField(
+        required=False,
+        help_text="Encrypt the body and never give it back, and do not keep what receivers answer. Default false.",
     )
     timeout_seconds = NumberField(
         min_value=1, max_value=300, required=False, help_text="For the whole call. Default 30 (a setting)."
@@ -189,7 +196,12 @@ class NewTimerSerializer(ScheduleSerializer):
         required=False, help_text="Called with the outcome after each delivery that failed or was missed."
     )
 
+    # Whether `***` may stand for a value that the timer has: see `edited`.
+    keeps_values = False
+
     def validate_body_base64(self, value: str) -> str:
+        if self.keeps_values and value == sealing.MASK:
+            return value
         try:
             size = len(base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError) as error:
@@ -221,10 +233,13 @@ class NewTimerSerializer(ScheduleSerializer):
             if schedule.get("due_at") is not None and schedule["due_at"] < now:
                 raise PastDue({"due_at": [_('It has passed, and "on_missed" is "reject".')]})
         late = attrs.get("max_lateness", MAX_LATENESS_SECONDS) if on_missed == "skip" else None
+        given = Options.of(attrs).given
+        if not self.keeps_values:
+            _refuse_masks(attrs["web_url"], given)
         return services.NewTimer(
             web_url=attrs["web_url"],
             name=attrs.get("name", ""),
-            options=Options.of(attrs).given,
+            options=given,
             max_lateness_seconds=late,
             **schedule,
         )
@@ -251,10 +266,18 @@ def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
     return errors
 
 
+def _refuse_masks(web_url: str, options: Mapping[str, Any]) -> None:
+    """Refuse `***` in a new timer: it is copied from an answer, which does not show the value. Raises ValidationError."""
+    errors = sealing.masks_without_value(web_url, options)
+    if errors:
+        raise serializers.ValidationError({error.field: [translated(error)] for error in errors})
+
+
 class EditSerializer(NewTimerSerializer):
-    """As NewTimerSerializer; without a schedule the present one stays."""
+    """As NewTimerSerializer; without a schedule the present one stays, and `***` keeps the value that is not shown."""
 
     when_required = False
+    keeps_values = True
 
 
 class BatchSerializer(StrictSerializer):
@@ -293,15 +316,18 @@ def read_timer(data: Any) -> services.NewTimer:
 
 
 def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, bool]:
-    """Return a timer after an edit, and whether the edit changes its due time. Raises ValidationError.
+    """Return a timer after an edit, and whether the edit changes its due time. Raises ValidationError, VaultError.
 
-    The edit is a JSON merge patch (RFC 7396) of what was given: null removes a field.
+    The edit is a JSON merge patch (RFC 7396) of what was given, as it is shown: null removes a field, and `***` keeps
+    the value that it stands for.
     """
     schedule = schedule_given(timer)
-    given: dict[str, Any] = {"web_url": timer.web_url} | ({"name": timer.name} if timer.name else {})
-    given |= timer.options or {}
+    stored = timer.options or {}
+    given: dict[str, Any] = {"web_url": sealing.shown_url(timer.web_url)} | ({"name": timer.name} if timer.name else {})
+    given |= sealing.shown(stored)
     # These are the service's own, and stay.
-    own = {name: given.pop(name) for name in ("depth", *STORED) if name in given}
+    given.pop("depth", None)
+    own = {name: stored[name] for name in ("depth", *STORED) if name in stored}
     serializer: NewTimerSerializer = EditSerializer()
     unknown = patch.keys() - serializer.fields.keys()
     # Removing an absent field is no change.
@@ -320,10 +346,13 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     merged = _merged(given, patch) | dict.fromkeys(unknown)
     if reschedule:
         serializer = NewTimerSerializer()
+        serializer.keeps_values = True
     new: services.NewTimer = serializer.run_validation(merged)
-    if own:
-        new = replace(new, options={**new.options, **own})
-    return new, reschedule
+    try:
+        web_url, options = sealing.kept(timer.web_url, stored, new.web_url, new.options)
+    except sealing.MaskError as error:
+        raise serializers.ValidationError({error.field: [translated(error)]}) from error
+    return replace(new, web_url=web_url, options={**options, **own}), reschedule
 
 
 def _merged(given: Any, patch: Any) -> Any:

@@ -21,6 +21,7 @@ from webtask_scheduler.scheduler.api.problems import (
     Conflict,
 )
 from webtask_scheduler.scheduler.models import (
+    HOST_MAX_LENGTH,
     SigningSecret,
 )
 from webtask_scheduler.scheduler.outgoing import signing
@@ -34,6 +35,20 @@ class NewSecretSerializer(StrictSerializer):
         max_length=100, required=False, help_text="`whsec_` and 24 to 64 bytes in base64. Default: a new one is made."
     )
 
+    hosts = serializers.ListField(
+        child=TextField(max_length=HOST_MAX_LENGTH),
+        max_length=services.SECRET_HOSTS_MOST,
+        required=False,
+        help_text="Sign only calls to these hosts, each as in the URL, with its port if it has one; `*.example.com`"
+        " stands for all below example.com. Default: calls to all hosts.",
+    )
+
+    def validate_hosts(self, value: list[str]) -> list[str]:
+        try:
+            return services.canonical_hosts(value)
+        except services.CallStopRefusedError as error:
+            raise serializers.ValidationError(error.messages) from error
+
     def validate_secret(self, value: str) -> str:
         try:
             signing.check_secret(value)
@@ -46,18 +61,20 @@ class SecretSerializer(serializers.ModelSerializer[SigningSecret]):
     """A signing secret, of which only the end is shown."""
 
     id = serializers.IntegerField()
-    hint = serializers.SerializerMethodField(help_text="The last four characters.")
+    hint = serializers.CharField(help_text="The last four characters.")
+    hosts = serializers.ListField(
+        child=serializers.CharField(), help_text="The hosts whose calls are signed with it; empty for all."
+    )
 
     class Meta:
         model = SigningSecret
-        fields = ("id", "hint", "created_at")
-
-    def get_hint(self, secret: SigningSecret) -> str:
-        return f"…{secret.secret[-4:]}"
+        fields = ("id", "hint", "hosts", "created_at")
 
 
 class MadeSecretSerializer(SecretSerializer):
     """A signing secret just added: the one time that it is shown."""
+
+    secret = serializers.CharField(source="value")
 
     class Meta(SecretSerializer.Meta):
         fields = (*SecretSerializer.Meta.fields, "secret")  # type: ignore[assignment]  # one more
@@ -70,7 +87,7 @@ class SecretsSerializer(serializers.Serializer[Any]):
 list_secrets = described(
     "signing_secret_list",
     "List signing secrets",
-    "Every call of your timers is signed with each of them, by Standard Webhooks.",
+    "Calls of your timers are signed with each that is for their host, by Standard Webhooks.",
     responses={
         200: OpenApiResponse(SecretsSerializer, "Your secrets, without the secret itself."),
         **problem_answers(503),
@@ -80,7 +97,8 @@ create_secret = described(
     "signing_secret_create",
     "Add a signing secret",
     "To rotate without a pause: add the new one, have receivers accept it, then delete the old one. The answer is the"
-    " only one that shows it. Up to five may be active.",
+    " only one that shows it. Up to five may be active for the same hosts. Give each receiver a secret of its own, with"
+    " `hosts`: a receiver could otherwise pass a signed call on to another, which would take it for yours.",
     request=NewSecretSerializer,
     responses={
         201: OpenApiResponse(MadeSecretSerializer, "The secret."),
@@ -107,7 +125,8 @@ class SecretsView(TimerAPIView):
     @create_secret
     def post(self, request: Request) -> Response:
         values = validated(NewSecretSerializer, body_of(request))
-        secret = services.add_secret(values.get("secret"), owner_id=caller_of(request).owner_id)
+        owner_id = caller_of(request).owner_id
+        secret = services.add_secret(values.get("secret"), owner_id=owner_id, hosts=values.get("hosts", ()))
         if secret is None:
             said = _("There are %(most)s signing secrets already. Delete one that is out of use.")
             raise Conflict(said % {"most": services.SECRETS_MOST})

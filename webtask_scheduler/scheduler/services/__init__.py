@@ -45,7 +45,13 @@ from webtask_scheduler.scheduler.services.many import (
     step_bulk,
     switch_many,
 )
-from webtask_scheduler.scheduler.services.secrets import SECRETS_MOST, add_secret
+from webtask_scheduler.scheduler.services.secrets import (
+    SECRET_HOSTS_MOST,
+    SECRETS_MOST,
+    add_secret,
+    canonical_hosts,
+    room_for_secret,
+)
 from webtask_scheduler.scheduler.services.switches import (
     HOST_MOST,
     CallStopRefusedError,

@@ -40,8 +40,8 @@ class NothingPromisedError(ValidationError):
 class NewTimer:
     """A timer to make: a checked URL, and a delay from the database's present time, an instant, or a recurrence.
 
-    `options` are as models.Timer has them, with secrets as they were given; `schedule` encrypts them. A delivery whose first attempt would be later than `max_lateness_seconds` is
-    missed; without a value, it is called however late.
+    `options` are as models.Timer has them, with secrets as they were given; `schedule` encrypts them. A delivery whose
+    first attempt would be later than `max_lateness_seconds` is missed; without a value, it is called however late.
     """
 
     web_url: str

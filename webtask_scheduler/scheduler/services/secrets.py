@@ -1,21 +1,51 @@
 """Manages the secrets that an owner's calls are signed with."""
 
+from collections.abc import Sequence
+
 from django.db import connection, transaction
 
+from webtask_scheduler import vault
 from webtask_scheduler.scheduler.models import (
     SigningSecret,
 )
 from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.scheduler.services.switches import host_to_stop
 
-# Each call is signed with all of them.
+# Of the same hosts: a call is signed with each, so that receivers can rotate.
 SECRETS_MOST = 5
+# Of an owner.
+SECRETS_OF_OWNER_MOST = 50
+SECRET_HOSTS_MOST = 20
+WILDCARD = "*."
 
 
-def add_secret(secret: str | None, *, owner_id: int | None) -> SigningSecret | None:
-    """Add a secret for an owner's calls, a new one if None, and return it; return None if there are too many."""
+def canonical_hosts(hosts: Sequence[str]) -> list[str]:
+    """Return hosts of a secret in the form of Timer.host, sorted and each once.
+
+    "*.example.com" stands for all hosts below example.com, and not for that one. Raises CallStopRefusedError.
+    """
+    found = set()
+    for text in map(str.strip, hosts):
+        wild = WILDCARD if text.startswith(WILDCARD) else ""
+        found.add(wild + host_to_stop(text.removeprefix(wild)))
+    return sorted(found)
+
+
+def add_secret(secret: str | None, *, owner_id: int | None, hosts: Sequence[str] = ()) -> SigningSecret | None:
+    """Add a secret for an owner's calls to some hosts, or to all, and return it; a new one is made if it is None.
+
+    `hosts` are canonical. Returns None if there are too many secrets.
+    """
     with transaction.atomic(), connection.cursor() as cursor:
         # Without the lock two at once would both find room.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"signing secrets of {owner_id}"])
-        if SigningSecret.objects.filter(owner=owner_id).count() >= SECRETS_MOST:
+        if not room_for_secret(owner_id=owner_id, hosts=hosts):
             return None
-        return SigningSecret.objects.create(owner_id=owner_id, secret=secret or signing.new_secret())
+        sealed = vault.seal(secret or signing.new_secret())
+        return SigningSecret.objects.create(owner_id=owner_id, secret=sealed, hosts=list(hosts))
+
+
+def room_for_secret(*, owner_id: int | None, hosts: Sequence[str]) -> bool:
+    """Return whether an owner may have one more secret for these hosts."""
+    own = SigningSecret.objects.filter(owner=owner_id)
+    return own.count() < SECRETS_OF_OWNER_MOST and own.filter(hosts=list(hosts)).count() < SECRETS_MOST

@@ -22,7 +22,7 @@ from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.filtering import ListSerializer
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue, invalid
@@ -278,6 +278,7 @@ def _add_call(parser: CommandParser) -> None:
     call.add_argument("--json-body", type=json_value, metavar="JSON", help=_("sent as JSON, instead of --body"))
     call.add_argument("--body-base64", help=_("bytes in base64, instead of --body"))
     call.add_argument("--content-type", help=_("of the body"))
+    call.add_argument("--sensitive", action="store_true", default=None, help=_("encrypt the body, and keep no answers"))
     call.add_argument("--timeout-seconds", type=number, help=_("for the whole call, 1 to 300"))
     call.add_argument("--follow-redirects", action="store_true", default=None, help=_("up to three"))
     call.add_argument(
@@ -428,7 +429,7 @@ def _take_over(line: crontab.Line, *, owner_id: int | None, dry_run: bool) -> tu
     except (exceptions.ValidationError, PastDue) as error:
         return False, _not_made(_said(error))
     what = {
-        "call": f"{line.timer['method']} {timer.web_url}",
+        "call": f"{line.timer['method']} {sealing.shown_url(timer.web_url)}",
         "schedule": f"{line.timer['cron']} {line.timer['timezone']}",
     }
     if dry_run:
