@@ -107,7 +107,7 @@ def certificates(name: str) -> str:
 
 
 def encryption_keys(*, default: str = "") -> list[str]:
-    """Return the keys of WEBTASK_ENCRYPTION_KEYS, newest first. Exits with a sentence, without the value, for a bad one."""
+    """Return the keys of WEBTASK_ENCRYPTION_KEYS, the newest first. Exits with a sentence that shows no key."""
     name = "WEBTASK_ENCRYPTION_KEYS"
     keys = [key.strip() for key in (os.environ.get(name, "").strip() or default).split(",")]
     for place, key in enumerate(keys, start=1):

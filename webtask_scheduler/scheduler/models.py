@@ -413,7 +413,7 @@ class Attempt(models.Model):
 
 
 class SigningSecret(models.Model):
-    """A Standard Webhooks secret of an owner: calls of the owner's timers are signed with each that is for their host."""
+    """A Standard Webhooks secret of an owner: calls to a host are signed with each that is for the host."""
 
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL,
@@ -458,7 +458,7 @@ class SigningSecret(models.Model):
 
 
 class EncryptionKey(models.Model):
-    """A key that this service has encrypted with, by its id: `/readyz` reports one that is missing from the settings."""
+    """The id of a key that was encrypted with: `/readyz` reports one that is missing from the settings."""
 
     id = models.CharField(primary_key=True, max_length=vault.KEY_ID_LENGTH)
     noted_at = models.DateTimeField()

@@ -1,7 +1,7 @@
 """Says what of a timer is secret, and how it is stored, called and shown.
 
-Secret are the values of its headers, the user-info of its URL and of its callbacks' URLs, and the body of a timer that is
-`sensitive`. A timer is in one of two forms:
+Secret are the values of its headers, the user-info of its URL and of its callbacks' URLs, and the body of a timer that
+is `sensitive`. A timer is in one of two forms:
 
 - given: `web_url` and `options` as they were given. Rows of releases up to 0.2 have this form too.
 - stored: MASK stands in place of each secret, all of them are encrypted together in `options["sealed"]`, and
@@ -31,7 +31,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class MaskError(ValueError):
-    """A mask stands where there is no value to keep, or where the kept value may not be used. `field` names the field."""
+    """A mask in `field` has no value to stand for, or one that may not be used there."""
 
     def __init__(self, field: str, said: str) -> None:
         self.field = field

@@ -91,19 +91,7 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
 
     It is always JSON, also if the view's own renderer writes YAML or HTML.
     """
-    if isinstance(error, RequestDataTooBig):
-        error = TooLarge()
-    elif isinstance(error, SuspiciousOperation | UnreadablePostError):
-        error = exceptions.ParseError(gettext("The request cannot be read."))
-    elif isinstance(error, OperationalError | InterfaceError):
-        error = Unavailable()
-    elif isinstance(error, VaultError):
-        event("value_unreadable", level=logging.ERROR, reason=str(error))
-        error = Unreadable()
-    elif isinstance(error, Http404):
-        error = exceptions.NotFound()
-    elif isinstance(error, PermissionDenied):
-        error = exceptions.PermissionDenied()
+    error = _api_error(error)
     response = exception_handler(error, context)
     if response is None or not isinstance(error, exceptions.APIException):
         return response
@@ -116,6 +104,22 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
         if name in response:
             answer[name] = response[name]
     return answer
+
+
+def _api_error(error: Exception) -> Exception:
+    """Return the error of the API that stands for an error from below; any other as it is."""
+    if isinstance(error, RequestDataTooBig):
+        return TooLarge()
+    if isinstance(error, SuspiciousOperation | UnreadablePostError):
+        return exceptions.ParseError(gettext("The request cannot be read."))
+    if isinstance(error, OperationalError | InterfaceError):
+        return Unavailable()
+    if isinstance(error, VaultError):
+        event("value_unreadable", level=logging.ERROR, reason=str(error))
+        return Unreadable()
+    if isinstance(error, Http404):
+        return exceptions.NotFound()
+    return exceptions.PermissionDenied() if isinstance(error, PermissionDenied) else error
 
 
 def invalid(detail: Any, *, status: int = HTTPStatus.BAD_REQUEST) -> dict[str, Any]:

@@ -267,7 +267,7 @@ def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_masks(web_url: str, options: Mapping[str, Any]) -> None:
-    """Refuse `***` in a new timer: it is copied from an answer, which does not show the value. Raises ValidationError."""
+    """Refuse `***` in a new timer: it was copied from an answer that hides the value. Raises ValidationError."""
     errors = sealing.masks_without_value(web_url, options)
     if errors:
         raise serializers.ValidationError({error.field: [translated(error)] for error in errors})

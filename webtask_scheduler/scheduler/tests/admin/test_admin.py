@@ -1006,11 +1006,11 @@ def test_new_secret_is_shown_once(admin_client, admin_user, page):
     said = message_texts(add_secret(admin_client, owner=admin_user.pk))
     stored = SigningSecret.objects.get()
     assert stored.owner == admin_user
-    assert any(stored.secret in text for text in said)
+    assert any(stored.value in text for text in said)
     for address in (SECRETS, change(stored), f"{SECRETS}{stored.pk}/history/", f"{SECRETS}{stored.pk}/delete/"):
-        assert stored.secret not in page(address)
+        assert stored.value not in page(address)
     for address in (SECRETS, change(stored)):
-        assert f"…{stored.secret[-4:]}" in page(address)
+        assert f"…{stored.value[-4:]}" in page(address)
         assert admin_user.email in page(address)
 
 
@@ -1018,7 +1018,7 @@ def test_given_secret_is_kept_and_not_repeated(admin_client):
     secret = signing.new_secret()
     answer = add_secret(admin_client, secret=secret)
     stored = SigningSecret.objects.get()
-    assert (stored.secret, stored.owner) == (secret, None)
+    assert (stored.value, stored.owner) == (secret, None)
     assert secret not in answer.content.decode()
 
 

@@ -18,11 +18,12 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
-from webtask_scheduler.scheduler.rules.options import shown as shown_options
+from webtask_scheduler.scheduler.sealing import shown as shown_options
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import (
     GIVEN,
     JSON,
+    SHOWN,
     URL,
     call_all,
     create,
@@ -276,14 +277,14 @@ def test_skip_ends_a_delivery_that_is_later_than_allowed(client):
 @db
 def test_everything_comes_back_as_it_was_given(client):
     body = create(client, **GIVEN)
-    assert body | GIVEN == body
+    assert body | SHOWN == body
     answer = client.get(f"/timer/{body['task_id']}")
-    assert answer.json() | GIVEN == answer.json()
+    assert answer.json() | SHOWN == answer.json()
     # In the order of the members, and with whole numbers whole.
     for name in ("metadata", "body", "headers", "labels", "retry"):
-        assert json.dumps(answer.json()[name]) == json.dumps(body[name]) == json.dumps(GIVEN[name])
+        assert json.dumps(answer.json()[name]) == json.dumps(body[name]) == json.dumps(SHOWN[name])
     listed = client.get("/timer").json()["timers"][0]
-    assert listed | GIVEN == listed
+    assert listed | SHOWN == listed
 
 
 @db
@@ -295,7 +296,7 @@ def test_batch_takes_everything_that_a_single_one_takes(client, django_assert_nu
     for body in answer.json()["timers"]:
         shown = client.get(f"/timer/{body['task_id']}").json()
         assert shown == body | {"time_left_in_seconds": shown["time_left_in_seconds"]}
-    assert answer.json()["timers"][0] | GIVEN == answer.json()["timers"][0]
+    assert answer.json()["timers"][0] | SHOWN == answer.json()["timers"][0]
 
 
 @db
@@ -663,7 +664,7 @@ def test_secret_is_shown_once_and_then_only_its_end(client):
     assert made["secret"].startswith("whsec_")
     assert made["hint"] == "…" + made["secret"][-4:]
     answer = client.get(SECRETS)
-    assert answer.json() == {"secrets": [{name: made[name] for name in ("id", "hint", "created_at")}]}
+    assert answer.json() == {"secrets": [{name: made[name] for name in ("id", "hint", "hosts", "created_at")}]}
     assert made["secret"] not in answer.content.decode()
     assert post(client, {"secret": OWN_SECRET}, SECRETS).json()["secret"] == OWN_SECRET
     assert [secret["hint"] for secret in client.get(SECRETS).json()["secrets"]] == [made["hint"], "…" + OWN_SECRET[-4:]]

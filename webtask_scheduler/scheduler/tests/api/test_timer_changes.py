@@ -17,11 +17,12 @@ from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer, TimerLabel
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
-from webtask_scheduler.scheduler.rules.options import shown as shown_options
+from webtask_scheduler.scheduler.sealing import shown as shown_options
 from webtask_scheduler.scheduler.services import many
 from webtask_scheduler.scheduler.tests.support.acting import begin, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import (
     GIVEN,
+    SHOWN,
     URL,
     call_all,
     create,
@@ -69,7 +70,7 @@ def test_edit_promises_another_moment(client, when, seconds):
     began = timezone.now()
     shown = edit(client, timer, when)
     assert timedelta(0) <= moment(shown["due_at"]) - began - timedelta(seconds=seconds) < timedelta(seconds=2)
-    assert shown | GIVEN == shown
+    assert shown | SHOWN == shown
     assert [one.state for one in Delivery.objects.order_by("number")] == ["cancelled", "scheduled"]
     assert PeriodicTask.objects.get().clocked.clocked_time == moment(shown["due_at"])
 
@@ -87,8 +88,8 @@ def test_edit_to_an_instant_and_to_one_that_has_passed(client):
 @db
 def test_edit_without_a_moment_leaves_the_promise_alone(client):
     timer = create(client, **GIVEN)
-    shown = edit(client, timer, {"web_url": "http://B.example:81/x", "name": "new", "body": [1], "timeout_seconds": 9})
     changed = {"web_url": "http://B.example:81/x", "name": "new", "body": [1], "timeout_seconds": 9}
+    shown = edit(client, timer, changed | {"headers": GIVEN["headers"]})
     assert shown == timer | changed | {"time_left_in_seconds": shown["time_left_in_seconds"]}
     assert Delivery.objects.count() == 1
     assert Timer.objects.get().host == "b.example:81"
@@ -114,7 +115,7 @@ def test_edit_is_a_merge_patch(client):
     )
     assert not shown.keys() & {"name", "on_missed", "max_lateness", "callback_url"}
     assert shown["labels"] == {name: value for name, value in GIVEN["labels"].items() if name != "team"} | {"new": "1"}
-    assert shown["headers"] == GIVEN["headers"] | {"X-Shop": "south"}
+    assert shown["headers"] == SHOWN["headers"]
     assert shown["retry"] == {"backoff": "fixed", "min_seconds": 9}
     # Free JSON is replaced as a whole: it may hold nulls of its own.
     assert shown["metadata"] == {"b": None}

@@ -44,6 +44,10 @@ GIVEN = {
 }
 
 
+# As it is shown.
+SHOWN = GIVEN | {"headers": dict.fromkeys(GIVEN["headers"], "***")}  # type: ignore[call-overload]  # of texts
+
+
 def send(client: Any, method: str, path: str, body: Any = None, *, content_type: str = JSON, **headers: str) -> Any:
     """Send a request; bytes and text as they are, anything else as JSON."""
     raw = body if isinstance(body, bytes | str) else b"" if body is None else json.dumps(body)
