@@ -179,6 +179,8 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
             shape["dependentSchemas"] |= _TOGETHER
         if isinstance(self.target, EditSerializer):
             shape.pop("required", None)
+            # As it is shown of a timer that is sensitive; it keeps the value.
+            properties["body_base64"]["pattern"] += r"|^\*\*\*$"
             for name, value in properties.items():
                 shown = value
                 if name in ("headers", "labels"):

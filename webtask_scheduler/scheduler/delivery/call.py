@@ -74,6 +74,9 @@ def call_url(
 def _outcome(call: Started, client: Client, called_at: datetime, begun: float, *, seconds: float) -> Outcome:
     """Make the call in at most `seconds` and return its outcome. Raises LocalError."""
     status_code, error, message, excerpt, retry_after_seconds, permanent = None, "", "", "", None, False
+    if call.unreadable:
+        event("call_unreadable", level=logging.ERROR, delivery=call.delivery_id, reason=call.unreadable)
+        return Outcome(call, called_at, 0, None, ErrorKind.PROTOCOL.value, call.unreadable, "")
     try:
         answer = client.call(_request(call, called_at=called_at, timeout_seconds=seconds))
     except CallError as failure:

@@ -62,6 +62,8 @@ class Started:
     terms: Mapping[str, Any] | None = None
     # The call is signed with each of these.
     secrets: Sequence[str] = field(default=(), repr=False)
+    # Why its secrets cannot be decrypted, so that the call cannot be made; empty if they can.
+    unreadable: str = ""
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID]:
@@ -273,12 +275,17 @@ class _StartRow(NamedTuple):
 
 
 def _started(row: _StartRow, *, begun: float) -> Started:
-    """Return what a call needs, with its secrets decrypted. Raises VaultError."""
+    """Return what a call needs, with its secrets decrypted."""
     options = Options.read(row.options)
-    web_url = row.web_url
-    if options:
-        web_url, given = opened(web_url, options.given)
-        options = Options(given)
+    web_url, secrets, unreadable = row.web_url, [], ""
+    try:
+        if options:
+            web_url, given = opened(web_url, options.given)
+            options = Options(given)
+        secrets = [vault.unseal_or_plain(secret) for secret in row.secrets]
+    except vault.VaultError as error:
+        # The attempt fails and is retried: with the key back, nothing is lost, and a timer that recurs goes on.
+        unreadable = str(error)
     return Started(
         delivery_id=row.delivery_id,
         token=row.token,
@@ -295,7 +302,8 @@ def _started(row: _StartRow, *, begun: float) -> Started:
         since=row.since,
         options=options,
         terms=read(row.terms),
-        secrets=[vault.unseal_or_plain(secret) for secret in row.secrets],
+        secrets=secrets,
+        unreadable=unreadable,
     )
 
 

@@ -16,7 +16,7 @@ from webtask_scheduler.scheduler.models import RECURRING, State, host_of, new_id
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.rules.retry import Decision, Verdict
-from webtask_scheduler.scheduler.sealing import opened_options, sealed
+from webtask_scheduler.scheduler.sealing import opened_options, sealed, shown_url
 
 # The schedule of the row "timer", as `Recurrence.read` reads it. Null for a timer that is called once.
 SCHEDULE_JSON = f"""CASE WHEN {RECURRING} THEN jsonb_build_object(
@@ -166,12 +166,13 @@ def _callback(
 ) -> tuple[str, Mapping[str, Any]] | None:
     """Return the URL and the options of a callback's timer in the stored form. Raises VaultError."""
     options = delivery.options
-    if not options.calls_back:
-        return None
-    options = opened_options(options)
-    url = options.callback_url(succeeded=state == State.SUCCEEDED)
+    succeeded = state == State.SUCCEEDED
+    url = options.callback_url(succeeded=succeeded)
     if not url:
         return None
+    if shown_url(url) == url and "@" in url:
+        # Its user-info may be sealed.
+        url = opened_options(options).callback_url(succeeded=succeeded) or url
     body = {
         "type": f"timer.{state.value}",
         "task_id": str(delivery.timer_id),

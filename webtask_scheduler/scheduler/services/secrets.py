@@ -1,5 +1,6 @@
 """Manages the secrets that an owner's calls are signed with."""
 
+import re
 from collections.abc import Sequence
 
 from django.db import connection, transaction
@@ -13,10 +14,11 @@ from webtask_scheduler.scheduler.services.switches import host_to_stop
 
 # Of the same hosts: a call is signed with each, so that receivers can rotate.
 SECRETS_MOST = 5
-# Of an owner.
-SECRETS_OF_OWNER_MOST = 50
+# Sets of hosts for which an owner may have as many.
+HOST_SETS_MOST = 10
 SECRET_HOSTS_MOST = 20
 WILDCARD = "*."
+_ADDRESS = re.compile(r"\[|[0-9.]+(:|$)")
 
 
 def canonical_hosts(hosts: Sequence[str]) -> list[str]:
@@ -27,7 +29,11 @@ def canonical_hosts(hosts: Sequence[str]) -> list[str]:
     found = set()
     for text in map(str.strip, hosts):
         wild = WILDCARD if text.startswith(WILDCARD) else ""
-        found.add(wild + host_to_stop(text.removeprefix(wild)))
+        host = host_to_stop(text.removeprefix(wild))
+        if wild and _ADDRESS.match(host):
+            # Nothing is below an address.
+            host_to_stop(text)
+        found.add(wild + host)
     return sorted(found)
 
 
@@ -48,4 +54,4 @@ def add_secret(secret: str | None, *, owner_id: int | None, hosts: Sequence[str]
 def room_for_secret(*, owner_id: int | None, hosts: Sequence[str]) -> bool:
     """Return whether an owner may have one more secret for these hosts."""
     own = SigningSecret.objects.filter(owner=owner_id)
-    return own.count() < SECRETS_OF_OWNER_MOST and own.filter(hosts=list(hosts)).count() < SECRETS_MOST
+    return own.count() < SECRETS_MOST * HOST_SETS_MOST and own.filter(hosts=list(hosts)).count() < SECRETS_MOST

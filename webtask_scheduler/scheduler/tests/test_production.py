@@ -17,6 +17,7 @@ GOOD = {
     "DJANGO_ALLOWED_HOSTS": "timers.example.com",
     "DATABASE_URL": "postgres://timers:a-long-password@127.0.0.1:1/none",
     "REDIS_URL": "redis://:a-long-password@127.0.0.1:1/0",
+    "WEBTASK_ENCRYPTION_KEYS": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
 }
 
 pytestmark = pytest.mark.processes
@@ -54,6 +55,15 @@ def run(*words, **changed):
         ({"DATABASE_URL": "postgres://timers:with[bracket-in-it@db/timers"}, "DATABASE_URL is no URL"),
         ({"REDIS_URL": ""}, "REDIS_URL is not set"),
         ({"REDIS_URL": "redis://redis:6379/0"}, "REDIS_URL has no password"),
+        ({"WEBTASK_ENCRYPTION_KEYS": None}, "WEBTASK_ENCRYPTION_KEYS is not set: give WEBTASK_ENCRYPTION_KEYS, or "),
+        (
+            {"WEBTASK_ENCRYPTION_KEYS": GOOD["WEBTASK_ENCRYPTION_KEYS"] + ",short"},
+            "WEBTASK_ENCRYPTION_KEYS: key 2 is not 32 bytes in URL-safe base64; head -c 32 /dev/urandom",
+        ),
+        (
+            {"WEBTASK_ENCRYPTION_KEYS": "local-development-only-not-a-secret-0123456="},
+            "WEBTASK_ENCRYPTION_KEYS is a default that everybody knows",
+        ),
         ({"DJANGO_SECURE_HSTS_SECONDS": "-1"}, "DJANGO_SECURE_HSTS_SECONDS is '-1'"),
     ],
 )
@@ -72,7 +82,7 @@ def test_refusal_shows_no_secret():
 
 def test_each_secret_may_be_in_a_file(tmp_path):
     changed = {}
-    for name in ("DJANGO_SECRET_KEY", "DATABASE_URL", "REDIS_URL"):
+    for name in ("DJANGO_SECRET_KEY", "DATABASE_URL", "REDIS_URL", "WEBTASK_ENCRYPTION_KEYS"):
         (tmp_path / name).write_text(GOOD[name] + "\n")
         changed |= {name: None, f"{name}_FILE": str(tmp_path / name)}
     program = """
@@ -81,9 +91,12 @@ django.setup()
 from django.conf import settings
 database = settings.DATABASES["default"]
 print(json.dumps([settings.SECRET_KEY, database["PASSWORD"], settings.CELERY_BROKER_URL]))
+print(json.dumps(settings.WEBTASK_ENCRYPTION_KEYS))
 """
     done = run("-c", program, **changed)
-    assert json.loads(done.stdout) == [KEY, "a-long-password", GOOD["REDIS_URL"]]
+    shown, keys = map(json.loads, done.stdout.splitlines())
+    assert shown == [KEY, "a-long-password", GOOD["REDIS_URL"]]
+    assert keys == [GOOD["WEBTASK_ENCRYPTION_KEYS"]]
 
 
 def test_celery_and_manage_say_the_same_line():

@@ -119,7 +119,8 @@ def test_id_and_trace_go_out_with_the_call_and_are_not_shown(client, receiver, c
     assert call.headers["traceparent"] == TRACEPARENT
     for body in (made, client.get(f"/timer/{made['task_id']}").json(), client.get("/timer").json()["timers"][0]):
         assert not {"request_id", "traceparent", "origin"} & body.keys()
-        assert {name: body[name] for name in more} == more
+        shown = more | {"headers": {"X-A": "***"}} if "headers" in more else more
+        assert {name: body[name] for name in more} == shown
     # It is no option either: an edit can neither give nor lose it.
     assert (
         client.patch(f"/timer/{made['task_id']}", {"request_id": "x"}, content_type="application/json").status_code

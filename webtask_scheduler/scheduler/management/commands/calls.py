@@ -91,6 +91,7 @@ class Command(BaseCommand):
             (_("workers"), found.worker_trouble),
             (_("upkeep"), found.upkeep_trouble),
             (_("broker"), facts.broker_trouble(at_once=True)),
+            (_("encryption keys"), found.keys_trouble),
         ):
             self.stdout.write(f"{what}: {trouble or 'ok'}")
 

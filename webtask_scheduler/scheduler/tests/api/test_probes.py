@@ -21,7 +21,7 @@ from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTim
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.service import Service
 
-READY = dict.fromkeys(("database", "migrations", "beat", "worker", "calls", "broker"), "ok")
+READY = dict.fromkeys(("database", "migrations", "beat", "worker", "calls", "keys", "broker"), "ok")
 
 db = pytest.mark.django_db
 
@@ -415,7 +415,7 @@ def test_a_real_process_lives_on_and_says_what_is_missing():
                 status, body = service.get("/readyz")
                 assert status == 503
                 assert body["checks"] == dict.fromkeys(
-                    ("database", "migrations", "beat", "worker", "calls"), "the database does not answer"
+                    ("database", "migrations", "beat", "worker", "calls", "keys"), "the database does not answer"
                 ) | {"broker": "the broker does not answer"}
                 assert service.get("/healthz") == (200, {"status": "ok"})
             status, body = service.post({"seconds": 1, "web_url": "http://a.example/"})

@@ -33,9 +33,9 @@ class Call:
 @dataclass
 class Receiver:
     """Paths: `/status/503`, `/redirect`, `/sleep/2`, `/drip-body`, `/drip-head`, `/large`, `/cookie`, `/garbage`,
-    `/hang-up`, `/flaky/2` (503 for the first two calls), `/retry-after/120` (503, with that header),
-    `/dawdle/2/x` (redirects to `/x` after two seconds), `/edited/1/fails` (500, see `editors`), and those that
-    `redirect` gives; anything else answers 200.
+    `/hang-up`, `/flaky/2` (503 for the first two calls), `/retry-after/120` (503, with that header), `/echo` (answers
+    what arrived), `/dawdle/2/x` (redirects to `/x` after two seconds), `/edited/1/fails` (500, see `editors`), and
+    those that `redirect` gives; anything else answers 200.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -112,6 +112,7 @@ class Receiver:
             "dawdle": lambda: self._dawdle(handler, *argument.split("/", 1)),
             "retry-after": lambda: self._plain(handler, 503, {"Retry-After": unquote(argument)}),
             "edited": lambda: self._plain(handler, 500 if argument.endswith("fails") else 200),
+            "echo": lambda: self._plain(handler, 200, body=self._said(handler)),
             "cookie": lambda: self._plain(handler, 200, {"Set-Cookie": "a=b; Path=/"}),
             "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
             "sleep": lambda: self._sleep(handler, argument),
@@ -127,6 +128,10 @@ class Receiver:
             answers.get(kind, lambda: self._plain(handler, 200))()
         except OSError:
             handler.close_connection = True
+
+    def _said(self, handler: http.server.BaseHTTPRequestHandler) -> bytes:
+        last = [call for call in self.calls if call.path == handler.path][-1]
+        return json.dumps([last.path, last.headers, last.body.decode()]).encode()
 
     def _plain(
         self,
