@@ -10,7 +10,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
 
-    dependencies = [("scheduler", "0014_texts")]
+    dependencies = [("scheduler", "0015_refused")]
 
     operations = [
         migrations.CreateModel(

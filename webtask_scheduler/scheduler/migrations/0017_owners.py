@@ -12,7 +12,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('scheduler', '0014_texts'),
+        ('scheduler', '0016_secrets'),
         ('users', '0002_deleted'),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
