@@ -109,6 +109,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Where the user is known: whoever sent the request is who did what it does.
+    "webtask_scheduler.access.actor.Middleware",
 ]
 
 TEMPLATES = [
@@ -384,6 +386,11 @@ WEBTASK_KEEP_DELIVERIES = whole_number("WEBTASK_KEEP_DELIVERIES", default=1000, 
 WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
 )
+
+# Days that entries of the audit log are kept; 0 keeps them forever.
+WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
+# How many proxies before this service add to X-Forwarded-For, or overwrite it, and so say who a client is.
+WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=0, least=0, most=10)
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

@@ -79,6 +79,8 @@ if "*" in ALLOWED_HOSTS:
 # migration 0012 and docs/operations.md, "Upgrade").
 DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
 
+WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
+
 # HTTPS. The proxy before us must overwrite X-Forwarded-Proto, as compose/production/caddy/Caddyfile does. What may
 # change something is refused over plain HTTP, what only reads is redirected, and probes are answered under any name.
 _ENTRY = "webtask_scheduler.scheduler.api.entry"

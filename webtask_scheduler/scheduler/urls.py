@@ -2,6 +2,7 @@
 
 from django.urls import re_path
 
+from webtask_scheduler.scheduler.api.audit import AuditView
 from webtask_scheduler.scheduler.api.bulk import BulksView, BulkView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
@@ -31,6 +32,7 @@ urlpatterns = [
     re_path(rf"{_ONE}/replay/?$", ReplayView.as_view(), name="replay"),
     re_path(rf"{_ONE}/deliveries/?$", DeliveriesView.as_view(), name="deliveries"),
     re_path(rf"{_ONE}/attempts/?$", AttemptsView.as_view(), name="attempts"),
+    re_path(r"^audit/?$", AuditView.as_view(), name="audit"),
     re_path(r"^signing-secret/?$", SecretsView.as_view(), name="secrets"),
     re_path(r"^signing-secret/(?P<id>[^/]+)/?$", SecretView.as_view(), name="secret"),
 ]

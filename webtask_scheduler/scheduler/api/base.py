@@ -22,6 +22,7 @@ from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
+from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.problems import (
     Conflict,
@@ -103,6 +104,8 @@ class TimerAPIView(APIView):
         if request.method in ("POST", "PATCH"):
             _check_body(request, limit=self.body_limit_bytes)
         super().initial(request, *args, **kwargs)
+        caller = caller_of(request)
+        actor.by_key(getattr(caller, "key_id", None))
 
 
 def caller_of(request: Request) -> Caller:

@@ -44,7 +44,7 @@ from webtask_scheduler.scheduler.services.many import (
     step_bulk,
     switch_many,
 )
-from webtask_scheduler.scheduler.services.secrets import SECRETS_MOST, add_secret
+from webtask_scheduler.scheduler.services.secrets import SECRETS_MOST, add_secret, delete_secret
 from webtask_scheduler.scheduler.services.switches import (
     HOST_MOST,
     CallStopRefusedError,
@@ -77,6 +77,7 @@ __all__ = [
     "check_edit",
     "check_schedule",
     "check_schedule_edit",
+    "delete_secret",
     "edit",
     "host_to_stop",
     "lock_for_edit",
