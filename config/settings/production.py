@@ -63,7 +63,7 @@ for _name in ("DATABASE_URL", "REDIS_URL"):
     _check_password(_name, secret(_name))
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import DATABASES, LOGGING, MIDDLEWARE, env, one_of, whole_number  # noqa: E402
+from config.settings.base import DATABASES, LOGGING, MIDDLEWARE, env, number, one_of, whole_number  # noqa: E402
 
 LOG_FORMAT = one_of("LOG_FORMAT", "json", "line")
 LOGGING["handlers"]["console"]["formatter"] = LOG_FORMAT
@@ -79,6 +79,13 @@ if "*" in ALLOWED_HOSTS:
 # migration 0012 and docs/operations.md, "Upgrade").
 DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
 
+# What one owner may do and have, see the base settings.
+WEBTASK_LIMIT_REQUESTS_PER_SECOND = number("WEBTASK_LIMIT_REQUESTS_PER_SECOND", default=100.0, least=0, most=1_000_000)
+WEBTASK_LIMIT_TIMERS_WAITING = whole_number(
+    "WEBTASK_LIMIT_TIMERS_WAITING", default=100_000, least=0, most=1_000_000_000
+)
+WEBTASK_LIMIT_RECURRING_PER_SECOND = number("WEBTASK_LIMIT_RECURRING_PER_SECOND", default=50.0, least=0, most=1_000_000)
+WEBTASK_LIMIT_GAP_SECONDS = number("WEBTASK_LIMIT_GAP_SECONDS", default=1.0, least=0, most=60)
 WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
 
 # HTTPS. The proxy before us must overwrite X-Forwarded-Proto, as compose/production/caddy/Caddyfile does. What may

@@ -44,6 +44,7 @@ from webtask_scheduler.scheduler.services.many import (
     step_bulk,
     switch_many,
 )
+from webtask_scheduler.scheduler.services.quotas import QuotaError
 from webtask_scheduler.scheduler.services.secrets import SECRETS_MOST, add_secret, delete_secret
 from webtask_scheduler.scheduler.services.switches import (
     HOST_MOST,
@@ -64,6 +65,7 @@ __all__ = [
     "NewTimer",
     "NothingPromisedError",
     "NothingToReplayError",
+    "QuotaError",
     "Ran",
     "Schedule",
     "Scheduled",

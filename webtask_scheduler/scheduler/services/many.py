@@ -16,7 +16,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services import quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
@@ -96,8 +96,9 @@ def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
 
 
 def begin_bulk(operation: BulkOperation) -> None:
-    """Store a bulk operation; a worker takes it up within seconds."""
+    """Store a bulk operation; a worker takes it up within seconds. Raises QuotaError."""
     with transaction.atomic():
+        quotas.check_bulk(operation)
         operation.save(force_insert=True)
         # What only counts is no deed.
         if not operation.dry_run:
