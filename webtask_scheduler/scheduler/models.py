@@ -191,9 +191,12 @@ class Timer(models.Model):
             models.Index(
                 F("id").desc(), name="timer_recurring_idx", condition=~Q(cron="") | Q(every_seconds__isnull=False)
             ),
-            # Serves services.quotas, which adds up the rates of an owner's recurring timers.
+            # Serves services.quotas, which adds up the rates of an owner's recurring timers. Being an expression, it is
+            # not taken for a list's, which has an order.
             models.Index(
-                F("owner"), name="timer_owner_recurring_idx", condition=~Q(cron="") | Q(every_seconds__isnull=False)
+                Coalesce("owner", 0),
+                name="timer_owner_recurring_idx",
+                condition=~Q(cron="") | Q(every_seconds__isnull=False),
             ),
             # Serves the list of callbacks of a delivery.
             models.Index(F("outcome_of"), name="timer_outcome_idx", condition=Q(outcome_of__isnull=False)),

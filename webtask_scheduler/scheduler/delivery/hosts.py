@@ -243,8 +243,7 @@ class Line:
     def pick(self, now: float, *, most: int) -> tuple[list[Held], list[tuple[Held, float]]]:
         """Give slots to at most `most` deliveries; return them, and those to put off with their waits."""
         self._leave_slots(now)
-        if self._paced:
-            self._unpace(now)
+        self._unpace(now)
         start: list[Held] = []
         later: list[tuple[Held, float]] = []
         # Flows on trial whose host has become quick join the quick ones, which are picked once more at the end.

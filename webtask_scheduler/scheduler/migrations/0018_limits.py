@@ -7,6 +7,7 @@ while the tables are in use; neither is touched when a timer is called once.
 from django.contrib.postgres.operations import AddIndexConcurrently
 from django.db import migrations, models
 from django.db.models import F, Q
+from django.db.models.functions import Coalesce
 
 import webtask_scheduler.scheduler.models
 
@@ -25,7 +26,7 @@ class Migration(migrations.Migration):
         AddIndexConcurrently(
             model_name="timer",
             index=models.Index(
-                F("owner"),
+                Coalesce("owner", 0),
                 condition=models.Q(models.Q(("cron", ""), _negated=True), ("every_seconds__isnull", False), _connector="OR"),
                 name="timer_owner_recurring_idx",
             ),

@@ -27,15 +27,15 @@ class QuotaError(ValidationError):
 # called or held by an operator's stop is not counted: there is little of it, or it is not the owner's doing.
 _WAITING = """
 SELECT count(*) FROM (
-  SELECT FROM generate_series(0, %(lanes)s::bigint - 1) lane
+  SELECT FROM generate_series(0, %(lanes)s::bigint - 1) AS part (number)
    CROSS JOIN LATERAL (
      SELECT FROM scheduler_delivery
-      WHERE state = 'scheduled' AND flow >= lane << 57 | %(owner)s::bigint << 32
-        AND flow < (lane << 57 | %(owner)s::bigint << 32) + 4294967296
+      WHERE state = 'scheduled' AND flow >= (part.number << 57) + (%(owner)s::bigint << 32)
+        AND flow < (part.number << 57) + (%(owner)s::bigint << 32) + 4294967296
      UNION ALL
      SELECT FROM scheduler_delivery
-      WHERE state = 'paused' AND flow >= lane << 57 | %(owner)s::bigint << 32
-        AND flow < (lane << 57 | %(owner)s::bigint << 32) + 4294967296
+      WHERE state = 'paused' AND flow >= (part.number << 57) + (%(owner)s::bigint << 32)
+        AND flow < (part.number << 57) + (%(owner)s::bigint << 32) + 4294967296
    ) waiting
    LIMIT %(most)s
 ) counted
@@ -44,13 +44,11 @@ SELECT count(*) FROM (
 _RECURRING = f"""
 SELECT cron, sum(coalesce(1 / every_seconds, 0))::float8 AS rate, count(*) AS count
   FROM scheduler_timer timer
- WHERE {{owner}} AND {RECURRING}
+ WHERE coalesce(timer.owner_id, 0) = %s AND {RECURRING}
    AND EXISTS (SELECT FROM scheduler_delivery delivery WHERE delivery.timer_id = timer.id AND NOT delivery.extra
                   AND delivery.finished_at IS NULL AND delivery.cancel_requested_at IS NULL)
  GROUP BY cron
 """  # noqa: S608 - only constants are put in
-_RECURRING_OF_OWNER = _RECURRING.format(owner="timer.owner_id = %s")
-_RECURRING_OF_NOBODY = _RECURRING.format(owner="timer.owner_id IS NULL AND %s::bigint IS NULL")
 
 
 def count_waiting(owner_id: int | None, *, most: int) -> int:
@@ -65,7 +63,7 @@ def count_waiting(owner_id: int | None, *, most: int) -> int:
 def recurring_rate(owner_id: int | None) -> float:
     """Return how many calls a second an owner's recurring timers promise. Raises DatabaseError."""
     with connection.cursor() as cursor:
-        cursor.execute(_RECURRING_OF_NOBODY if owner_id is None else _RECURRING_OF_OWNER, [owner_id])
+        cursor.execute(_RECURRING, [owner_id or 0])
         return sum(moments_a_second(cron) * count if cron else rate for cron, rate, count in cursor.fetchall())
 
 
