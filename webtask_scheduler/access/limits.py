@@ -81,7 +81,11 @@ elseif kept.mark_at and now - kept.mark_at >= settle then settled = kept.mark en
 if not kept.base then return {'count', text(settled), '0'} end
 local has = kept.base + total - kept.base_total
 if has + amount > most + 0.0000005 then
-  if not counted and now - kept.at >= recount then return {'count', text(settled), '0'} end
+  if not counted and now - kept.at >= recount then
+    -- Others that ask meanwhile go by the sum: one count at a time.
+    redis.call('HSET', KEYS[1], 'at', text(now))
+    return {'count', text(settled), '0'}
+  end
   return {'full', text(has), '0'}
 end
 if has + amount + spare > far * most then spare = 0 end

@@ -64,7 +64,7 @@ def recurring_rate(owner_id: int | None) -> float:
     """Return how many calls a second an owner's recurring timers promise. Raises DatabaseError."""
     with connection.cursor() as cursor:
         cursor.execute(_RECURRING, [owner_id or 0])
-        return sum(moments_a_second(cron) * count if cron else rate for cron, rate, count in cursor.fetchall())
+        return float(sum(moments_a_second(cron) * count if cron else rate for cron, rate, count in cursor.fetchall()))
 
 
 def reserve(timers: Sequence[NewTimer], *, owner_id: int | None) -> None:
