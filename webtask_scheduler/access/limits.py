@@ -20,7 +20,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import redis
+from django.conf import settings
+from django.db import transaction
 
+from webtask_scheduler.access import audit
+from webtask_scheduler.access.models import Limit
 from webtask_scheduler.broker import redis_client
 from webtask_scheduler.telemetry.events import event
 
@@ -41,6 +45,10 @@ SPARE_OWNERS_MOST = 10_000
 FAR = 0.9
 # What is not asked for this long is forgotten, and counted anew.
 KEEP_SECONDS = 24 * 3600
+
+# A change of an owner's own limits is seen by every process within this time, by one statement for all owners.
+FRESH_SECONDS = 10.0
+OWNERS_MOST = 10_000
 
 _PREFIX = "webtask_scheduler:limit:"
 
@@ -96,6 +104,59 @@ redis.call('HSET', KEYS[1], 'total', text(total + amount + spare), 'last_at', te
 redis.call('EXPIRE', KEYS[1], keep)
 return {'ok', text(has + amount), text(spare)}
 """
+
+
+class Allowed(NamedTuple):
+    """What an owner may do and have; 0 is without limit. The fields are those of models.Limit."""
+
+    requests_per_second: float
+    timers_waiting: int
+    recurring_per_second: float
+    bulk_open: int
+
+
+# When they were read, and those that differ from the settings, by owner.
+_own: tuple[float, dict[int, Limit]] | None = None
+
+
+def allowed(owner_id: int | None) -> Allowed:
+    """Return what an owner may do and have: its own limits, or else those of the settings. Raises DatabaseError."""
+    global _own  # noqa: PLW0603 - one set a process is the point
+    found = None
+    if owner_id is not None:
+        now = time.monotonic()
+        if _own is None or now - _own[0] >= FRESH_SECONDS:
+            _own = now, {limit.owner_id: limit for limit in Limit.objects.order_by("pk")[:OWNERS_MOST]}
+        found = _own[1].get(owner_id)
+    own = [getattr(found, name) if found is not None else None for name in Allowed._fields]
+    common = (
+        settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND,
+        settings.WEBTASK_LIMIT_TIMERS_WAITING,
+        settings.WEBTASK_LIMIT_RECURRING_PER_SECOND,
+        settings.WEBTASK_LIMIT_BULK_OPEN,
+    )
+    return Allowed(*(mine if mine is not None else theirs for mine, theirs in zip(own, common, strict=True)))
+
+
+def change(owner_id: int, **values: float | None) -> Limit | None:
+    """Set an owner's own limits, by the fields of Allowed; a field that is None or left out is the setting's again.
+
+    Returns the row, None if all are the settings'. Raises DatabaseError.
+    """
+    global _own  # noqa: PLW0603 - as above
+    new = {name: values.get(name) for name in Allowed._fields}
+    with transaction.atomic():
+        before = Limit.objects.select_for_update().filter(owner=owner_id).values(*new).first()
+        limit = None
+        if any(value is not None for value in new.values()):
+            limit = Limit.objects.update_or_create(owner_id=owner_id, defaults=new)[0]
+        else:
+            Limit.objects.filter(owner=owner_id).delete()
+        after = new if limit is not None else None
+        if before != after:
+            audit.record("limit.changed", kind="limit", of=owner_id, owner_id=owner_id, before=before, after=after)
+    _own = None
+    return limit
 
 
 class Taken(NamedTuple):
@@ -204,6 +265,8 @@ def _spare() -> _Spare:
 
 def forget() -> None:
     """Drop this process's connection and what it keeps; for tests."""
+    global _own  # noqa: PLW0603 - as above
+    _own = None
     _store.cache_clear()
     _spare.cache_clear()
 

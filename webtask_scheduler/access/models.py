@@ -1,7 +1,8 @@
 """The tables of who may call, and of what was done; independent of timers."""
 
-# The audit log. Its class stays at the end of this module.
+# The audit log and limits. Their classes stay at the end of this module.
 
+from django.conf import settings
 from django.db import models
 from django.db.models import F
 from django.db.models.functions import Now
@@ -48,3 +49,29 @@ class AuditEntry(models.Model):
     def __str__(self) -> str:
         what = f"{self.kind} {self.object_id}".strip()
         return gettext("%(action)s, %(what)s") % {"action": self.action, "what": what}
+
+
+class Limit(models.Model):
+    """What one owner may do and have where it differs from the settings; see `access.limits`."""
+
+    owner = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="limit", verbose_name=_("owner")
+    )
+    # Null is what the setting says, 0 is without limit.
+    requests_per_second = models.FloatField(_("requests a second"), null=True, blank=True)
+    timers_waiting = models.PositiveIntegerField(_("timers waiting"), null=True, blank=True)
+    recurring_per_second = models.FloatField(_("recurring calls a second"), null=True, blank=True)
+    bulk_open = models.PositiveIntegerField(_("bulk operations at once"), null=True, blank=True)
+
+    class Meta:
+        verbose_name = _("limit")
+        verbose_name_plural = _("limits")
+        constraints = [
+            models.CheckConstraint(
+                condition=~models.Q(requests_per_second__lt=0) & ~models.Q(recurring_per_second__lt=0),
+                name="limit_not_negative",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return gettext("limits of %(owner)s") % {"owner": self.owner}

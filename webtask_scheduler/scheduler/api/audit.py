@@ -114,7 +114,7 @@ class AuditView(TimerAPIView):
         rows = AuditEntry.objects.all()
         if not caller.sees_all:
             # What belongs to the deployment belongs to nobody, and is no anonymous caller's either.
-            rows = rows.filter(owner_id=caller.owner_id).exclude(kind__in=("host", "limit"))
+            rows = rows.filter(owner_id=caller.owner_id).exclude(kind="host")
         if values.get("kind"):
             rows = rows.filter(kind=values["kind"])
         if values.get("id"):

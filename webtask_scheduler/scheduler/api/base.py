@@ -111,7 +111,7 @@ class TimerAPIView(APIView):
 
     def _take_turn(self, request: Request, caller: Caller) -> None:
         """Count the request against its owner's limit, and say in the answer what is left. Raises TooManyRequests."""
-        per_second = settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND
+        per_second = limits.allowed(caller.owner_id).requests_per_second
         if not per_second:
             return
         # Who has no owner has an address.

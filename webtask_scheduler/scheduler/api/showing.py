@@ -304,7 +304,12 @@ SELECT timer.id, coalesce(octet_length(timer.options::text), 0) + octet_length(t
 
 def fitting(timer_ids: Sequence[uuid.UUID], *, most_bytes: int) -> int:
     """Return how many of these timers, from the first, an answer of about this size holds; at least one."""
-    values: dict[str, Any] = {"timer": TIMER_BYTES, "attempt": ATTEMPT_BYTES, "attempts": ATTEMPTS_SHOWN, "ids": list(timer_ids)}
+    values: dict[str, Any] = {
+        "timer": TIMER_BYTES,
+        "attempt": ATTEMPT_BYTES,
+        "attempts": ATTEMPTS_SHOWN,
+        "ids": list(timer_ids),
+    }
     with connection.cursor() as cursor:
         cursor.execute(_SIZES, values)
         sizes = dict(cursor.fetchall())

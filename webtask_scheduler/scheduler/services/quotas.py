@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from django.conf import settings
 from django.core.exceptions import ValidationError
 from django.db import connection
 from django.utils.translation import gettext_lazy as _
@@ -69,7 +68,7 @@ def recurring_rate(owner_id: int | None) -> float:
 
 def reserve(timers: Sequence[NewTimer], *, owner_id: int | None) -> None:
     """Reserve room for timers that are about to be made. Raises QuotaError, DatabaseError."""
-    most = settings.WEBTASK_LIMIT_TIMERS_WAITING
+    most = limits.allowed(owner_id).timers_waiting
     if most:
         count = partial(count_waiting, owner_id, most=most + 1)
         if not limits.reserve(f"waiting:{owner_id or 0}", len(timers), most=most, count=count, spare=limits.SPARE):
@@ -97,8 +96,8 @@ def reserve_edit(timer: Timer, new: NewTimer) -> None:
 
 
 def reserve_rate(per_second: float, *, owner_id: int | None) -> None:
-    most = settings.WEBTASK_LIMIT_RECURRING_PER_SECOND
-    if most and per_second > 0:
+    most = limits.allowed(owner_id).recurring_per_second if per_second > 0 else 0.0
+    if most:
         count = partial(recurring_rate, owner_id)
         if not limits.reserve(f"recurring:{owner_id or 0}", per_second, most=most, count=count):
             raise QuotaError(
@@ -114,7 +113,7 @@ def reserve_rate(per_second: float, *, owner_id: int | None) -> None:
 
 def check_bulk(operation: BulkOperation) -> None:
     """Check that an owner may begin another bulk operation, until the transaction ends. Raises QuotaError."""
-    most = settings.WEBTASK_LIMIT_BULK_OPEN
+    most = limits.allowed(operation.owner_id).bulk_open
     if not most:
         return
     with connection.cursor() as cursor:

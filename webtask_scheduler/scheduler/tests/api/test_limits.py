@@ -16,6 +16,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from webtask_scheduler.access import limits
+from webtask_scheduler.access.models import AuditEntry, Limit
 from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.models import BulkOperation, Delivery, Timer
 from webtask_scheduler.scheduler.rules import retry
@@ -441,3 +442,58 @@ def test_timer_with_very_many_attempts_shows_the_last_ones(client, sql):
     assert len(client.get(path(timer, "/attempts?limit=200")).json()["attempts"]) == 200
     assert len(json.dumps(client.get("/timer").json())) < 64 * 1024
     assert uuid.UUID(timer["task_id"])
+
+
+# An owner's own limits
+
+
+@db
+def test_owner_may_have_limits_of_its_own_and_they_are_audited(owner, user, settings):
+    settings.WEBTASK_LIMIT_TIMERS_WAITING, settings.WEBTASK_LIMIT_BULK_OPEN = 1, 1
+    limits.change(user.pk, timers_waiting=2, requests_per_second=100)
+    for _ in range(2):
+        assert create(owner)
+    answer = refused(post(owner, {"seconds": 60, "web_url": URL}), "WEBTASK_LIMIT_TIMERS_WAITING")
+    assert "At most 2 timers" in answer.json()["detail"]
+    assert "q=1000" in answer["RateLimit-Policy"]
+    # What it does not have is the setting's.
+    assert [begin_bulk(owner).status_code for _ in range(2)] == [202, 409]
+    create(Client())
+    refused(post(Client(), {"seconds": 60, "web_url": URL}), "WEBTASK_LIMIT_TIMERS_WAITING")
+    # 0 is without limit.
+    limits.change(user.pk, timers_waiting=0)
+    create(owner)
+    assert limits.change(user.pk) is None
+    refused(post(owner, {"seconds": 60, "web_url": URL}), "WEBTASK_LIMIT_TIMERS_WAITING")
+    limits.change(user.pk)
+    entries = AuditEntry.objects.filter(action="limit.changed", object_id=str(user.pk)).order_by("pk")
+    assert [entry.after and entry.after["timers_waiting"] for entry in entries] == [2, 0, None]
+    assert entries[1].before["requests_per_second"] == 100
+
+
+@db
+def test_limits_are_set_in_the_admin(admin_client, admin_user, user):
+    page = "/admin/access/limit/"
+    assert admin_client.post(f"{page}add/", {"owner": user.pk}).status_code == 200
+    assert admin_client.post(f"{page}add/", {"owner": user.pk, "requests_per_second": "-1"}).status_code == 200
+    assert not Limit.objects.exists()
+    assert admin_client.post(f"{page}add/", {"owner": user.pk, "bulk_open": "3"}).status_code == 302
+    limit = Limit.objects.get()
+    assert admin_client.post(f"{page}{limit.pk}/change/", {"bulk_open": "4"}).status_code == 302
+    assert limits.allowed(user.pk).bulk_open == 4
+    assert "me@example.com" in admin_client.get(page).content.decode()
+    assert admin_client.post(f"{page}{limit.pk}/delete/", {"post": "yes"}).status_code == 302
+    assert not Limit.objects.exists()
+    entries = list(AuditEntry.objects.order_by("pk"))
+    assert [(one.action, one.through, one.user_id) for one in entries] == [
+        ("limit.changed", "admin", admin_user.pk)
+    ] * 3
+
+
+@db
+def test_change_by_another_process_is_seen_in_time(user, monkeypatch):
+    assert limits.allowed(user.pk).bulk_open == 10
+    Limit.objects.create(owner=user, bulk_open=1)
+    assert limits.allowed(user.pk).bulk_open == 10
+    monkeypatch.setattr(limits, "FRESH_SECONDS", 0.0)
+    assert limits.allowed(user.pk).bulk_open == 1
