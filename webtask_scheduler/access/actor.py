@@ -59,7 +59,8 @@ class _OfRequest:
         return Actor(
             through=through,
             user_id=user.pk if known and user is not None else None,
-            name=str(user)[:NAME_MAX_LENGTH] if known else "",
+            # Whoever comes with a key may be known by the owner's id alone.
+            name=str(user.get_username())[:NAME_MAX_LENGTH] if known and hasattr(user, "get_username") else "",
             key=self.key,
             address=address_of(self.request),
         )

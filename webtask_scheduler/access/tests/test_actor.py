@@ -44,3 +44,30 @@ def test_actor_is_set_for_the_work_inside_alone():
             assert actor.current() == inner
         assert actor.current() == outer
     assert actor.current() == actor.NOBODY
+
+
+class Holder:
+    """Whoever comes with a key, as authentication may know it: an id and no name."""
+
+    is_authenticated, pk = True, 7
+
+
+def test_request_with_a_key_is_known_by_the_key_and_its_owners_id(settings):
+    settings.WEBTASK_PROXIES = 0
+    seen = []
+
+    def view(request):
+        # What authentication finds out, and when.
+        request.user = Holder()
+        actor.by_key(12)
+        seen.append(actor.current())
+
+    request = RequestFactory().get("/", REMOTE_ADDR="192.0.2.1")
+    request.resolver_match = None
+    actor.Middleware(view)(request)
+    assert seen == [actor.Actor(through=actor.API, user_id=7, key="12", address="192.0.2.1")]
+    assert seen[0].to_store() == {"through": "api", "key": "12", "address": "192.0.2.1"}
+    assert actor.current() == actor.NOBODY
+    # Outside a request nothing is noted.
+    actor.by_key(13)
+    assert actor.current() == actor.NOBODY

@@ -123,8 +123,8 @@ def check_bulk(operation: BulkOperation) -> None:
     if BulkOperation.objects.filter(owner=operation.owner_id, finished_at=None).count() >= most:
         raise QuotaError(
             _(
-                "%(most)s bulk operations of this owner have not ended, and no more may be under way. Wait until one"
-                " has ended. The operator sets the limit with WEBTASK_LIMIT_BULK_OPEN."
+                "At most %(most)s bulk operations of one owner may be under way at once. Wait until one has ended. The"
+                " operator sets the limit with WEBTASK_LIMIT_BULK_OPEN."
             ),
             code="bulk",
             params={"most": most},
