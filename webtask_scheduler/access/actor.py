@@ -54,11 +54,11 @@ class _OfRequest:
         match = self.request.resolver_match
         through = _PAGES.get(match.app_names[0], API) if match and match.app_names else API
         # Django REST framework puts the user whom it found here too.
-        user = getattr(self.request, "user", None)
+        user: Any = getattr(self.request, "user", None)
         known = user is not None and user.is_authenticated
         return Actor(
             through=through,
-            user_id=user.pk if known and user is not None else None,
+            user_id=user.pk if known else None,
             # Whoever comes with a key may be known by the owner's id alone.
             name=str(user.get_username())[:NAME_MAX_LENGTH] if known and hasattr(user, "get_username") else "",
             key=self.key,

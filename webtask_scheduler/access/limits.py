@@ -128,14 +128,16 @@ def allowed(owner_id: int | None) -> Allowed:
         if _own is None or now - _own[0] >= FRESH_SECONDS:
             _own = now, {limit.owner_id: limit for limit in Limit.objects.order_by("pk")[:OWNERS_MOST]}
         found = _own[1].get(owner_id)
-    own = [getattr(found, name) if found is not None else None for name in Allowed._fields]
-    common = (
-        settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND,
-        settings.WEBTASK_LIMIT_TIMERS_WAITING,
-        settings.WEBTASK_LIMIT_RECURRING_PER_SECOND,
-        settings.WEBTASK_LIMIT_BULK_OPEN,
+    common = Allowed(
+        requests_per_second=settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND,
+        timers_waiting=settings.WEBTASK_LIMIT_TIMERS_WAITING,
+        recurring_per_second=settings.WEBTASK_LIMIT_RECURRING_PER_SECOND,
+        bulk_open=settings.WEBTASK_LIMIT_BULK_OPEN,
     )
-    return Allowed(*(mine if mine is not None else theirs for mine, theirs in zip(own, common, strict=True)))
+    if found is None:
+        return common
+    own = {name: getattr(found, name) for name in Allowed._fields}
+    return common._replace(**{name: value for name, value in own.items() if value is not None})
 
 
 def change(owner_id: int, **values: float | None) -> Limit | None:
