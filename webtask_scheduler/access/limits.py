@@ -124,10 +124,10 @@ def allowed(owner_id: int | None) -> Allowed:
     global _own  # noqa: PLW0603 - one set a process is the point
     found = None
     if owner_id is not None:
-        now = time.monotonic()
-        if _own is None or now - _own[0] >= FRESH_SECONDS:
-            _own = now, {limit.owner_id: limit for limit in Limit.objects.order_by("pk")[:OWNERS_MOST]}
-        found = _own[1].get(owner_id)
+        now, known = time.monotonic(), _own
+        if known is None or now - known[0] >= FRESH_SECONDS:
+            known = _own = now, {limit.owner_id: limit for limit in Limit.objects.order_by("pk")[:OWNERS_MOST]}
+        found = known[1].get(owner_id)
     common = Allowed(
         requests_per_second=settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND,
         timers_waiting=settings.WEBTASK_LIMIT_TIMERS_WAITING,
