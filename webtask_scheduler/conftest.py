@@ -14,6 +14,7 @@ from django.db import connection
 from django.utils import translation
 from hypothesis import strategies
 
+from webtask_scheduler.access import limits
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
@@ -60,6 +61,7 @@ def _constants_of_the_code(request: pytest.FixtureRequest) -> None:
 def _facts_of_this_test() -> None:
     """What one test's database said must not be told in the next."""
     facts.forget()
+    limits.forget()
 
 
 @pytest.fixture(autouse=True)

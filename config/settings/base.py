@@ -179,6 +179,8 @@ MIDDLEWARE = [
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Where the user is known: whoever sent the request is who did what it does.
+    "webtask_scheduler.access.actor.Middleware",
 ]
 
 TEMPLATES = [
@@ -485,6 +487,30 @@ WEBTASK_KEEP_DELIVERIES = whole_number("WEBTASK_KEEP_DELIVERIES", default=1000, 
 WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
 )
+
+# What one owner may do and have; 0 is without limit, and so is the default on a laptop. config.settings.production has
+# other defaults. Requests of the API a second, where ten seconds' worth may come at once after a pause.
+WEBTASK_LIMIT_REQUESTS_PER_SECOND = number("WEBTASK_LIMIT_REQUESTS_PER_SECOND", default=0.0, least=0, most=1_000_000)
+# Timers that wait or are paused.
+WEBTASK_LIMIT_TIMERS_WAITING = whole_number("WEBTASK_LIMIT_TIMERS_WAITING", default=0, least=0, most=1_000_000_000)
+# Calls a second that all its recurring timers promise together.
+WEBTASK_LIMIT_RECURRING_PER_SECOND = number("WEBTASK_LIMIT_RECURRING_PER_SECOND", default=0.0, least=0, most=1_000_000)
+# The shortest time between two attempts at a delivery, and between two moments of a timer that recurs by an interval.
+WEBTASK_LIMIT_GAP_SECONDS = number("WEBTASK_LIMIT_GAP_SECONDS", default=0.0, least=0, most=60)
+# Bulk operations that have not ended.
+WEBTASK_LIMIT_BULK_OPEN = whole_number("WEBTASK_LIMIT_BULK_OPEN", default=10, least=0, most=10_000)
+# What timers of one page of the list may take; one timer is always given.
+WEBTASK_LIMIT_ANSWER_BYTES = whole_number(
+    "WEBTASK_LIMIT_ANSWER_BYTES", default=4 * 1024 * 1024, least=64 * 1024, most=1024**3
+)
+# What all owners and all workers together may do to one host: calls begun a second, and calls under way; 0 is without
+# limit.
+WEBTASK_HOST_MAX_PER_SECOND = number("WEBTASK_HOST_MAX_PER_SECOND", default=0.0, least=0, most=1_000_000)
+WEBTASK_HOST_MAX_IN_FLIGHT = whole_number("WEBTASK_HOST_MAX_IN_FLIGHT", default=0, least=0, most=1_000_000)
+# Days that entries of the audit log are kept; 0 keeps them forever.
+WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
+# How many proxies before this service add to X-Forwarded-For, or overwrite it, and so say who a client is.
+WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=0, least=0, most=10)
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

@@ -71,6 +71,7 @@ from config.settings.base import (  # noqa: E402
     api_auth,
     encryption_keys,
     env,
+    number,
     one_of,
     whole_number,
 )
@@ -91,6 +92,15 @@ if "*" in ALLOWED_HOSTS:
 # Only this schema, so that a view of old names for processes of the release before does not hide a table (see
 # migration 0012 and docs/operations.md, "Upgrade").
 DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
+
+# What one owner may do and have, see the base settings.
+WEBTASK_LIMIT_REQUESTS_PER_SECOND = number("WEBTASK_LIMIT_REQUESTS_PER_SECOND", default=100.0, least=0, most=1_000_000)
+WEBTASK_LIMIT_TIMERS_WAITING = whole_number(
+    "WEBTASK_LIMIT_TIMERS_WAITING", default=100_000, least=0, most=1_000_000_000
+)
+WEBTASK_LIMIT_RECURRING_PER_SECOND = number("WEBTASK_LIMIT_RECURRING_PER_SECOND", default=50.0, least=0, most=1_000_000)
+WEBTASK_LIMIT_GAP_SECONDS = number("WEBTASK_LIMIT_GAP_SECONDS", default=1.0, least=0, most=60)
+WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
 
 # HTTPS. The proxy before us must overwrite X-Forwarded-Proto, as compose/production/caddy/Caddyfile does. What may
 # change something is refused over plain HTTP, what only reads is redirected, and probes are answered under any name.

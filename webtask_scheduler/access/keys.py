@@ -13,12 +13,13 @@ from datetime import datetime
 from typing import NamedTuple
 
 from django.core.exceptions import ValidationError
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.models import QuerySet
 from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from webtask_scheduler.access import audit
 from webtask_scheduler.access.models import NAME_MAX_LENGTH, ApiKey, Scope
 
 # Where a key leaks, people and programs that look for secrets know it by this.
@@ -51,21 +52,28 @@ def make(*, name: str, owner_id: int, scopes: Iterable[str], expires_at: datetim
     if errors:
         raise ValidationError(errors)
     text = PREFIX + "".join(secrets.choice(_ALPHABET) for _character in range(RANDOM_CHARACTERS))
-    key = ApiKey.objects.create(
-        name=name.strip(),
-        owner_id=owner_id,
-        prefix=text[: len(PREFIX) + HINT_CHARACTERS],
-        digest=_digest(text),
-        # In the order of the enumeration.
-        scopes=[scope for scope in Scope.values if scope in wanted],
-        expires_at=expires_at,
-    )
+    with transaction.atomic():
+        key = ApiKey.objects.create(
+            name=name.strip(),
+            owner_id=owner_id,
+            prefix=text[: len(PREFIX) + HINT_CHARACTERS],
+            digest=_digest(text),
+            # In the order of the enumeration.
+            scopes=[scope for scope in Scope.values if scope in wanted],
+            expires_at=expires_at,
+        )
+        told = {"name": key.name, "scopes": key.scopes, "expires_at": key.expires_at}
+        audit.record("key.created", kind="key", of=key.pk, owner_id=owner_id, after=told)
     return Made(key, text)
 
 
 def revoke(keys: QuerySet[ApiKey]) -> int:
     """Revoke keys, from the next request on; return how many were not revoked yet."""
-    return keys.filter(revoked_at=None).update(revoked_at=Now())
+    with transaction.atomic():
+        valid = dict(keys.filter(revoked_at=None).select_for_update().values_list("pk", "owner_id"))
+        ApiKey.objects.filter(pk__in=valid).update(revoked_at=Now())
+        audit.record_each("key.revoked", kind="key", owners=valid)
+    return len(valid)
 
 
 def _digest(text: str) -> bytes:

@@ -8,18 +8,16 @@ import functools
 import time
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import redis
-from django.conf import settings
 from django.db import connection
 from django.utils.formats import number_format
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
-from redis.sentinel import Sentinel
 
 from webtask_scheduler import vault
+from webtask_scheduler.broker import redis_client
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT
 from webtask_scheduler.wording import Sentence, sentence, translated
 
@@ -32,7 +30,6 @@ STUCK_SECONDS = 10.0
 FRESH_SECONDS = 1.0
 BROKER_AWAY_SECONDS = 5.0
 BROKER_TIMEOUT_SECONDS = 1.5
-SENTINEL_PORT = 26379
 # Counts stop at this number.
 COUNT_MOST = 10_000
 WORKERS_MOST = 200
@@ -57,6 +54,10 @@ ON CONFLICT (name, kind) DO UPDATE SET seen_at = excluded.seen_at, starter_at = 
   ledger_at = excluded.ledger_at, held = excluded.held, running = excluded.running
 """  # noqa: S608 - only constants are put in
 
+_LIVE = """
+SELECT count(*) FROM scheduler_worker
+ WHERE kind = %s AND seen_at >= clock_timestamp() - make_interval(secs => %s)
+"""
 _FORGET = "DELETE FROM scheduler_worker WHERE name = %s AND kind = %s"
 
 # Bounded counts, each along an index: delivery_due_idx, delivery_lease_idx (few are claimed), delivery_held_idx.
@@ -351,6 +352,13 @@ def note_worker(
         cursor.execute(_NOTE, arguments)
 
 
+def live_workers() -> int:
+    """Return how many worker processes make calls now. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LIVE, [CALLS, SEEN_SECONDS])
+        return int(cursor.fetchone()[0])
+
+
 def forget_worker(*, name: str, kind: str) -> None:
     """Delete the row of a worker that ends in an orderly way. Raises DatabaseError."""
     with connection.cursor() as cursor:
@@ -436,21 +444,7 @@ def forget() -> None:
 
 @functools.cache
 def _broker_client() -> redis.Redis:
-    timeouts = {"socket_timeout": BROKER_TIMEOUT_SECONDS, "socket_connect_timeout": BROKER_TIMEOUT_SECONDS}
-    if not settings.REDIS_URL.startswith("sentinel://"):
-        return redis.Redis.from_url(settings.REDIS_URL, **timeouts)
-    # As kombu reads it: the password and the database are those of the server, and the same in each part.
-    parts = [urlsplit(part) for part in settings.REDIS_URL.split(";")]
-    sentinels = Sentinel(  # type: ignore[no-untyped-call]
-        [(part.hostname, part.port or SENTINEL_PORT) for part in parts],
-        sentinel_kwargs=settings.CELERY_BROKER_TRANSPORT_OPTIONS["sentinel_kwargs"],
-        username=unquote(parts[0].username or "") or None,
-        password=unquote(parts[0].password or "") or None,
-        db=parts[0].path.strip("/") or 0,
-        **timeouts,
-    )
-    master: redis.Redis = sentinels.master_for(settings.REDIS_SENTINEL_MASTER)  # type: ignore[no-untyped-call]
-    return master
+    return redis_client(timeout_seconds=BROKER_TIMEOUT_SECONDS)
 
 
 def warnings() -> list[str]:

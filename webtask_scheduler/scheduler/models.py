@@ -142,6 +142,9 @@ class Timer(models.Model):
     # its retry policy, labels, metadata, callbacks; and `depth`, how many calls led to its creation. Null for a plain
     # timer, as most are.
     options = GivenField(null=True)
+    # Who made it besides its owner: see access.actor.Actor.to_store. The audit log has no entry for a timer's creation,
+    # because the timer's own row says all of it. Null for a callback, and for what code made.
+    made_by = GivenField(null=True)
     # The schedule of a recurring timer; these columns are the truth. It is five fields in a time zone, or an interval
     # whose first moment is starts_at. Both are empty for a timer that is called once.
     cron = models.CharField(max_length=CRON_MAX_LENGTH, blank=True, default="")
@@ -191,6 +194,13 @@ class Timer(models.Model):
             # Serves the list's filter "recurring", newest first.
             models.Index(
                 F("id").desc(), name="timer_recurring_idx", condition=~Q(cron="") | Q(every_seconds__isnull=False)
+            ),
+            # Serves services.quotas, which adds up the rates of an owner's recurring timers. Being an expression, it is
+            # not taken for a list's, which has an order.
+            models.Index(
+                Coalesce("owner", 0),
+                name="timer_owner_recurring_idx",
+                condition=~Q(cron="") | Q(every_seconds__isnull=False),
             ),
             # Serves the list of callbacks of a delivery.
             models.Index(F("outcome_of"), name="timer_outcome_idx", condition=Q(outcome_of__isnull=False)),
@@ -338,6 +348,8 @@ class Delivery(models.Model):
             models.Index(F("lease_expires_at"), name="delivery_lease_idx", condition=Q(state__in=LEASED)),
             # Serves claims.release_held.
             models.Index(F("id"), name="delivery_held_idx", condition=Q(state=State.HELD)),
+            # Serves services.quotas, which counts an owner's paused timers.
+            models.Index(F("flow"), name="delivery_paused_idx", condition=Q(state=State.PAUSED)),
             # Serves retention.prune.
             models.Index(F("finished_at"), name="delivery_finished_idx", condition=Q(finished_at__isnull=False)),
             # Serves the admin's filter by status and due range for deliveries that no longer wait.

@@ -91,6 +91,8 @@ def _open(sender: Any, **_: Any) -> None:
         note=partial(_note_calls, client),
         flush=rollups.tally.flush,
     )
+    # Until the other workers are counted, a second from now.
+    _share_hosts(_pool, workers=1)
 
 
 def _note_calls(client: Client, idle_seconds: float, held: int, running: int) -> None:
@@ -98,6 +100,16 @@ def _note_calls(client: Client, idle_seconds: float, held: int, running: int) ->
     client.stops = frozenset(call_stops())
     name, kind = worker_name(), facts.CALLS
     facts.note_worker(name=name, kind=kind, starter_idle_seconds=idle_seconds, held=held, running=running)
+    if _pool is not None and (settings.WEBTASK_HOST_MAX_PER_SECOND or settings.WEBTASK_HOST_MAX_IN_FLIGHT):
+        _share_hosts(_pool, workers=facts.live_workers())
+
+
+def _share_hosts(pool: CallPool, *, workers: int) -> None:
+    pool.share_hosts(
+        per_second=settings.WEBTASK_HOST_MAX_PER_SECOND,
+        in_flight=settings.WEBTASK_HOST_MAX_IN_FLIGHT,
+        workers=workers,
+    )
 
 
 def _note_upkeep() -> None:

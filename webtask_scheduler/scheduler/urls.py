@@ -7,6 +7,7 @@ from django.urls import URLPattern, re_path
 from rest_framework.views import APIView
 
 from webtask_scheduler.access.models import Scope
+from webtask_scheduler.scheduler.api.audit import AuditView
 from webtask_scheduler.scheduler.api.bulk import BulksView, BulkView
 from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
@@ -46,6 +47,7 @@ urlpatterns = [
     _route(f"timer/{_ID}/replay", ReplayView, "replay", POST=WRITE),
     _route(f"timer/{_ID}/deliveries", DeliveriesView, "deliveries", GET=READ),
     _route(f"timer/{_ID}/attempts", AttemptsView, "attempts", GET=READ),
+    _route("audit", AuditView, "audit", GET=ADMIN),
     _route("signing-secret", SecretsView, "secrets", GET=SECRETS, POST=SECRETS),
     _route(f"signing-secret/{_ID}", SecretView, "secret", DELETE=SECRETS),
     _route("api-key", KeysView, "keys", GET=ADMIN, POST=ADMIN),

@@ -22,7 +22,7 @@ class Migration(migrations.Migration):
                 ('name', models.CharField(max_length=100, verbose_name='name')),
                 ('prefix', models.CharField(max_length=20, verbose_name='prefix')),
                 ('digest', models.BinaryField(max_length=32, unique=True)),
-                ('scopes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('timers:read', 'Look at timers'), ('timers:write', 'Make and change timers'), ('timers:bulk', 'Change many timers at once'), ('secrets', 'Manage signing secrets'), ('admin', 'Manage keys; a superuser also sees the timers of all owners')], max_length=20), size=None, verbose_name='scopes')),
+                ('scopes', django.contrib.postgres.fields.ArrayField(base_field=models.CharField(choices=[('timers:read', 'Look at timers'), ('timers:write', 'Make and change timers'), ('timers:bulk', 'Change many timers at once'), ('secrets', 'Manage signing secrets'), ('admin', 'Manage keys and read the audit log; a superuser also sees what is of all owners')], max_length=20), size=None, verbose_name='scopes')),
                 ('created_at', models.DateTimeField(auto_now_add=True, verbose_name='created at')),
                 ('expires_at', models.DateTimeField(blank=True, null=True, verbose_name='expires at')),
                 ('last_used_at', models.DateTimeField(null=True, verbose_name='last used at')),

@@ -5,6 +5,8 @@ through a row's own `save()`, which `receivers` applies to the timer.
 from django.contrib import admin
 from django.utils.translation import gettext_lazy as _
 
+from webtask_scheduler.scheduler.admin import audit as audit
+from webtask_scheduler.scheduler.admin import limits as limits
 from webtask_scheduler.scheduler.admin import pages as pages
 from webtask_scheduler.scheduler.admin import stock as stock
 

@@ -79,7 +79,10 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
     fieldsets = (
-        (None, {"fields": ("id", "name", "whole_url", "host", "status", "owner", "created", "task")}),
+        (
+            None,
+            {"fields": ("id", "name", "whole_url", "host", "status", "owner", "created", "made_by_shown", "task")},
+        ),
         (_("Schedule"), {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
         (_("Options"), {"fields": ("options_shown",)}),
         (_("Deliveries"), {"fields": ("deliveries",)}),
@@ -116,6 +119,10 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
     @admin.display(description=_("created"))
     def created(self, timer: Timer) -> SafeString | str:
         return shown_time(timer.created_at)
+
+    @admin.display(description=_("created by"))
+    def made_by_shown(self, timer: Timer) -> SafeString | str:
+        return shown_json(timer.made_by) if timer.made_by else NOTHING
 
     @admin.display(description=_("periodic task"))
     def task(self, timer: Timer) -> SafeString | str:
@@ -465,6 +472,13 @@ class SigningSecretAdmin(BoundedAdmin):
             text = gettext("The new secret is {}. Copy it now: it is not shown again.")
             text = format_html(text, format_html("<code>{}</code>", made.value))
             self.message_user(request, text, messages.WARNING)
+
+    def delete_model(self, request: HttpRequest, obj: SigningSecret) -> None:  # noqa: ARG002
+        services.delete_secret(obj.pk)
+
+    def delete_queryset(self, request: HttpRequest, queryset: QuerySet[SigningSecret]) -> None:
+        for secret in queryset:
+            self.delete_model(request, secret)
 
     @admin.display(description=_("hint"))
     def hint(self, secret: SigningSecret) -> str:

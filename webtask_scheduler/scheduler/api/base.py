@@ -22,7 +22,7 @@ from rest_framework.response import Response
 from rest_framework.utils import json as strict_json
 from rest_framework.views import APIView
 
-from webtask_scheduler.access import keys
+from webtask_scheduler.access import actor, keys, limits
 from webtask_scheduler.access.authentication import NeedsScope, authenticators, is_open, refuse_foreign, scopes_of
 from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler import services
@@ -34,6 +34,7 @@ from webtask_scheduler.scheduler.api.problems import (
     LoopDetected,
     NotUTF8,
     TooLarge,
+    TooManyRequests,
 )
 from webtask_scheduler.scheduler.api.showing import show_timer
 from webtask_scheduler.scheduler.models import (
@@ -118,6 +119,26 @@ class TimerAPIView(APIView):
         if request.method in ("POST", "PATCH"):
             _check_body(request, limit=self.body_limit_bytes)
         super().initial(request, *args, **kwargs)
+        caller = caller_of(request)
+        actor.by_key(caller.key_id)
+        self._take_turn(request, caller)
+
+    def _take_turn(self, request: Request, caller: Caller) -> None:
+        """Count the request against its owner's limit, and say in the answer what is left. Raises TooManyRequests."""
+        per_second = limits.allowed(caller.owner_id).requests_per_second
+        if not per_second:
+            return
+        # Who has no owner has an address.
+        who = f"address:{actor.address_of(request)}" if caller.owner_id is None else f"owner:{caller.owner_id}"
+        taken = limits.take(who, per_second=per_second)
+        if taken is None:
+            return
+        # As draft-ietf-httpapi-ratelimit-headers has it: a quota of q, made good in w seconds; r are left, and all are
+        # again in t seconds.
+        self.headers["RateLimit-Policy"] = f'"requests";q={taken.most};w={math.ceil(taken.most / per_second)}'
+        self.headers["RateLimit"] = f'"requests";r={taken.left};t={math.ceil(taken.full_seconds)}'
+        if not taken.allowed:
+            raise TooManyRequests(per_second=per_second, burst=taken.most, wait_seconds=taken.wait_seconds)
 
 
 def caller_of(request: Request) -> Caller:
@@ -238,10 +259,15 @@ def timer_of_caller(request: Request, text: str) -> Timer:
 
 @contextlib.contextmanager
 def answering_conflicts() -> Iterator[None]:
-    """Answer 409 if the timer's state does not allow the operation."""
+    """Answer 409 if the timer's state, or a limit of its owner, does not allow the operation."""
     try:
         yield
-    except (services.TimerEndedError, services.NothingToReplayError, services.TooManyRunsError) as error:
+    except (
+        services.QuotaError,
+        services.TimerEndedError,
+        services.NothingToReplayError,
+        services.TooManyRunsError,
+    ) as error:
         raise Conflict(error.messages[0]) from error
     except services.NothingPromisedError as error:
         raise exceptions.ValidationError(error.messages) from error

@@ -17,6 +17,7 @@ from rest_framework.response import Response
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.base import (
     TimerAPIView,
+    answering_conflicts,
     as_json,
     caller_of,
     do_once,
@@ -147,7 +148,8 @@ class BulksView(TimerAPIView):
                 filter=cast("dict[str, Any]", request.data)["filter"],
                 dry_run=values["dry_run"],
             )
-            services.begin_bulk(operation)
+            with answering_conflicts():
+                services.begin_bulk(operation)
             location = f"{request.path.rstrip('/')}/{operation.pk}"
             return Response(as_json(BulkStatusSerializer(operation).data), status=202, headers={"Location": location})
 

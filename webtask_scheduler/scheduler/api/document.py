@@ -265,6 +265,13 @@ def problem_answers(*codes: int) -> dict[Any, OpenApiResponse]:
             "Unprocessable Entity",
             KeyReused.default_detail,
         ),
+        429: _problem(
+            "More requests a second than one owner may send; nothing was done. `Retry-After` says when to send it"
+            " again, and `RateLimit` in each answer how many are left. Only where the operator has set a limit.",
+            429,
+            "Too Many Requests",
+            "More than 100 requests a second, or 1000 at once after a pause; nothing was done. Send it again in 1 s, …",
+        ),
         503: _problem(
             "The database does not answer; it is not known whether anything was stored.",
             503,
@@ -306,6 +313,7 @@ View = TypeVar("View", bound=Callable[..., Any])
 
 
 def described(name: str, summary: str, description: str, **more: Any) -> Callable[[View], View]:
+    more["responses"] |= problem_answers(429)
     return extend_schema(
         operation_id=f"v1_scheduler_{name}",
         tags=["scheduler"],

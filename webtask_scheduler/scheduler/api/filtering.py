@@ -15,12 +15,15 @@ from webtask_scheduler.scheduler.api.fields import (
     TrueOrFalseField,
     WholeNumberField,
 )
+from webtask_scheduler.scheduler.api.showing import TimerSerializer
 from webtask_scheduler.scheduler.models import (
     HOST_MAX_LENGTH,
     NAME_MAX_LENGTH,
     URL_MAX_LENGTH,
     State,
 )
+
+SHOWN_FIELDS = tuple(TimerSerializer().fields)
 
 
 class QueryListField(serializers.ListField):
@@ -74,10 +77,17 @@ class ListSerializer(FilterSerializer):
 
     limit = WholeNumberField(min_value=1, max_value=200, default=50, help_text="Timers of one page, 50 if not given.")
     cursor = TextField(max_length=1000, required=False, allow_blank=True, help_text="The `next` of the page before.")
+    fields = QueryListField(  # type: ignore[assignment]  # a field by that name
+        child=OneOfField(choices=SHOWN_FIELDS),
+        required=False,
+        max_length=len(SHOWN_FIELDS),
+        help_text="Only these of each timer, with commas. A page without headers, bodies and metadata is small and"
+        " quick, whatever the timers hold.",
+    )
 
     def get_fields(self) -> dict[str, Any]:
         # An empty text in a query narrows nothing, or its field refuses it.
-        fields = super().get_fields()
+        fields: dict[str, Any] = super().get_fields()
         for field in fields.values():
             if isinstance(field, TextField):
                 field.allow_blank = True

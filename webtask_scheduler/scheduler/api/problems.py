@@ -1,6 +1,7 @@
 """Answers errors as RFC 9457 problem details: what was wrong, and with which field."""
 
 import logging
+import math
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -41,6 +42,24 @@ class Conflict(exceptions.APIException):
     status_code = HTTPStatus.CONFLICT
     default_detail = _("This cannot be done to the timer as it is now.")
     default_code = "conflict"
+
+
+class TooManyRequests(exceptions.APIException):
+    """The caller's requests come faster than they may. `wait` seconds later there is room for one, in `Retry-After`."""
+
+    status_code = HTTPStatus.TOO_MANY_REQUESTS
+    default_code = "too_many_requests"
+
+    def __init__(self, *, per_second: float, burst: int, wait_seconds: float) -> None:
+        self.wait = max(1, math.ceil(wait_seconds))
+        super().__init__(
+            _(
+                "More than %(rate)s requests a second, or %(burst)s at once after a pause; nothing was done. Send it"
+                " again in %(wait)s s, and many timers as one batch. The operator sets the limit with"
+                " WEBTASK_LIMIT_REQUESTS_PER_SECOND."
+            )
+            % {"rate": f"{per_second:g}", "burst": burst, "wait": self.wait}
+        )
 
 
 class LoopDetected(exceptions.APIException):

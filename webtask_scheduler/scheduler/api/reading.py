@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from django.conf import settings
 from django.utils import timezone
 from django.utils.translation import get_language
 from django.utils.translation import gettext as _
@@ -199,6 +200,9 @@ class NewTimerSerializer(ScheduleSerializer):
     # Whether `***` may stand for a value that the timer has: see `edited`.
     keeps_values = False
 
+    # An edit of something else leaves a policy as it is that was made before the limit.
+    checks_gap = True
+
     def validate_body_base64(self, value: str) -> str:
         if self.keeps_values and value == sealing.MASK:
             return value
@@ -220,6 +224,8 @@ class NewTimerSerializer(ScheduleSerializer):
 
     def validate(self, attrs: dict[str, Any]) -> Any:
         errors = _conflicts(attrs)
+        if "retry" in attrs and self.checks_gap:
+            errors |= _too_close(attrs["retry"])
         if errors:
             raise serializers.ValidationError(errors)
         now = timezone.now()
@@ -243,6 +249,19 @@ class NewTimerSerializer(ScheduleSerializer):
             max_lateness_seconds=late,
             **schedule,
         )
+
+
+def _too_close(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the error of a retry policy whose attempts follow each other sooner than they may."""
+    gap, policy = settings.WEBTASK_LIMIT_GAP_SECONDS, retry.Policy.read(given)
+    if policy.least_wait >= gap or policy.max_attempts == 1:
+        return {}
+    name = "delays_seconds" if policy.backoff == "list" else "min_seconds"
+    text = _(
+        "With its jitter the shortest wait is %(wait)s s, and on this service it is %(least)s s at least: the operator"
+        " sets it with WEBTASK_LIMIT_GAP_SECONDS."
+    )
+    return {"retry": {name: [text % {"wait": f"{policy.least_wait:g}", "least": f"{gap:g}"}]}}
 
 
 def _conflicts(attrs: Mapping[str, Any]) -> dict[str, Any]:
@@ -347,6 +366,7 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     if reschedule:
         serializer = NewTimerSerializer()
         serializer.keeps_values = True
+    serializer.checks_gap = "retry" in patch
     new: services.NewTimer = serializer.run_validation(merged)
     try:
         web_url, options = sealing.kept(timer.web_url, stored, new.web_url, new.options)

@@ -114,6 +114,12 @@ class ScheduleSerializer(StrictSerializer):
     def validate_every(self, value: float) -> float:
         if value < 1:
             raise serializers.ValidationError(_("At least one second: PT1S."))
+        gap = settings.WEBTASK_LIMIT_GAP_SECONDS
+        if value < gap:
+            least = {"least": recurrence.format_duration(gap)}
+            raise serializers.ValidationError(
+                _("At least %(least)s on this service: the operator sets it with WEBTASK_LIMIT_GAP_SECONDS.") % least
+            )
         return value
 
     def schedule(self, attrs: Mapping[str, Any], *, now: datetime) -> dict[str, Any]:

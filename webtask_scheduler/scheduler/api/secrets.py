@@ -138,9 +138,7 @@ class SecretView(TimerAPIView):
 
     @delete_secret
     def delete(self, request: Request, id: str) -> Response:  # noqa: A002
-        gone = 0
-        if re.fullmatch(r"[0-9]{1,18}", id):
-            gone, __ = SigningSecret.objects.filter(pk=int(id), **caller_of(request).own()).delete()
-        if not gone:
+        own = caller_of(request).own()
+        if not re.fullmatch(r"[0-9]{1,18}", id) or not services.delete_secret(int(id), **own):
             raise exceptions.NotFound(_("There is no signing secret with this id."))
         return Response(status=204)

@@ -2,10 +2,12 @@
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from django.db import connection
+from django.db.models import F, QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 from drf_spectacular.utils import extend_schema_field
@@ -29,6 +31,13 @@ from webtask_scheduler.scheduler.rules.instants import instant_text
 
 # Enum attribute access is slow on this path.
 SCHEDULED = State.SCHEDULED.value
+# Attempts shown with a timer: as many as a retry policy makes. Replays and interruptions add to them.
+ATTEMPTS_SHOWN = 100
+# What is in a timer's options; the rest of a timer is small.
+GIVEN = frozenset((*options.NAMES, "depth"))
+# What the rest of a timer and one of its attempts may take in an answer, in bytes.
+TIMER_BYTES = 1024
+ATTEMPT_BYTES = 512
 NOT_YET = gettext_noop("Its moment has not come yet.")
 NOT_CLAIMED = gettext_noop("It is due and waits for a beat to claim it.")
 
@@ -72,7 +81,10 @@ class TimerSerializer(serializers.Serializer[Any]):
     reason = serializers.CharField(
         allow_null=True, help_text="Why it has not been called successfully yet; null once it has."
     )
-    attempts = AttemptSerializer(many=True, help_text="The calls made for the promised moment, oldest first.")
+    attempts = AttemptSerializer(
+        many=True,
+        help_text=f"The calls made for the promised moment, oldest first; the last {ATTEMPTS_SHOWN} if there are more.",
+    )
     occurrence = serializers.IntegerField(
         min_value=1, required=False, help_text="Of a timer that recurs: which of its moments this is, from 1."
     )
@@ -118,7 +130,9 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
     return body | sealing.shown(timer.options) if timer.options else body
 
 
-def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt]) -> dict[str, Any]:
+def timer_body(
+    timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt], with_options: bool = True
+) -> dict[str, Any]:
     """Return a timer, with its latest promised delivery, in TimerSerializer's form."""
     body = {
         "task_id": str(timer.pk),
@@ -138,7 +152,7 @@ def timer_body(timer: Timer, delivery: Delivery, *, now: datetime, attempts: lis
         body |= {"occurrence": delivery.occurrence} | schedule_given(timer)
     if timer.outcome_of is not None:
         body["callback_for"] = str(timer.outcome_of)
-    return body | sealing.shown(timer.options) if timer.options else body
+    return body | sealing.shown(timer.options) if with_options and timer.options else body
 
 
 class DeliverySerializer(serializers.ModelSerializer[Delivery]):
@@ -245,19 +259,70 @@ def _waits(  # noqa: PLR0911 - as above
     return _("A worker was calling it, and no worker is at work now; what became of the call is not known yet.")
 
 
-def show_timers(timer_ids: Sequence[uuid.UUID]) -> list[dict[str, Any]]:
-    """Return timers in TimerSerializer's form, in the order of the ids, with two queries for any number."""
+def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) -> list[dict[str, Any]]:
+    """Return timers in TimerSerializer's form, in the order of the ids, with two queries for any number.
+
+    With `fields`, they have only these, and what is not asked for is not read either.
+    """
+    with_options = not fields or not GIVEN.isdisjoint(fields)
     promised = Delivery.objects.filter(timer__in=timer_ids).select_related("timer").annotate(now=ClockTimestamp())
+    if not with_options:
+        promised = promised.defer("timer__options")
     latest = {one.timer_id: one for one in promised.latest_promised()}
     attempts: dict[uuid.UUID, list[Attempt]] = {}
-    tried = [one.pk for one in latest.values() if one.attempts]
-    for attempt in Attempt.objects.filter(delivery__in=tried).defer("excerpt").order_by("delivery", "number"):
-        attempts.setdefault(attempt.delivery_id, []).append(attempt)
-    return [
-        timer_body(one.timer, one, now=one.now, attempts=attempts.get(one.pk, []))  # type: ignore[attr-defined]  # the annotation above
+    if not fields or not {"attempts", "reason"}.isdisjoint(fields):
+        tried = [one.pk for one in latest.values() if one.attempts]
+        for attempt in _last_attempts(delivery__in=tried).defer("excerpt").order_by("delivery", "number"):
+            attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    bodies = [
+        timer_body(
+            one.timer,
+            one,
+            now=one.now,  # type: ignore[attr-defined]  # the annotation above
+            attempts=attempts.get(one.pk, []),
+            with_options=with_options,
+        )
         # Some may have been pruned in between.
         for one in (latest[pk] for pk in timer_ids if pk in latest)
     ]
+    if not fields:
+        return bodies
+    return [{name: value for name, value in body.items() if name in fields} for body in bodies]
+
+
+def _last_attempts(**wanted: Any) -> QuerySet[Attempt]:
+    """Return the last ATTEMPTS_SHOWN attempts of each delivery that fits."""
+    return Attempt.objects.filter(**wanted, number__gt=F("delivery__attempts") - ATTEMPTS_SHOWN)
+
+
+# What each timer may take in an answer. Texts are stored with all but ASCII escaped, and so no shorter.
+_SIZES = """
+SELECT timer.id, coalesce(octet_length(timer.options::text), 0) + octet_length(timer.web_url) + %(timer)s
+       + %(attempt)s * least(latest.attempts, %(attempts)s) AS size
+  FROM scheduler_timer timer
+  JOIN LATERAL (SELECT attempts FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra
+                 ORDER BY number DESC LIMIT 1) latest ON true
+ WHERE timer.id = ANY(%(ids)s::uuid[])
+"""
+
+
+def fitting(timer_ids: Sequence[uuid.UUID], *, most_bytes: int) -> int:
+    """Return how many of these timers, from the first, an answer of about this size holds; at least one."""
+    values: dict[str, Any] = {
+        "timer": TIMER_BYTES,
+        "attempt": ATTEMPT_BYTES,
+        "attempts": ATTEMPTS_SHOWN,
+        "ids": list(timer_ids),
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_SIZES, values)
+        sizes = dict(cursor.fetchall())
+    total = 0
+    for number, timer_id in enumerate(timer_ids):
+        total += sizes.get(timer_id, 0)
+        if total > most_bytes:
+            return max(1, number)
+    return len(timer_ids)
 
 
 def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
@@ -266,5 +331,5 @@ def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
     delivery = promised.latest_promised().first()
     if delivery is None:
         return None
-    attempts = list(Attempt.objects.filter(delivery=delivery).order_by("number")) if delivery.attempts else []
+    attempts = list(_last_attempts(delivery=delivery).order_by("number")) if delivery.attempts else []
     return timer_body(delivery.timer, delivery, now=delivery.now, attempts=attempts)  # type: ignore[attr-defined]

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from django.conf import settings
 from django.http import QueryDict
 from django.utils.translation import gettext as _
 from drf_spectacular.utils import (
@@ -61,15 +62,17 @@ from webtask_scheduler.scheduler.api.reading import (
 )
 from webtask_scheduler.scheduler.api.schedules import WHEN_MISSING
 from webtask_scheduler.scheduler.api.showing import (
+    GIVEN,
     TimerSerializer,
     TimersSerializer,
+    fitting,
     show_timers,
     stored_body,
 )
 from webtask_scheduler.scheduler.models import (
     Timer,
 )
-from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services import quotas, search
 from webtask_scheduler.wording import translated
 
 
@@ -214,8 +217,8 @@ list_timers = described(
     "timer_list",
     "List timers",
     "The latest made first; asked for by status or due time, those that wait with the soonest first, then those that"
-    " ended with the latest first. A page may hold fewer timers than `limit`, or none, before the last one: go on while"
-    " `next` is not null.",
+    " ended with the latest first. A page may hold fewer timers than `limit`, or none, before the last one, and it ends"
+    " where its timers are large: go on while `next` is not null.",
     parameters=[ListSerializer],
     responses={
         200: OpenApiResponse(
@@ -313,12 +316,18 @@ class TimersView(TimerAPIView):
         caller = caller_of(request)
         wanted = search.filter_of(values, caller=caller)
         place = cursors.unseal(values.get("cursor", ""), request=request, caller=caller)
+        fields = values.get("fields", ())
         try:
             page = search.page(wanted, cursor=place, limit=values["limit"])
         except search.CursorError as error:
             raise exceptions.ValidationError({"cursor": [translated(error)]}) from error
+        if not fields or not GIVEN.isdisjoint(fields) or "attempts" in fields:
+            limit = fitting(page.timer_ids, most_bytes=settings.WEBTASK_LIMIT_ANSWER_BYTES)
+            if limit < len(page.timer_ids):
+                # A shorter page, with the cursor of its end.
+                page = search.page(wanted, cursor=place, limit=limit)
         following = cursors.seal(page.next, request=request, caller=caller)
-        return Response({"timers": show_timers(page.timer_ids), "next": following})
+        return Response({"timers": show_timers(page.timer_ids, fields), "next": following})
 
 
 class BatchView(TimerAPIView):
@@ -375,6 +384,7 @@ def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, 
     if depth:
         timers = [dataclasses.replace(timer, options={**timer.options, "depth": depth}) for timer in timers]
     with answering_conflicts():
+        quotas.reserve(timers, owner_id=owner_id)
         stored = services.schedule(timers)
     return [stored_body(one, timer) for one, timer in zip(stored, timers, strict=True)]
 
@@ -405,6 +415,7 @@ class TimerView(TimerAPIView):
             new, reschedule = edited(locked, patch)
             if reschedule:
                 refuse_called(request)
+                quotas.reserve_edit(locked, new)
             return new, reschedule
 
         with answering_conflicts():

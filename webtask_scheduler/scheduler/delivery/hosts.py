@@ -12,9 +12,15 @@ Within each of the two classes, owners have turns, and the flows of an owner hav
 to one host); a flow that had nothing waiting goes first once, so that a host with a call now and then does not stand
 behind those with thousands (as fq_codel does it for packets, RFC 8290).
 
+A deployment may bound what all workers together do to one host: calls begun a second, and calls under way. Each worker
+keeps to its share, which is the bound divided by the number of live workers. A host at its bound is passed over, as one
+that has enough calls under way; what waits for it takes no slot and no place.
+
 This module uses no database and no threads: `Line` is used under its owner's lock.
 """
 
+import heapq
+import math
 import random
 from collections import deque
 from collections.abc import Iterator
@@ -51,6 +57,8 @@ NEW_SHARE = 0.5
 NEW_SECONDS = 5.0
 # How long a delivery waits, in the table, that finds the waiting room full.
 PUT_OFF_SECONDS = (5.0, 15.0)
+# Where calls a second to a host are bounded: so much may begin at once after a pause.
+PACE_SECONDS = 1.0
 # Hosts that are remembered while no call to them is under way.
 HOSTS_KEPT = 10_000
 
@@ -69,10 +77,20 @@ class Host:
     fastest: float = 0.0
     # Flows that could go on if this host took more.
     blocked: "list[Flow]" = field(default_factory=list)
+    # Where calls a second are bounded: how many may begin at `paced_at`; None until the first.
+    tokens: float | None = None
+    paced_at: float = 0.0
 
     @property
     def quick(self) -> bool:
         return self.seconds is not None and self.seconds < QUICK_SECONDS
+
+    def wait_for_token(self, now: float, per_second: float) -> float:
+        """Return how long until the next call may begin; at most a second's worth begins at once."""
+        most = max(1.0, per_second * PACE_SECONDS)
+        tokens = most if self.tokens is None else self.tokens + (now - self.paced_at) * per_second
+        self.tokens, self.paced_at = min(most, tokens), now
+        return max(0.0, 1 - self.tokens) / per_second
 
     @property
     def waiting_limit(self) -> int:
@@ -185,11 +203,24 @@ class Line:
         self._in_trial = 0
         self.running: dict[object, Running] = {}
         self.queued = 0
+        # This worker's share of what one host may get; 0 and infinite without a bound.
+        self._per_second = 0.0
+        self._in_flight: float = math.inf
+        # Hosts that wait for the time of their next call: when, and a number that breaks ties.
+        self._paced: list[tuple[float, int, Host]] = []
+        self._paced_count = 0
 
     @property
     def waits_for_slots(self) -> bool:
         """Return whether something waits that may begin after some time without another event."""
-        return bool(self.queued and self._in_slots)
+        return bool(self.queued and (self._in_slots or self._paced))
+
+    def share_hosts(self, *, per_second: float, in_flight: int, workers: int) -> None:
+        """Set what one of so many workers may do to one host: calls begun a second, calls under way; 0 is no bound."""
+        self._per_second = per_second / max(1, workers)
+        self._in_flight = max(1, in_flight // max(1, workers)) if in_flight else math.inf
+        if not self._per_second:
+            self._unpace(math.inf)
 
     def add(self, held: Held) -> None:
         """Add a delivery that waits for a slot."""
@@ -212,6 +243,7 @@ class Line:
     def pick(self, now: float, *, most: int) -> tuple[list[Held], list[tuple[Held, float]]]:
         """Give slots to at most `most` deliveries; return them, and those to put off with their waits."""
         self._leave_slots(now)
+        self._unpace(now)
         start: list[Held] = []
         later: list[tuple[Held, float]] = []
         # Flows on trial whose host has become quick join the quick ones, which are picked once more at the end.
@@ -256,7 +288,14 @@ class Line:
         return put_off
 
     def _has_enough(self, host: Host, now: float, *, quick: bool, room: Room | None) -> bool:
-        """Whether a host must end a call before it gets another."""
+        """Whether a host must end a call, or some time must pass, before it gets another."""
+        if host.slots + host.waiting >= self._in_flight:
+            return True
+        if self._per_second and (wait := host.wait_for_token(now, self._per_second)):
+            if not host.blocked:
+                self._paced_count += 1
+                heapq.heappush(self._paced, (now + wait, self._paced_count, host))
+            return True
         if quick:
             # Hosts that were quick and hang all at once fill the room beyond its size, by what they had under way.
             crowd = host.waiting > 0 and self._room.used >= self._room.size
@@ -276,8 +315,15 @@ class Line:
         is_first = host.seconds is None and not host.slots + host.waiting
         return self._new_room if is_first and self._new_room.has_place(flow.owner) else None
 
+    def _unpace(self, now: float) -> None:
+        """Let hosts go on whose next call may begin by now."""
+        while self._paced and self._paced[0][0] <= now:
+            self._unblock(heapq.heappop(self._paced)[2])
+
     def _take(self, flow: Flow, room: Room | None) -> Held:
         held = flow.items.popleft()
+        if self._per_second and flow.host.tokens is not None:
+            flow.host.tokens -= 1
         self.queued -= 1
         running = Running(flow, float("inf"), room)
         self.running[held.key] = running

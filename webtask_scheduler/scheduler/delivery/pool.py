@@ -164,6 +164,12 @@ class CallPool:
                     heapq.heappush(self._later, held)
             self._changed.notify()
 
+    def share_hosts(self, *, per_second: float, in_flight: int, workers: int) -> None:
+        """Keep to the share of one of so many workers in what all together may do to one host; 0 is no bound."""
+        with self._changed:
+            self._line.share_hosts(per_second=per_second, in_flight=in_flight, workers=workers)
+            self._changed.notify()
+
     def stop_taking(self) -> None:
         """Begin to shut down: give back what is not started yet. Safe to call from a signal handler."""
         self._closing.set()

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.conf import settings
 from django.db import connection, transaction
 
 from webtask_scheduler import vault
@@ -362,6 +363,7 @@ def _ending(outcome: Outcome) -> Ending:
         status_code=outcome.status_code,
         retry_after_seconds=outcome.retry_after_seconds,
         age_seconds=(now - (call.since or call.due_at)).total_seconds(),
+        least_seconds=settings.WEBTASK_LIMIT_GAP_SECONDS,
     )
     result = {
         "status_code": outcome.status_code,

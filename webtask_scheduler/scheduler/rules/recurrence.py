@@ -9,7 +9,7 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, lru_cache
 from itertools import takewhile
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
@@ -251,6 +251,11 @@ class Recurrence:
         if self.every_seconds is not None and self.starts_at is None:
             raise ScheduleError(_("A period needs its first moment."))
 
+    @property
+    def per_second(self) -> float:
+        """Return how many moments there are a second; of cron, on average over a day that has moments."""
+        return moments_a_second(self.cron) if self.cron else 1 / (self.every_seconds or 1.0)
+
     def next_after(self, moment: datetime) -> datetime | None:
         """Return the first moment strictly after another, in UTC; None if there is no such moment."""
         if self.starts_at is not None and moment < self.starts_at:
@@ -308,6 +313,13 @@ class Recurrence:
             else:
                 moment = found
         return moment
+
+
+@lru_cache(maxsize=10_000)
+def moments_a_second(cron: str) -> float:
+    """Return how many moments a second a kept cron expression has, on average over a day that has any."""
+    simulated = CronSim(cron, _EPOCH.replace(tzinfo=None))
+    return len(simulated.minutes) * len(simulated.hours) / _DAY_SECONDS
 
 
 def _is_wild(cron: str) -> bool:

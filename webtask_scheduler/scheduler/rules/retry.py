@@ -56,6 +56,16 @@ class Policy:
             known["delays_seconds"] = tuple(known["delays_seconds"])
         return cls(**known)
 
+    @property
+    def least_wait(self) -> float:
+        """Return the shortest wait before a retry, in seconds."""
+        wait = self.min_seconds
+        if self.backoff == "list" and self.delays_seconds:
+            wait = min(self.delays_seconds)
+        elif self.backoff == "exponential":
+            wait = min(wait, self.max_seconds)
+        return wait * (1 - self.jitter)
+
 
 _NAMES = tuple(item.name for item in fields(Policy))
 DEFAULT = Policy()
@@ -86,11 +96,13 @@ def decide(
     status_code: int | None = None,
     retry_after_seconds: float | None = None,
     age_seconds: float = 0.0,
+    least_seconds: float = 0.0,
 ) -> Decision:
     """Return the decision after attempt number `attempt`, from 1, ended with `error`, empty for a success.
 
     With `permanent`, the error cannot go away, whatever its kind. `age_seconds` have passed since the due time, and the
-    answer asked to wait for `retry_after_seconds`.
+    answer asked to wait for `retry_after_seconds`. No wait is shorter than `least_seconds`, whatever the policy says,
+    except after the loss of a process.
     """
     if not error:
         return Decision(Verdict.SUCCEEDED)
@@ -103,7 +115,7 @@ def decide(
     if permanent or error in PERMANENT or attempt >= policy.max_attempts:
         return Decision(Verdict.GIVE_UP)
     # Never sooner than was asked for. With a status other than 429 or 503 the header is unusual, but just as clear.
-    wait = 0.0 if error in AT_ONCE else max(_wait(policy, attempt), retry_after_seconds or 0.0)
+    wait = 0.0 if error in AT_ONCE else max(_wait(policy, attempt), least_seconds, retry_after_seconds or 0.0)
     most = MAX_AGE_SECONDS if policy.max_age_seconds is None else min(MAX_AGE_SECONDS, policy.max_age_seconds)
     if age_seconds + wait > most:
         return Decision(Verdict.GIVE_UP)

@@ -45,11 +45,13 @@ from webtask_scheduler.scheduler.services.many import (
     step_bulk,
     switch_many,
 )
+from webtask_scheduler.scheduler.services.quotas import QuotaError
 from webtask_scheduler.scheduler.services.secrets import (
     SECRET_HOSTS_MOST,
     SECRETS_MOST,
     add_secret,
     canonical_hosts,
+    delete_secret,
     room_for_secret,
 )
 from webtask_scheduler.scheduler.services.switches import (
@@ -72,6 +74,7 @@ __all__ = [
     "NewTimer",
     "NothingPromisedError",
     "NothingToReplayError",
+    "QuotaError",
     "Ran",
     "Schedule",
     "Scheduled",
@@ -86,6 +89,7 @@ __all__ = [
     "check_edit",
     "check_schedule",
     "check_schedule_edit",
+    "delete_secret",
     "edit",
     "end_owner",
     "host_to_stop",

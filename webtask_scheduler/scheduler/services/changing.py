@@ -24,6 +24,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.sealing import sealed
+from webtask_scheduler.scheduler.services import auditing
 from webtask_scheduler.scheduler.services.creating import NewTimer, first_due, schedule_columns
 from webtask_scheduler.telemetry.events import event
 
@@ -78,6 +79,7 @@ def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False)
         timer, deliveries = _lock(timer_id)
         new, reschedule = change(timer)
         delivery = None if descriptive_only else _promised(timer_id)
+        before = auditing.state_of(timer, delivery)
         web_url, options = sealed(new.web_url, new.options)
         timer.web_url, timer.host = web_url, host_of(web_url)
         timer.name, timer.options = new.name, dict(options) or None
@@ -97,7 +99,8 @@ def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False)
                 due_at = first_due(new.recurrence)
             else:
                 due_at = new.due_at or states.database_now() + timedelta(seconds=new.delay_seconds or 0.0)
-            promise(timer, delivery, due_at=due_at)
+            delivery = promise(timer, delivery, due_at=due_at)
+        auditing.record_edit(timer, before, auditing.state_of(timer, delivery), action="timer.edited")
     event("timer_edited", timer=timer_id, rescheduled=reschedule)
 
 
@@ -121,7 +124,9 @@ def cancel(timer_id: uuid.UUID) -> None:
     Raises Timer.DoesNotExist.
     """
     with transaction.atomic():
-        deliveries = _lock(timer_id)[1]
+        timer, deliveries = _lock(timer_id)
+        if live := [one for one in deliveries if one.cancel_requested_at is None]:
+            auditing.record_deed("timer.cancelled", timer, deliveries=len(live))
         states.end(deliveries)
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False)
     event("timer_cancelled", timer=timer_id)
@@ -133,8 +138,11 @@ def pause(timer_id: uuid.UUID) -> None:
     Raises Timer.DoesNotExist, TimerEndedError.
     """
     with transaction.atomic():
-        _lock(timer_id)
-        states.pause([_promised(timer_id)])
+        timer = _lock(timer_id)[0]
+        delivery = _promised(timer_id)
+        before = delivery.state
+        states.pause([delivery])
+        auditing.record_switch(timer, before, delivery.state)
         # Pausing clears the last run, as the stock admin does: see `note_run_by_stock`.
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
     event("timer_paused", timer=timer_id)
@@ -146,8 +154,11 @@ def resume(timer_id: uuid.UUID) -> None:
     Raises Timer.DoesNotExist, TimerEndedError.
     """
     with transaction.atomic():
-        _lock(timer_id)
-        states.resume([_promised(timer_id)])
+        timer = _lock(timer_id)[0]
+        delivery = _promised(timer_id)
+        before = delivery.state
+        states.resume([delivery])
+        auditing.record_switch(timer, before, delivery.state)
         PeriodicTask.objects.filter(timer=timer_id).update(enabled=True)
     event("timer_resumed", timer=timer_id)
 
@@ -175,6 +186,7 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
         replay_locked(timer, delivery)
+        auditing.record_deed("timer.replayed", timer, delivery=delivery.pk)
     event("timer_replayed", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 
@@ -214,6 +226,7 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
         (delivery,) = states.make_extras([timer])
+        auditing.record_deed("timer.run", timer, delivery=delivery.pk)
     event("timer_run_now", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 

@@ -12,6 +12,7 @@ from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.utils.translation import gettext_lazy as _
 
+from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler.mirror import celery_shape
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
@@ -126,8 +127,10 @@ task AS (
 ),
 timer AS (
   INSERT INTO scheduler_timer
-    (id, periodic_task_id, owner_id, web_url, host, created_at, name, cron, timezone, options{columns if full else ""})
-  SELECT timer_id, task_id, owner_id, web_url, host, now, {values if full else "'', '', '', options"} FROM item
+    (id, periodic_task_id, owner_id, web_url, host, created_at, made_by, name, cron, timezone,
+     options{columns if full else ""})
+  SELECT timer_id, task_id, owner_id, web_url, host, now, %s::json, {values if full else "'', '', '', options"}
+    FROM item
   RETURNING id AS timer_id, flow
 ),
 delivery AS (
@@ -164,9 +167,9 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     plain = all(one.keys() <= {"options"} for one in more)
     columns = [one.get("options") for one in more] if plain else more
     with connection.cursor() as cursor:
-        cursor.execute(
-            _INSERT_PLAIN if plain else _INSERT, [*arguments, [json.dumps(one) if one else None for one in columns]]
-        )
+        made_by = actor.current().to_store()
+        arguments += [[json.dumps(one) if one else None for one in columns], json.dumps(made_by) if made_by else None]
+        cursor.execute(_INSERT_PLAIN if plain else _INSERT, arguments)
         rows = cursor.fetchall()
     stored = [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in rows]
     # What is rolled back was not created. At once where there is no transaction of the caller's.

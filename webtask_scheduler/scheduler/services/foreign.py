@@ -11,6 +11,7 @@ from django.db.models import F
 from django.db.models.functions import Now
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
+from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.mirror import (
     CRONTAB,
     JOIN_SCHEDULES,
@@ -23,6 +24,7 @@ from webtask_scheduler.scheduler.mirror import (
     show,
 )
 from webtask_scheduler.scheduler.models import (
+    FINAL,
     RECURRING,
     TASK_NAME,
     Delivery,
@@ -36,12 +38,14 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     check_timezone,
     cron_of,
 )
+from webtask_scheduler.scheduler.services import auditing
 from webtask_scheduler.scheduler.services.changing import TimerEndedError, latest_of, promise, set_schedule
 from webtask_scheduler.scheduler.services.creating import NewTimer
 from webtask_scheduler.telemetry.events import event
 from webtask_scheduler.wording import sentence as _
 from webtask_scheduler.wording import translated
 
+STOCK_ROW = actor.Actor(through=actor.STOCK_ROW)
 Schedule: TypeAlias = ClockedSchedule | CrontabSchedule | IntervalSchedule
 
 
@@ -107,22 +111,27 @@ def obey(periodic_task_ids: Iterable[int]) -> int:
     changed = 0
     timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).order_by("pk")
     for timer_id in timers.values_list("pk", flat=True):
-        with transaction.atomic():
+        # Who saved the row in the admin is known, who wrote to it elsewhere is not.
+        with transaction.atomic(), actor.unless_set(STOCK_ROW):
             # Read after the lock: the row may have been written since.
             for timer in states.lock([timer_id]).timers:
                 delivery = latest_of(timer_id)
                 rows = PeriodicTask.objects.select_for_update(of=("self",)).select_related("clocked")
                 task = rows.filter(timer=timer_id).first()
                 if delivery is not None and task is not None:
-                    changed += _obey(timer, delivery, task)
+                    changed += _obey_and_record(timer, delivery, task)
     return changed
 
 
 def obey_deleted(periodic_task_ids: Iterable[int]) -> None:
     """Cancel the timers of PeriodicTasks that are being deleted. The timers' records stay."""
     timers = Timer.objects.filter(periodic_task__in=list(periodic_task_ids)).values_list("pk", flat=True)
-    with transaction.atomic():
-        states.end(states.lock(list(timers)).deliveries)
+    with transaction.atomic(), actor.unless_set(STOCK_ROW):
+        locked = states.lock(list(timers))
+        live = {one.timer_id for one in locked.deliveries if one.cancel_requested_at is None}
+        owners = {timer.pk: timer.owner_id for timer in locked.timers if timer.pk in live}
+        audit.record_each("timer.cancelled", kind=auditing.TIMER, owners=owners, after={"periodic_task": "deleted"})
+        states.end(locked.deliveries)
 
 
 def note_run_by_stock(periodic_task_id: int) -> None:
@@ -191,6 +200,20 @@ SELECT task.id, timer.cron, timer.timezone, timer.every_seconds, {SHOWN}
    AND EXISTS (SELECT FROM scheduler_delivery WHERE timer_id = timer.id AND NOT extra AND finished_at IS NULL
                   AND cancel_requested_at IS NULL)
 """  # noqa: S608
+
+
+def _obey_and_record(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:
+    before, state = auditing.state_of(timer, delivery), delivery.state
+    if not _obey(timer, delivery, task):
+        return False
+    latest = latest_of(timer.pk) or delivery
+    if latest.number != delivery.number and not states.has_ended(latest) and state in FINAL:
+        auditing.record_deed("timer.restored", timer, due_at=latest.due_at)
+        return True
+    auditing.record_edit(timer, before, auditing.state_of(timer, latest), action="timer.edited")
+    if (state == State.PAUSED) != (latest.state == State.PAUSED):
+        auditing.record_switch(timer, state, latest.state)
+    return True
 
 
 def _obey(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bool:

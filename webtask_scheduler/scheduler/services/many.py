@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 from django_celery_beat.models import PeriodicTask
 
+from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.models import (
     FINAL,
     BulkOperation,
@@ -19,7 +20,8 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services import quotas, search
+from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
 from webtask_scheduler.telemetry.events import event
@@ -41,7 +43,8 @@ def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
     done, ended = 0, []
     for start in range(0, len(periodic_task_ids), BATCH_ROWS):
         with transaction.atomic():
-            batch = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
+            batch, switched = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
+            audit.record_each("timer.resumed" if enabled else "timer.paused", kind=TIMER, owners=switched)
         done += batch.done
         ended += batch.ended
     event("timers_switched", enabled=enabled, done=done, ended=len(ended))
@@ -66,7 +69,9 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
             ids = [timer.pk for timer in timers]
             over = {delivery.timer_id for delivery in states.latest_promised(ids) if states.has_ended(delivery)}
             crowded = {pk for pk, count in open_extras(ids).items() if count >= EXTRA_OPEN_MOST} - over
-            done += len(states.make_extras([timer for timer in timers if timer.pk not in over | crowded]))
+            ran = [timer for timer in timers if timer.pk not in over | crowded]
+            done += len(states.make_extras(ran))
+            audit.record_each("timer.run", kind=TIMER, owners={timer.pk: timer.owner_id for timer in ran})
             ended += [pk for pk in ids if pk in over]
             full += [pk for pk in ids if pk in crowded]
     event("timers_run_now", timers=done, ended=len(ended), full=len(full))
@@ -95,8 +100,14 @@ def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
 
 
 def begin_bulk(operation: BulkOperation) -> None:
-    """Store a bulk operation; a worker takes it up within seconds."""
-    operation.save(force_insert=True)
+    """Store a bulk operation; a worker takes it up within seconds. Raises QuotaError."""
+    with transaction.atomic():
+        quotas.check_bulk(operation)
+        operation.save(force_insert=True)
+        # What only counts is no deed.
+        if not operation.dry_run:
+            told = {"action": operation.action, "filter": operation.filter}
+            audit.record("bulk.begun", kind="bulk", of=operation.pk, owner_id=operation.owner_id, after=told)
     event("bulk_begun", bulk=operation.pk, action=operation.action, dry_run=operation.dry_run)
 
 
@@ -119,8 +130,21 @@ BULK_ROWS = 200
 
 def _end_bulk(operation: BulkOperation, *, error: str) -> None:
     """End a bulk operation that cannot go on, and store why."""
-    BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
+    with transaction.atomic():
+        BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
+        if not operation.dry_run:
+            _record_end(operation, error=error[:300])
     event("bulk_failed", level=logging.WARNING, bulk=operation.pk, error=error)
+
+
+def _record_end(operation: BulkOperation, **more: str) -> None:
+    """Record what a bulk operation has done: one entry with its filter and counts, on behalf of its owner."""
+    told = {"action": operation.action, "filter": operation.filter, **more}
+    told |= {"matched": operation.matched, "changed": operation.changed}
+    owner = operation.owner
+    by = actor.Actor(user_id=operation.owner_id, name=str(owner)[: actor.NAME_MAX_LENGTH] if owner else "")
+    with actor.unless_set(by):
+        audit.record("bulk.ended", kind="bulk", of=operation.pk, owner_id=operation.owner_id, after=told)
 
 
 def step_bulk(operation: BulkOperation) -> bool:
@@ -153,6 +177,8 @@ def step_bulk(operation: BulkOperation) -> bool:
         if page.next is None and not again:
             operation.finished_at = now
         operation.save(update_fields=["matched", "changed", "cursor", "finished_at"])
+        if operation.finished_at is not None and not operation.dry_run:
+            _record_end(operation)
     if operation.finished_at is not None:
         event("bulk_ended", bulk=operation.pk, matched=operation.matched, changed=operation.changed)
     return operation.finished_at is None
@@ -167,14 +193,16 @@ def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
     tasks = (
         Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
     )
-    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME).done
+    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME)[0].done
 
 
-def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
+def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switched, dict[uuid.UUID, int | None]]:
+    """Resume or pause; return the result, and the timers whose state that changed, with their owners."""
     tasks = dict(Timer.objects.filter(periodic_task__in=periodic_task_ids).values_list("pk", "periodic_task_id"))
-    states.lock(list(tasks))
+    owners = {timer.pk: timer.owner_id for timer in states.lock(list(tasks)).timers}
     latest = states.latest_promised(list(tasks))
     live = [delivery for delivery in latest if not states.has_ended(delivery)]
+    before = {delivery.timer_id: delivery.state for delivery in live}
     rows = PeriodicTask.objects.filter(pk__in=[tasks[delivery.timer_id] for delivery in live])
     if enabled:
         states.resume(live)
@@ -184,4 +212,5 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
         # As in `pause`.
         rows.update(enabled=False, last_run_at=None)
     ended = [delivery.timer_id for delivery in latest if states.has_ended(delivery)]
-    return Switched(done=len(live), ended=ended)
+    changed = [delivery.timer_id for delivery in live if delivery.state != before[delivery.timer_id]]
+    return Switched(done=len(live), ended=ended), {pk: owners[pk] for pk in changed}

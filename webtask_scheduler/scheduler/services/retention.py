@@ -10,6 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.db import connection, transaction
 
+from webtask_scheduler.access import audit
 from webtask_scheduler.scheduler.models import MARKED_EVERY
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
@@ -37,6 +38,8 @@ def run(*, seconds: float) -> None:
         "sessions": prune_sessions,
         "minutes": rollups.fold,
     }
+    if settings.WEBTASK_AUDIT_DAYS:
+        steps["audit entries"] = partial(audit.prune, older_than=timedelta(days=settings.WEBTASK_AUDIT_DAYS))
     if settings.WEBTASK_KEEP_DELIVERIES:
         steps["older deliveries"] = partial(trim, keep=settings.WEBTASK_KEEP_DELIVERIES)
     if settings.WEBTASK_RETENTION_DAYS:

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from django.db import connection, transaction
 
 from webtask_scheduler import vault
+from webtask_scheduler.access import audit
 from webtask_scheduler.scheduler.models import (
     SigningSecret,
 )
@@ -48,10 +50,23 @@ def add_secret(secret: str | None, *, owner_id: int | None, hosts: Sequence[str]
         if not room_for_secret(owner_id=owner_id, hosts=hosts):
             return None
         sealed = vault.seal(secret or signing.new_secret())
-        return SigningSecret.objects.create(owner_id=owner_id, secret=sealed, hosts=list(hosts))
+        made = SigningSecret.objects.create(owner_id=owner_id, secret=sealed, hosts=list(hosts))
+        audit.record("secret.created", kind="secret", of=made.pk, owner_id=owner_id)
+        return made
 
 
 def room_for_secret(*, owner_id: int | None, hosts: Sequence[str]) -> bool:
     """Return whether an owner may have one more secret for these hosts."""
     own = SigningSecret.objects.filter(owner=owner_id)
     return own.count() < SECRETS_MOST * HOST_SETS_MOST and own.filter(hosts=list(hosts)).count() < SECRETS_MOST
+
+
+def delete_secret(secret_id: int, **visible: Any) -> bool:
+    """Delete a secret, if it fits the condition `visible`; return whether there was one. Calls bear it no longer."""
+    with transaction.atomic():
+        found = SigningSecret.objects.select_for_update().filter(pk=secret_id, **visible).first()
+        if found is None:
+            return False
+        audit.record("secret.deleted", kind="secret", of=found.pk, owner_id=found.owner_id)
+        found.delete()
+        return True

@@ -4,10 +4,11 @@ import logging
 import re
 
 from django.core.exceptions import ValidationError
-from django.db import connection
+from django.db import connection, transaction
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
 
+from webtask_scheduler.access import audit
 from webtask_scheduler.scheduler.facts import COUNT_MOST, shown_number
 from webtask_scheduler.scheduler.models import (
     CallStop,
@@ -50,7 +51,10 @@ def stop_calls(*, host: str = "", everything: bool = False, reason: str = "", by
     `host` may be a whole URL. An empty one never means all. Raises CallStopRefusedError.
     """
     host = _stopped_host(host, everything=everything)
-    stop = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})[0]
+    with transaction.atomic():
+        before = CallStop.objects.filter(host=host).values("reason").first()
+        stop = CallStop.objects.update_or_create(host=host, defaults={"reason": reason})[0]
+        audit.record("calls.stopped", kind="host", of=host or "*", before=before, after={"reason": reason})
     event("calls_stopped", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return stop
 
@@ -62,7 +66,11 @@ def resume_calls(*, host: str = "", everything: bool = False, reason: str = "", 
     CallStopRefusedError.
     """
     host = _stopped_host(host, everything=everything)
-    lifted = CallStop.objects.filter(host=host).delete()[0]
+    with transaction.atomic():
+        before = CallStop.objects.filter(host=host).values("reason").first()
+        lifted = CallStop.objects.filter(host=host).delete()[0]
+        if lifted:
+            audit.record("calls.resumed", kind="host", of=host or "*", before=before, after={"reason": reason})
     if lifted:
         event("calls_resumed", level=logging.WARNING, host=host or "*", by=by or "?", reason=reason)
     return bool(lifted)

@@ -184,3 +184,21 @@ def test_restore_that_is_not_understood_begins_nothing(tmp_path, words, said):
     )
     assert done.stderr.startswith(said)
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "limits"),
+    [
+        ("config.settings.production", [100.0, 100_000, 50.0, 1.0, 10, 1]),
+        ("config.settings.local", [0, 0, 0, 0, 10, 0]),
+    ],
+)
+def test_limits_are_on_for_a_server_and_off_for_a_laptop(module, limits):
+    program = """
+import django, json
+django.setup()
+from django.conf import settings
+names = "REQUESTS_PER_SECOND TIMERS_WAITING RECURRING_PER_SECOND GAP_SECONDS BULK_OPEN".split()
+print(json.dumps([getattr(settings, f"WEBTASK_LIMIT_{name}") for name in names] + [settings.WEBTASK_PROXIES]))
+"""
+    assert json.loads(run("-c", program, DJANGO_SETTINGS_MODULE=module).stdout) == limits

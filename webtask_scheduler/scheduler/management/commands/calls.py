@@ -1,6 +1,5 @@
 """`manage.py calls stop|resume|status`: the kill switch."""
 
-import getpass
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -8,6 +7,7 @@ from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import CallStop
 
@@ -23,6 +23,7 @@ class Command(BaseCommand):
         parser.add_argument("--reason", default="", help=_("kept with the stop, for other operators"))
         parser.add_argument("--yes", action="store_true", help=_("do not ask back before all calls are stopped"))
 
+    @actor.at_shell()
     def handle(self, *__: Any, action: str, host: str, everything: bool, **options: Any) -> None:
         if action == "status":
             try:
@@ -117,7 +118,5 @@ def _overdue(found: facts.Facts) -> str:
 
 def _operator() -> str:
     """Return the name of the shell's user, for the log."""
-    try:
-        return f"{getpass.getuser()} at a shell"
-    except (KeyError, OSError):
-        return "a shell"
+    user = actor.shell_user()
+    return f"{user} at a shell" if user else "a shell"

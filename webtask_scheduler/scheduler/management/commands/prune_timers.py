@@ -8,9 +8,11 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
+from django.db import transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.services import retention
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -36,6 +38,7 @@ class Command(BaseCommand):
         parser.add_argument("--older-than", type=age, default=default, help=said)
         parser.add_argument("--dry-run", action="store_true", help=_("count them, delete nothing"))
 
+    @actor.at_shell()
     def handle(self, *___: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
         if dry_run:
             timers = retention.prune(older_than=older_than, dry_run=True)
@@ -53,6 +56,9 @@ class Command(BaseCommand):
             )
             self.stdout.write(text % {"count": past, "age": older_than})
             return
+        # Before the first of its many transactions, so that what was begun is told whatever ends it.
+        with transaction.atomic():
+            audit.record("timers.pruned", kind="timers", after={"older_than": str(older_than)})
         timers = self._all(retention.prune, older_than)
         text = ngettext(
             "%(count)s timer deleted that ended more than %(age)s ago.",

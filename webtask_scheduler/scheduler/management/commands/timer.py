@@ -22,6 +22,7 @@ from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 
+from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.filtering import ListSerializer
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
@@ -95,6 +96,7 @@ class Command(BaseCommand):
         for shown in (create, get, find, preview):
             shown.add_argument("--json", dest="as_json", action="store_true", help=_("as the API answers it"))
 
+    @actor.at_shell()
     def handle(self, *__: Any, action: str, **options: Any) -> None:
         try:
             getattr(self, f"_{action}")(options)

@@ -83,6 +83,7 @@ OPERATIONS = {
     "/timer/{id}/replay": {"post": "timer_replay"},
     "/timer/{id}/deliveries": {"get": "timer_deliveries_list"},
     "/timer/{id}/attempts": {"get": "timer_attempts_list"},
+    "/audit": {"get": "audit_list"},
     "/signing-secret": {"get": "signing_secret_list", "post": "signing_secret_create"},
     "/signing-secret/{id}": {"delete": "signing_secret_destroy"},
     "/api-key": {"get": "api_key_list", "post": "api_key_create"},
@@ -242,7 +243,7 @@ def in_flight(*_, **__):
 
 
 @db
-def test_every_described_error_is_real_and_as_described(document, create, retrieve, monkeypatch):
+def test_every_described_error_is_real_and_as_described(document, create, retrieve, monkeypatch, settings):
     client = Client(enforce_csrf_checks=True)
     seen = [
         client.post(PATH, {}, content_type=JSON),
@@ -266,6 +267,11 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         patch.setattr(Delivery.objects, "filter", away)
         seen.append(client.post(PATH, GOOD, content_type=JSON))
         looked.append(client.get(f"{PATH}/{uuid.uuid4()}"))
+    settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND = 0.1
+    client.get(PATH, REMOTE_ADDR="192.0.2.77")
+    seen.append(client.post(PATH, GOOD, content_type=JSON, REMOTE_ADDR="192.0.2.77"))
+    looked.append(client.get(f"{PATH}/{uuid.uuid4()}", REMOTE_ADDR="192.0.2.77"))
+    settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND = 0
     client.force_login(get_user_model().objects.create_user("me@example.com", "secret"))
     seen.append(client.post(PATH, GOOD, content_type=JSON))
     for operation, answers in ((create, seen), (retrieve, looked)):
@@ -282,7 +288,7 @@ class Asker:
     """Asks operations, and sees that each answer is as described."""
 
     # Tried above; of the transport, not of an operation.
-    elsewhere = {"403", "411", "413", "415", "503"}
+    elsewhere = {"403", "411", "413", "415", "429", "503"}
 
     def __init__(self, client, document):
         self.client, self.document = client, document
@@ -415,6 +421,8 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
         ask("POST", "/timer/bulk", body | {"dry_run": dry_run}, **{"Idempotency-Key": "a"})
     ask("GET", f"/timer/bulk/{bulk['bulk_id']}", where="/timer/bulk/{id}")
     ask("GET", "/timer/bulk/x", where="/timer/bulk/{id}")
+    ask("GET", "/audit", where="/audit")
+    ask("GET", "/audit?cursor=x")
     for _ in range(6):
         ask("POST", "/signing-secret")
     ask("POST", "/signing-secret", {"secret": "x"})

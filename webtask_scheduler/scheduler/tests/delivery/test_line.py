@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import replace
+from itertools import pairwise
 
 from webtask_scheduler.dispatch.queue import Held
 from webtask_scheduler.scheduler.delivery import hosts
@@ -247,3 +248,87 @@ def test_closing_takes_all_that_waits():
     started = len(pick(line)[0])
     assert len(list(line.drain())) == 20 - started
     assert line.queued == 0
+
+
+# What all workers together may do to one host
+
+
+def called_over(line, seconds, *, per_step=0.01, took=0.005, start=0.0):
+    """Answer each call at once for some time; return when the calls to each host began."""
+    begun = {}
+    for step in range(round(seconds / per_step)):
+        now = start + step * per_step
+        for host in pick(line, now)[0]:
+            begun.setdefault(host, []).append(now)
+        answer_all(line, now + took)
+    return begun
+
+
+def test_host_gets_so_many_calls_a_second_and_others_all_they_want():
+    line = Line(slots=32, room=512)
+    line.share_hosts(per_second=10, in_flight=0, workers=1)
+    known_as_quick(line, "bounded", "other", now=-10.0)
+    for _ in range(200):
+        add(line, "bounded")
+        add(line, "other")
+    begun = called_over(line, 5.0)
+    # A second's worth at once, then ten a second.
+    assert 55 <= len(begun["bounded"]) <= 61
+    after = begun["bounded"][10:]
+    assert all(b - a >= 0.99 for a, b in zip(after, after[10:], strict=False))
+    # The other host has its own ten.
+    assert abs(len(begun["other"]) - len(begun["bounded"])) <= 1
+    line.share_hosts(per_second=0, in_flight=0, workers=1)
+    assert len(called_over(line, 1.0, start=5.0)["other"]) > 100
+
+
+def test_bound_of_calls_a_second_is_shared_by_owners_and_by_workers():
+    workers = [Line(slots=32, room=512) for _ in range(4)]
+    total = 0
+    for line in workers:
+        line.share_hosts(per_second=8, in_flight=0, workers=4)
+        known_as_quick(line, "h", now=-10.0)
+        for owner in range(3):
+            add(line, "h", 100, owner=owner)
+        total += len(called_over(line, 10.0)["h"])
+    assert 80 <= total <= 8 * 10 + 4 * 2
+
+
+def test_slow_rate_lets_one_call_begin_now_and_then():
+    line = Line(slots=4, room=64)
+    line.share_hosts(per_second=0.5, in_flight=0, workers=1)
+    add(line, "h", 10)
+    begun = called_over(line, 9.0)["h"]
+    assert len(begun) == 5
+    assert line.waits_for_slots
+    assert all(1.99 <= b - a <= 2.1 for a, b in pairwise(begun))
+
+
+def test_host_has_so_many_calls_under_way_and_not_one_more():
+    line = Line(slots=32, room=512)
+    line.share_hosts(per_second=0, in_flight=6, workers=2)
+    known_as_quick(line, "h", "other")
+    add(line, "h", 50)
+    add(line, "other", 3)
+    assert sorted(pick(line, 1.0)[0]) == ["h"] * 3 + ["other"] * 3
+    # They leave their slots, and are under way still.
+    assert pick(line, 1.0 + hosts.PATIENCE_SECONDS)[0] == []
+    line.release(next(key for key, one in line.running.items() if one.flow.host.name == "h"), answered_at=1.1)
+    assert pick(line, 1.2)[0] == ["h"]
+
+
+def test_more_workers_than_calls_leave_one_to_each():
+    line = Line(slots=32, room=512)
+    line.share_hosts(per_second=0, in_flight=2, workers=5)
+    known_as_quick(line, "h")
+    add(line, "h", 5)
+    assert pick(line, 1.0)[0] == ["h"]
+
+
+def test_bounded_host_gives_back_what_waits_at_the_end():
+    line = Line(slots=4, room=64)
+    line.share_hosts(per_second=0.001, in_flight=0, workers=1)
+    add(line, "h", 10)
+    assert pick(line)[0] == ["h"]
+    assert len(list(line.drain())) == 9
+    assert not line.waits_for_slots

@@ -67,6 +67,36 @@ def test_pool_calls_each_delivery_once_and_records_it(pool, make_timer, receiver
     assert sorted(seen.path for seen in receiver.calls) == sorted(f"/{number}" for number in range(20))
 
 
+def test_pool_begins_no_more_calls_a_second_to_one_host_than_may_be(pool, make_timer, receiver):
+    with Receiver() as other:
+        for _ in range(24):
+            make_timer(receiver.url("/"), delay_seconds=-1)
+            make_timer(other.url("/"), delay_seconds=-1)
+        running = pool(callers=8)
+        running.share_hosts(per_second=16, in_flight=0, workers=2)
+        # Of this second process nothing is seen but that half is left to it.
+        running.hand_over(claim_for_pool())
+        wait_until(lambda: len(receiver.calls) >= 8 and len(other.calls) >= 8)
+        begun = time.monotonic()
+        wait_until(lambda: states() == [State.SUCCEEDED] * 48)
+        took = time.monotonic() - begun
+    # Eight at once, and then eight a second.
+    assert took >= 1.8
+    assert took < 10
+
+
+def test_worker_shares_what_one_host_may_get_with_the_workers_that_live(pool, settings, monkeypatch):
+    settings.WEBTASK_HOST_MAX_PER_SECOND, settings.WEBTASK_HOST_MAX_IN_FLIGHT = 30.0, 12
+    running = pool()
+    monkeypatch.setattr(tasks, "_pool", running)
+    for name in ("a", "b"):
+        facts.note_worker(name=name, kind=facts.CALLS, starter_idle_seconds=0, held=0, running=0)
+    facts.note_worker(name="c", kind=facts.UPKEEP, starter_idle_seconds=0, held=0, running=0)
+    tasks._note_calls(Client(callers=1, user_agent="t"), 0.0, 0, 0)
+    # Itself is the third.
+    assert (running._line._per_second, running._line._in_flight) == (10.0, 4)
+
+
 def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver):
     for _ in range(5):
         make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)

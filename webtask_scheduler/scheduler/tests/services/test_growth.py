@@ -324,6 +324,7 @@ def a_week_passes(sql):
         "UPDATE scheduler_bulkoperation SET finished_at = finished_at - %s",
         "UPDATE scheduler_beat SET seen_at = seen_at - %s",
         "UPDATE django_session SET expire_date = expire_date - %s",
+        "UPDATE access_auditentry SET at = at - %s",
     ):
         sql(statement, WEEK)
 
@@ -332,6 +333,7 @@ def a_week_passes(sql):
 @pytest.mark.timeout(300)
 def test_year_of_a_busy_service_keeps_every_table_bounded(client, history, sql, settings, monkeypatch):
     settings.WEBTASK_RETENTION_DAYS, settings.WEBTASK_KEEP_DELIVERIES = 30, 100
+    settings.WEBTASK_AUDIT_DAYS = 60
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 0)
     monkeypatch.setattr(tasks, "BULK_PAUSE_SECONDS", 0)
     recurring = [create(client, every="PT1H")["task_id"] for _ in range(2)]

@@ -458,7 +458,8 @@ def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, use
         (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 2, "timer_host_idx"),
         (Filter(label="group=7"), 50, 2, "label_timer_idx"),
         (Filter(label="group=7", host="h7.example"), 34, 2, "label_timer_idx"),
-        (Filter(recurring=True), 49, 2, "timer_recurring_idx"),
+        # Where so few recur, one index of them is as good as the other.
+        (Filter(recurring=True), 49, 2, "timer_(owner_)?recurring_idx"),
         (Filter(owner_id=user.pk), 3, 1, "scheduler_timer_owner_id"),
     ]
     for wanted, count, most, index in table:
@@ -467,7 +468,7 @@ def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, use
         assert len(asked) <= most, wanted
         for statement in asked:
             plan = "\n".join(row[0] for row in sql("EXPLAIN " + statement.replace("%", "%%")))
-            assert index in plan, (wanted, plan)
+            assert re.search(index, plan), (wanted, plan)
             assert not re.search(r"Seq Scan on scheduler_(timer|delivery|timerlabel)", plan), (wanted, plan)
 
 
@@ -475,7 +476,8 @@ def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_
     for _ in range(50):
         make_timer()
     for limit in (1, 50):
-        with django_assert_num_queries(2):
+        # Which timers, how large they are, and what they hold.
+        with django_assert_num_queries(3):
             assert len(client.get("/timer", {"limit": limit}).json()["timers"]) == limit
 
 

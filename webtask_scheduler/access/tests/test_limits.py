@@ -1,0 +1,199 @@
+"""Buckets and reservations against a real Redis: exact among threads, and out of the way when Redis is."""
+
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import redis
+
+from webtask_scheduler.access import limits
+
+CLIENTS = 12
+
+
+@pytest.fixture(autouse=True)
+def empty_store(settings):
+    limits.forget()
+    with redis.Redis.from_url(settings.REDIS_URL) as broker:
+        broker.flushdb()
+        yield broker
+        broker.flushdb()
+    limits.forget()
+
+
+def at_once(function, *, times, clients=CLIENTS):
+    """Call a function so many times from several threads at once; return what it returned."""
+    with ThreadPoolExecutor(clients) as threads:
+        return [future.result() for future in [threads.submit(function) for _ in range(times)]]
+
+
+# Buckets
+
+
+def test_bucket_gives_what_it_holds_to_threads_at_once_and_no_more():
+    taken = at_once(lambda: limits.take("a", per_second=1), times=60)
+    allowed = [one for one in taken if one.allowed]
+    # Ten seconds' worth, and one for each second that this took.
+    assert 10 <= len(allowed) <= 12
+    refused = [one for one in taken if not one.allowed]
+    assert all(one.left == 0 and 0 < one.wait_seconds <= 1 and one.most == 10 for one in refused)
+    assert limits.take("b", per_second=1).allowed
+
+
+def test_bucket_fills_with_time_and_says_when_it_is_full():
+    for left in range(9, -1, -1):
+        taken = limits.take("a", per_second=1)
+        assert (taken.allowed, taken.left) == (True, left)
+        assert taken.full_seconds == pytest.approx(10 - left, abs=0.5)
+    refused = limits.take("a", per_second=1)
+    assert not refused.allowed
+    time.sleep(refused.wait_seconds + 0.02)  # It does not refuse for longer than it said.
+    assert limits.take("a", per_second=1).allowed
+
+
+def test_bucket_outlives_a_lower_rate_and_a_clock_that_was_set_back(empty_store):
+    empty_store.set("webtask_scheduler:limit:requests:a", "99999999999.000000")
+    refused = limits.take("a", per_second=10)
+    assert not refused.allowed
+    assert refused.wait_seconds <= 0.11
+
+
+def test_buckets_are_forgotten_by_redis_once_they_are_full(empty_store):
+    limits.take("a", per_second=2)
+    assert 0 < empty_store.pttl("webtask_scheduler:limit:requests:a") <= 502
+
+
+# Reservations
+
+
+class Table:
+    """What there is, as a database would say it: what was reserved is there once its transaction has ended."""
+
+    def __init__(self, there=0.0):
+        self.there, self.counts = there, 0
+        self.lock = threading.Lock()
+
+    def count(self):
+        with self.lock:
+            self.counts += 1
+            return self.there
+
+    def make(self, amount=1, *, most, takes=0.0, spare=0):
+        if not limits.reserve("waiting:1", amount, most=most, count=self.count, spare=spare):
+            return False
+        time.sleep(takes)
+        with self.lock:
+            self.there += amount
+        return True
+
+
+@pytest.mark.parametrize("spare", [0, limits.SPARE])
+def test_threads_at_once_reach_the_limit_and_do_not_pass_it(spare):
+    table = Table()
+    made = at_once(lambda: table.make(most=100, takes=0.01, spare=spare), times=200)
+    assert (made.count(True), table.there) == (100, 100)
+    # It was counted at the beginning; after that only sums were asked.
+    assert table.counts <= CLIENTS
+
+
+def test_batches_at_once_do_not_pass_the_limit():
+    table = Table()
+    made = at_once(lambda: table.make(30, most=100, takes=0.05), times=24)
+    assert (made.count(True), table.there) == (3, 90)
+
+
+def test_count_in_the_middle_of_open_transactions_forgets_none_of_them(monkeypatch):
+    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.0)
+    table = Table(there=50)
+    # Each refusal counts anew, while what was reserved is not there yet.
+    at_once(lambda: table.make(most=60, takes=0.5), times=60)
+    assert table.there == 60
+
+
+def test_room_that_was_made_is_found_by_the_next_count(monkeypatch):
+    monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.1)
+    table = Table(there=9)
+    assert table.make(most=10)
+    assert not table.make(most=10)
+    table.there = 3
+    time.sleep(0.25)  # Until what was reserved is taken for settled.
+    assert [table.make(most=10) for _ in range(8)] == [True] * 7 + [False]
+    assert table.counts == 2
+
+
+def test_few_of_many_are_asked_of_redis_and_counted_once(empty_store):
+    table = Table(there=1000)
+    before = empty_store.info("commandstats")["cmdstat_evalsha"]["calls"] if table.make(most=100_000) else 0
+    begun = time.monotonic()
+    for _ in range(limits.SPARE):
+        assert table.make(most=100_000, spare=limits.SPARE)
+    asked = empty_store.info("commandstats")["cmdstat_evalsha"]["calls"] - before
+    assert asked <= 2 + (time.monotonic() - begun) / limits.SPARE_SECONDS
+    assert table.counts == 1
+
+
+def test_fractions_add_up_and_nothing_asks_for_nothing():
+    table = Table()
+    assert [table.make(0.1, most=0.3) for _ in range(4)] == [True, True, True, False]
+    assert limits.reserve("waiting:1", 0, most=0.3, count=table.count)
+    assert limits.reserve("waiting:1", -1, most=0.3, count=table.count)
+
+
+# Without Redis
+
+
+@pytest.fixture
+def silent(settings):
+    """Point the limits at a server that takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        settings.REDIS_URL = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        limits.forget()
+        yield server
+
+
+def test_without_an_answer_requests_are_let_through_and_only_the_first_waits(silent, caplog):
+    begun = time.monotonic()
+    assert limits.take("a", per_second=1) is None
+    assert time.monotonic() - begun < limits.TIMEOUT_SECONDS + 0.4
+    begun = time.monotonic()
+    for _ in range(1000):
+        assert limits.take("a", per_second=0.01) is None
+        assert limits.reserve("waiting:1", 5, most=1, count=lambda: 1 / 0)
+    assert time.monotonic() - begun < 0.1
+    lines = [record.message for record in caplog.records if "limits_" in record.message]
+    assert len(lines) == 1
+    assert lines[0].startswith("limits_lifted ")
+
+
+def test_threads_that_meet_a_redis_that_went_away_wait_once(silent, caplog):
+    begun = time.monotonic()
+    assert at_once(lambda: limits.take("a", per_second=1), times=600) == [None] * 600
+    assert time.monotonic() - begun < 1.0
+    assert sum("limits_lifted" in record.message for record in caplog.records) == 1
+
+
+def test_redis_that_is_back_enforces_limits_again_and_says_how_many_passed(empty_store, caplog, monkeypatch):
+    monkeypatch.setattr(limits, "AWAY_SECONDS", 0.5)
+    assert limits.take("a", per_second=1).allowed
+    # It answers nobody for a while.
+    empty_store.client_pause(400)
+    for _ in range(7):
+        assert limits.take("a", per_second=1) is None
+    time.sleep(0.55)  # Nobody asks sooner.
+    assert [limits.take("a", per_second=1).allowed for _ in range(2)] == [True, True]
+    said = [record.message for record in caplog.records if "limits_enforced" in record.message]
+    assert said == ["limits_enforced let_through=7"]
+
+
+def test_redis_that_refuses_to_write_counts_as_away(empty_store, caplog):
+    limits.take("a", per_second=1)
+    before = empty_store.config_get("maxmemory")["maxmemory"]
+    try:
+        empty_store.config_set("maxmemory", 1)
+        assert limits.take("a", per_second=1) is None
+    finally:
+        empty_store.config_set("maxmemory", before)
+    assert sum("limits_lifted" in record.message for record in caplog.records) == 1

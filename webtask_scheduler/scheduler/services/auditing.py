@@ -1,0 +1,59 @@
+"""What the audit log says of a timer: which of its values an edit changed, and none that may be secret."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from webtask_scheduler.access import audit
+from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.rules.options import NAMES
+from webtask_scheduler.scheduler.rules.recurrence import COLUMNS
+
+TIMER = "timer"
+# Values that are compared and never told.
+_UNTOLD = frozenset({"body", "body_base64", "metadata"})
+
+
+def state_of(timer: Timer, delivery: Delivery | None) -> dict[str, Any]:
+    """Return the values of a timer that an edit may change; with its promised delivery, its due time too."""
+    values: dict[str, Any] = {"web_url": timer.web_url, "name": timer.name}
+    values |= {name: getattr(timer, name) for name in (*COLUMNS, "max_occurrences", "max_lateness_seconds")}
+    given = timer.options or {}
+    values |= {name: given[name] for name in NAMES if name in given}
+    if delivery is not None and not timer.recurring:
+        values["due_at"] = delivery.due_at
+    return values
+
+
+def record_edit(timer: Timer, before: Mapping[str, Any], after: Mapping[str, Any], *, action: str) -> bool:
+    """Record what differs between two `state_of` of a timer; return whether anything does."""
+    names = [name for name in {**before, **after} if before.get(name) != after.get(name)]
+    if names:
+        told = [{name: _told(name, state[name]) for name in names if name in state} for state in (before, after)]
+        audit.record(action, kind=TIMER, of=timer.pk, owner_id=timer.owner_id, before=told[0], after=told[1])
+    return bool(names)
+
+
+def _told(name: str, value: Any) -> Any:
+    if name in _UNTOLD and value is not None:
+        return audit.UNTOLD
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def record_deed(action: str, timer: Timer, **told: Any) -> None:
+    """Record what was done to one timer, and what else is to be told of it."""
+    audit.record(action, kind=TIMER, of=timer.pk, owner_id=timer.owner_id, after=told)
+
+
+def record_switch(timer: Timer, before: str, after: str) -> None:
+    """Record that a timer was paused or resumed, by the states of its delivery before and after."""
+    if before != after:
+        action = "timer.paused" if after == State.PAUSED else "timer.resumed"
+        audit.record(
+            action,
+            kind=TIMER,
+            of=timer.pk,
+            owner_id=timer.owner_id,
+            before={"status": str(before)},
+            after={"status": str(after)},
+        )
