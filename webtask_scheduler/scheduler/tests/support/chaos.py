@@ -783,9 +783,7 @@ def _judge_editors(found: Verdict, stack: Stack, editors: Editors) -> None:
     # 503 is an answer: the database was away.
     found.wrong += [failure for failure in editors.failures if ": 503 " not in failure]
     log = stack.postgres.log_file.read_text(errors="replace")
-    found.wrong += [
-        f"PostgreSQL says {line!r}" for line in log.splitlines() if any(text in line for text in REFUSED)
-    ]
+    found.wrong += [f"PostgreSQL says {line!r}" for line in log.splitlines() if any(text in line for text in REFUSED)]
 
 
 def _judge_edited(found: Verdict, rows: dict[str, _Row], calls: dict[str, list[Call]], crashes: list[float]) -> None:
