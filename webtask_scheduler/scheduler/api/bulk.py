@@ -138,14 +138,18 @@ class BulksView(TimerAPIView):
         if values["action"] == BulkOperation.Action.REPLAY:
             refuse_called(request)
 
+        # Stored as given, because each page of the operation reads it again; a URL's user-info is secret.
+        stored = dict(cast("dict[str, Any]", request.data)["filter"])
+        if "url_prefix" in stored:
+            stored["url_prefix"] = values["filter"]["url_prefix"]
+
         def make() -> Response:
             caller = caller_of(request)
             operation = BulkOperation(
                 owner_id=caller.owner_id,
                 everyone=caller.sees_all,
                 action=values["action"],
-                # Stored as given: each page of the operation reads it again.
-                filter=cast("dict[str, Any]", request.data)["filter"],
+                filter=stored,
                 dry_run=values["dry_run"],
             )
             with answering_conflicts():

@@ -22,6 +22,7 @@ from webtask_scheduler.scheduler.models import (
     URL_MAX_LENGTH,
     State,
 )
+from webtask_scheduler.scheduler.sealing import shown_url
 
 SHOWN_FIELDS = tuple(TimerSerializer().fields)
 
@@ -70,6 +71,10 @@ class FilterSerializer(StrictSerializer):
         if "=" not in value:
             raise serializers.ValidationError(_("A label is asked for as key=value."))
         return value
+
+    def validate_url_prefix(self, value: str) -> str:
+        # As URLs are stored.
+        return shown_url(value)
 
 
 class ListSerializer(FilterSerializer):

@@ -249,7 +249,8 @@ retrieve_timer = described(
 edit_timer = described(
     "timer_partial_update",
     "Edit or reschedule a timer",
-    "A merge patch (RFC 7396) of what creating takes: fields that are left out stay, null takes one away. Anything that"
+    "A merge patch (RFC 7396) of what creating takes: fields that are left out stay, null takes one away, and `***`"
+    " keeps the value that it stands for, if the URL goes on leading to the same scheme, host and port. Anything that"
     " says when promises another moment in place of the one that waits. A call in flight is not touched. Of a timer"
     " that has ended, name, labels and metadata can still be changed.",
     parameters=[TASK_ID],

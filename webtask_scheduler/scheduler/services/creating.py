@@ -159,7 +159,7 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
         [new_id() for _ in timers],
         [new_id() for _ in timers],
         [web_url for web_url, _ in stored_forms],
-        [host_of(timer.web_url) for timer in timers],
+        [host_of(web_url) for web_url, _ in stored_forms],
         [timer.delay_seconds for timer in timers],
         due_ats,
         [timer.owner_id for timer in timers],

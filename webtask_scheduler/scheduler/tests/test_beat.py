@@ -15,12 +15,13 @@ from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask, PeriodicTasks
 
 from config.celery_app import app
+from webtask_scheduler import vault
 from webtask_scheduler.dispatch import dispatcher
 from webtask_scheduler.dispatch.publisher import Publisher
 from webtask_scheduler.dispatch.queue import Chunk, Held, PublishError
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.beat import TimerScheduler
-from webtask_scheduler.scheduler.models import Beat, Delivery, Leader, State, new_id
+from webtask_scheduler.scheduler.models import Beat, Delivery, EncryptionKey, Leader, State, new_id
 
 # Stock beat commits and closes connections as it likes.
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -87,6 +88,14 @@ def test_tick_fires_an_operators_clocked_task(celery_app, broker):
 def test_tick_notes_that_a_beat_is_at_work(scheduler):
     scheduler.tick()
     assert Beat.objects.count() == 1
+
+
+def test_tick_notes_with_which_key_values_are_encrypted(scheduler, settings):
+    scheduler.tick()
+    scheduler.tick()
+    assert [key.pk for key in EncryptionKey.objects.all()] == [vault.newest_key()]
+    settings.WEBTASK_ENCRYPTION_KEYS = ["A" * 43 + "="]
+    assert vault.missing_keys([key.pk for key in EncryptionKey.objects.all()])
 
 
 def test_close_puts_back_what_is_claimed_and_may_be_called_twice(scheduler, make_timer):

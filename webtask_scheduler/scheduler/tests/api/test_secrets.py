@@ -198,6 +198,18 @@ def test_sensitive_is_given_in_a_form_and_is_a_boolean(client):
     assert fields_of(post(client, {"web_url": URL, "seconds": 5, "sensitive": 1})) == ["sensitive"]
 
 
+@db
+def test_user_info_in_a_filter_is_not_stored_and_finds_its_timers(client):
+    timer = create(client, web_url="http://me:m4rk@a.example/x")
+    found = client.get("/timer", {"url_prefix": "http://me:m4rk@a.example/"}).json()["timers"]
+    assert [one["task_id"] for one in found] == [timer["task_id"]]
+    body = {"action": "pause", "filter": {"url_prefix": "http://me:m4rk@a.example/"}, "dry_run": True}
+    answer = post(client, body, "/timer/bulk")
+    assert answer.status_code == 202, answer.content
+    assert "m4rk" not in answer.content.decode()
+    assert tables_with("m4rk") == []
+
+
 # What it costs
 
 
