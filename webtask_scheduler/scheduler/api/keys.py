@@ -154,7 +154,7 @@ def _owner_id(request: Request, email: str | None) -> int:
         if user is None:
             raise exceptions.ValidationError({"owner": [_("There is no active user with this e-mail address.")]})
         return int(user.pk)
-    own = get_user_model().objects.filter(pk=caller.owner_id, email__iexact=email or "").first()
+    own = get_user_model().objects.filter(pk=caller.owner_id or 0, email__iexact=email or "").first()
     if own is None:
         raise exceptions.ValidationError({"owner": [_("Only a superuser's key makes keys for others; leave it out.")]})
     return int(own.pk)
