@@ -142,6 +142,16 @@ def test_host_of_the_url_is_named_to_the_receiver_and_its_certificate_though_an_
     assert (caught.value.kind, len(secure_receiver.calls)) == ("tls", 1)
 
 
+def test_redirect_from_https_to_http_is_not_followed(client, receiver, secure_receiver):
+    trust(client)
+    secure = f"https://localhost:{secure_receiver.port}/"
+    with pytest.raises(CallError, match="from https to http") as caught:
+        call(client, secure + receiver.redirect(307, receiver.url()).removeprefix(receiver.url()), redirects=3)
+    assert (caught.value.kind, receiver.calls, len(secure_receiver.calls)) == ("redirect", [], 1)
+    # The other way is what most sites do.
+    assert call(client, receiver.redirect(307, secure), redirects=3).status_code == 200
+
+
 # The standard library warns of the versions that are refused here.
 @pytest.mark.filterwarnings("ignore:ssl.TLSVersion.TLSv1")
 @pytest.mark.parametrize(("version", "kind"), [("TLSv1_1", "tls"), ("TLSv1_2", None), ("TLSv1_3", None)])

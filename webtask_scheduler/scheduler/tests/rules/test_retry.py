@@ -58,6 +58,12 @@ def test_failure_waits_exponentially_with_jitter(attempt, wait):
     assert len(set(found)) > 100
 
 
+@pytest.mark.parametrize("error", ORDINARY)
+def test_what_cannot_do_better_is_given_up_whatever_its_kind(error):
+    assert decide(error=error, attempt=1).verdict is Verdict.RETRY
+    assert decide(error=error, attempt=1, permanent=True).verdict is Verdict.GIVE_UP
+
+
 def test_exponential_waits_grow_to_the_longest():
     policy = Policy(max_attempts=10, min_seconds=1, multiplier=2, max_seconds=20, jitter=0)
     assert waits(policy, range(1, 10)) == [1, 2, 4, 8, 16, 20, 20, 20, 20]
