@@ -25,7 +25,7 @@ from webtask_scheduler.scheduler.tests.support.apart import run_apart
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
-# IANA's special-purpose address registries, all rows: block, name, globally reachable. Copied by hand from
+# IANA's special-purpose address registries, all rows: block, name, globally reachable. Written down by hand, see
 # https://www.iana.org/assignments/iana-ipv4-special-registry/ and .../iana-ipv6-special-registry/, as of the date that
 # `egress.REGISTRY_DATE` names. Nothing of the code's table is in here.
 REGISTRY = """
