@@ -5,13 +5,15 @@ from datetime import datetime
 from typing import Any
 
 from webtask_scheduler.access import audit
+from webtask_scheduler.scheduler import sealing
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
 from webtask_scheduler.scheduler.rules.options import NAMES
 from webtask_scheduler.scheduler.rules.recurrence import COLUMNS
+from webtask_scheduler.scheduler.sealing import SEALED
 
 TIMER = "timer"
 # Values that are compared and never told.
-_UNTOLD = frozenset({"body", "body_base64", "metadata"})
+_UNTOLD = frozenset({"body", "body_base64", "metadata", SEALED})
 
 
 def state_of(timer: Timer, delivery: Delivery | None) -> dict[str, Any]:
@@ -19,7 +21,9 @@ def state_of(timer: Timer, delivery: Delivery | None) -> dict[str, Any]:
     values: dict[str, Any] = {"web_url": timer.web_url, "name": timer.name}
     values |= {name: getattr(timer, name) for name in (*COLUMNS, "max_occurrences", "max_lateness_seconds")}
     given = timer.options or {}
-    values |= {name: given[name] for name in NAMES if name in given}
+    # Header names without values, and the sealed text, which changes with any of the secrets in it.
+    shown = sealing.shown(given) | {name: given[name] for name in (SEALED,) if name in given}
+    values |= {name: shown[name] for name in (*NAMES, SEALED) if name in shown}
     if delivery is not None and not timer.recurring:
         values["due_at"] = delivery.due_at
     return values

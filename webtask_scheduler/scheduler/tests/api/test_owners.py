@@ -26,7 +26,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.services.caller import OPERATOR
 from webtask_scheduler.scheduler.services.search import filter_of, page
-from webtask_scheduler.scheduler.tests.support.api import URL, call_all, send
+from webtask_scheduler.scheduler.tests.support.api import URL, call_all, key_of, send
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -53,6 +53,7 @@ OPERATIONS = {
     ("GET", "/signing-secret"): (SECRETS, None),
     ("POST", "/signing-secret"): (SECRETS, None),
     ("DELETE", "/signing-secret/{id}"): (SECRETS, None),
+    ("GET", "/audit"): (ADMIN, None),
     ("GET", "/api-key"): (ADMIN, None),
     ("POST", "/api-key"): (ADMIN, {"name": "made", "scopes": ["timers:read"]}),
     ("DELETE", "/api-key/{id}"): (ADMIN, None),
@@ -65,10 +66,6 @@ EACH_OF_ONE = pytest.mark.parametrize(("method", "path"), OF_ONE, ids=[f"{method
 @pytest.fixture(autouse=True)
 def _asks_for_keys(settings):
     settings.WEBTASK_API_AUTH = "key"
-
-
-def key_of(user, *scopes, **more):
-    return keys.make(name=f"of {user}", owner_id=user.pk, scopes=scopes or Scope.values, **more).text
 
 
 def ask(method, path, key, body=None, **headers):
@@ -153,7 +150,9 @@ def test_lists_hold_nothing_of_another_owner(ann, bob, path):
     text = ask("GET", path, bob.key).content.decode()
     for found in (str(ann.timer), "ann", ApiKey.objects.get(pk=ann.spare).prefix, f'"id":{ann.secret}'):
         assert found not in text
-    assert len(next(iter(json.loads(text).values()))) == (2 if path == "/api-key" else 1)
+    # A secret, a bulk operation and two keys were made.
+    number = {"/api-key": 2, "/audit": 4}.get(path, 1)
+    assert len(next(iter(json.loads(text).values()))) == number
 
 
 @pytest.mark.parametrize("query", [{}, {"status": "scheduled"}, {"host": "ann.example"}, {"label": "a=b"}])

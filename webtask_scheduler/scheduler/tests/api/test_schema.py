@@ -17,6 +17,8 @@ from jsonschema import Draft202012Validator
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
 from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.tests.support.api import bearer
+from webtask_scheduler.users.models import User
 
 PREFIX = "/api/v1/scheduler"
 PATH = f"{PREFIX}/timer"
@@ -421,8 +423,9 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
         ask("POST", "/timer/bulk", body | {"dry_run": dry_run}, **{"Idempotency-Key": "a"})
     ask("GET", f"/timer/bulk/{bulk['bulk_id']}", where="/timer/bulk/{id}")
     ask("GET", "/timer/bulk/x", where="/timer/bulk/{id}")
-    ask("GET", "/audit", where="/audit")
-    ask("GET", "/audit?cursor=x")
+    by_key = bearer(User.objects.create_user("ann@example.com"))
+    for query in ("", "?cursor=x"):
+        ask("GET", f"/audit{query}", where="/audit", **by_key)
     for _ in range(6):
         ask("POST", "/signing-secret")
     ask("POST", "/signing-secret", {"secret": "x"})

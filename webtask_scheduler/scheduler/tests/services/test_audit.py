@@ -15,7 +15,7 @@ from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.models import BulkOperation, CallStop, SigningSecret, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
-from webtask_scheduler.scheduler.tests.support.api import GIVEN, URL, create, path, post, send
+from webtask_scheduler.scheduler.tests.support.api import GIVEN, URL, bearer, create, path, post, send
 from webtask_scheduler.scheduler.tests.support.doors import act, bare, saved, soon
 from webtask_scheduler.scheduler.tests.support.doors import form as form_of
 from webtask_scheduler.scheduler.tests.support.doors import post as submit
@@ -347,14 +347,19 @@ def test_api_lists_the_deeds_of_the_callers_owner_alone(client, admin_client, us
     services.stop_calls(host="a.example")
     everything = admin_client.get("/audit").json()["entries"]
     assert [one["action"] for one in everything] == ["calls.stopped", "secret.created", "secret.created"]
-    # Stops are the deployment's: they have no owner, and are not what an anonymous caller owns.
-    (anonymous,) = client.get("/audit").json()["entries"]
+    # An open API shows nothing of it to whoever has no name, nor to a login that is no superuser's.
+    assert client.get("/audit").status_code == 401
     client.force_login(user)
-    (own,) = client.get("/audit").json()["entries"]
-    assert own["object_id"] == str(mine.pk) != anonymous["object_id"]
+    assert client.get("/audit").status_code == 403
+    client.logout()
+    made, own = client.get("/audit", headers=bearer(user)).json()["entries"]
+    assert (made["action"], own["object_id"]) == ("key.created", str(mine.pk))
 
 
-def test_api_lists_pages_and_one_things_deeds(client):
+def test_api_lists_pages_and_one_things_deeds(client, user):
+    by_key = bearer(user)
+    AuditEntry.objects.all().delete()
+    client.defaults["HTTP_AUTHORIZATION"] = by_key["Authorization"]
     timers = [create(client) for _ in range(3)]
     for timer in timers:
         client.delete(path(timer))

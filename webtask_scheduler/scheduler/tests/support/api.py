@@ -7,6 +7,8 @@ from typing import Any
 
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
+from webtask_scheduler.access import keys
+from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler.delivery.call import call_url
 from webtask_scheduler.scheduler.models import (
     TASK_NAME,
@@ -52,6 +54,16 @@ def send(client: Any, method: str, path: str, body: Any = None, *, content_type:
     """Send a request; bytes and text as they are, anything else as JSON."""
     raw = body if isinstance(body, bytes | str) else b"" if body is None else json.dumps(body)
     return client.generic(method, path, raw, content_type, headers=headers)
+
+
+def key_of(user: Any, *scopes: str, **more: Any) -> str:
+    """Return a new API key of a user, with all scopes if none is named."""
+    return keys.make(name=f"of {user}", owner_id=user.pk, scopes=scopes or Scope.values, **more).text
+
+
+def bearer(user: Any, *scopes: str) -> dict[str, str]:
+    """Return the headers of a request with a new API key of a user."""
+    return {"Authorization": f"Bearer {key_of(user, *scopes)}"}
 
 
 def post(client: Any, body: Any, path: str = "/timer", **more: Any) -> Any:
