@@ -64,7 +64,8 @@ full = full + 1 / rate
 redis.call('SET', KEYS[1], string.format('%.6f', full), 'PX', math.ceil((full - now) * 1000) + 1)
 return {1, string.format('%.6f', tokens - 1)}
 """
-# `total` is all that was ever reserved; `base` the last exact count, and `base_total` how much of `total` is in it.
+# `total` is all that was ever reserved; `base` an exact count of `base_at`, `base_total` how much of `total` is surely
+# in it, and `at` when a count was last begun or ended.
 # `mark` and `before` are totals of at least SETTLED_SECONDS ago, or younger ones at `mark_at`.
 _RESERVE = """
 local amount, spare, most = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
@@ -72,15 +73,21 @@ local recount, settle, far, keep = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumbe
 local counted, counted_total = tonumber(ARGV[8]), tonumber(ARGV[9])
 local time = redis.call('TIME')
 local now = time[1] + time[2] / 1000000
-local names = {'total', 'base', 'base_total', 'at', 'last_at', 'mark', 'mark_at', 'before'}
+local names = {'total', 'base', 'base_total', 'base_at', 'at', 'last_at', 'mark', 'mark_at', 'before'}
 local read = redis.call('HMGET', KEYS[1], unpack(names))
 local kept = {}
 for i, name in ipairs(names) do kept[name] = tonumber(read[i]) end
 local total = kept.total or 0
 local function text(value) return string.format('%.6f', value) end
 if counted then
-  kept.base, kept.base_total, kept.at = counted, counted_total, now
-  redis.call('HSET', KEYS[1], 'base', text(counted), 'base_total', text(counted_total), 'at', text(now))
+  -- Of counts side by side the one that says less is right: a slow one has counted what others reserved meanwhile.
+  local beside = kept.base and kept.base_at and now - kept.base_at < settle
+  if not beside or counted - counted_total < kept.base - kept.base_total then
+    kept.base, kept.base_total = counted, counted_total
+    redis.call('HSET', KEYS[1], 'base', text(counted), 'base_total', text(counted_total), 'base_at', text(now))
+  end
+  kept.at = now
+  redis.call('HSET', KEYS[1], 'at', text(now))
   redis.call('EXPIRE', KEYS[1], keep)
 end
 local settled = kept.before or 0

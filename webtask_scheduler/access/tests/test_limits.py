@@ -112,6 +112,18 @@ def test_count_in_the_middle_of_open_transactions_forgets_none_of_them(monkeypat
     assert table.there == 60
 
 
+def test_slow_first_count_does_not_count_twice_what_others_made_meanwhile():
+    table = Table()
+
+    def slowly():
+        assert [table.make(most=40) for _ in range(20)] == [True] * 20
+        return table.count()
+
+    assert limits.reserve("waiting:1", 1, most=40, count=slowly)
+    table.there += 1
+    assert [table.make(most=40) for _ in range(20)] == [True] * 19 + [False]
+
+
 def test_room_that_was_made_is_found_by_the_next_count(monkeypatch):
     monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.2)
     monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.1)

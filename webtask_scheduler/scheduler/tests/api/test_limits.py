@@ -163,7 +163,7 @@ def settle():
     with redis.Redis.from_url(settings.REDIS_URL) as broker:
         for key in broker.scan_iter("webtask_scheduler:limit:*"):
             if broker.type(key) == b"hash":
-                for name in ("at", "last_at", "mark_at"):
+                for name in ("at", "base_at", "last_at", "mark_at"):
                     value = broker.hget(key, name)
                     if value is not None:
                         broker.hset(key, name, float(value) - 10)
