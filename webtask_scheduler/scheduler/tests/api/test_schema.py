@@ -426,6 +426,7 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
     by_key = bearer(User.objects.create_user("ann@example.com"))
     for query in ("", "?cursor=x"):
         ask("GET", f"/audit{query}", where="/audit", **by_key)
+    ask("GET", "/audit")
     for _ in range(6):
         ask("POST", "/signing-secret")
     ask("POST", "/signing-secret", {"secret": "x"})
