@@ -200,3 +200,57 @@ def test_admin_lists_finds_and_changes_users(admin_client, user):
     assert admin_client.post(page, fields | dates).status_code == 302
     user.refresh_from_db()
     assert (user.email, user.first_name, user.check_password(PASSWORD)) == ("ada@example.com", "Ada", True)
+
+
+# Deleting
+
+
+def test_deleted_user_is_forgotten_and_stays_as_a_row(user):
+    user.first_name, user.is_staff = "Ada", True
+    user.save()
+    assert user.delete() == (1, {"users.User": 1})
+    row = User.objects.get()
+    assert (row.email, row.first_name, row.is_active, row.is_staff) == (
+        f"deleted-{user.pk}@users.invalid",
+        "",
+        False,
+        False,
+    )
+    assert not row.has_usable_password()
+    assert row.deleted_at is not None
+    assert authenticate(username="Ada@example.com", password=PASSWORD) is None
+    # The address is free again, and a second deletion does nothing.
+    User.objects.create_user("ada@example.com", PASSWORD)
+    assert row.delete() == (0, {})
+
+
+def test_users_are_deleted_many_at_once(user):
+    User.objects.create_user("bob@example.com", PASSWORD)
+    assert User.objects.all().delete() == (2, {"users.User": 2})
+    assert User.objects.filter(deleted_at=None).count() == 0
+    assert User.objects.count() == 2
+
+
+@pytest.mark.parametrize("door", ["page", "action"])
+def test_admin_deletes_a_user_without_listing_what_the_user_owns(admin_client, user, make_timer, door):
+    make_timer(owner_id=user.pk)
+    page = "/admin/users/user/"
+    if door == "page":
+        asked = admin_client.get(f"{page}{user.pk}/delete/").content.decode()
+        admin_client.post(f"{page}{user.pk}/delete/", {"post": "yes"})
+    else:
+        data = {"action": "delete_selected", "_selected_action": [user.pk]}
+        asked = admin_client.post(page, data).content.decode()
+        admin_client.post(page, data | {"post": "yes"})
+    assert "Ada@example.com" in asked
+    assert "timer " not in asked
+    assert User.objects.get(pk=user.pk).deleted_at is not None
+    assert f"deleted-{user.pk}" not in admin_client.get(page).content.decode()
+    assert admin_client.get(f"{page}{user.pk}/change/").status_code == 302
+
+
+def test_table_keeps_the_row_of_a_user_who_owns_a_timer(user, make_timer, sql):
+    make_timer(owner_id=user.pk)
+    sql("SET CONSTRAINTS ALL IMMEDIATE")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        sql("DELETE FROM users_user WHERE id = %s", user.pk)
