@@ -47,11 +47,15 @@ def command(
     match kind:
         case "web":
             return [
-                *(sys.executable, "-m", "config.web", "--interface", "wsgi", "--no-ws"),
+                # With HTTP/1 alone a connection that says nothing is closed; while granian waits for a sign of which
+                # version a client speaks, it has no time-out.
+                *(sys.executable, "-m", "config.web", "--interface", "rsgi", "--no-ws", "--http", "1"),
                 *("--host", host, "--port", setting("PORT", "8000")),
-                *("--workers", setting("WEB_WORKERS", "2"), "--blocking-threads", "4", "--backlog", "1024"),
+                *("--workers", setting("WEB_WORKERS", "2"), "--backlog", "1024"),
                 *("--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"),
-                "config.wsgi:application",
+                # `config.front` has the deadline for bodies.
+                *("--http1-header-read-timeout", "15000"),
+                "config.front:application",
             ]
         case "worker" | "upkeep":
             # Its threads only take messages: settings.WEBTASK_CALLERS says how many calls are made side by side.
