@@ -128,16 +128,18 @@ class Front:
                         if self._buffered > BUFFER_BYTES:
                             raise BodyError(503, _TOO_MUCH)
         except TimeoutError:
-            self._note_slow(scope, read=read, length=length)
+            self._note_slow(_client(scope), read, length)
             raise BodyError(408, _TOO_SLOW) from None
         finally:
             self._buffered -= counted
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
-    def _note_slow(self, scope: Any, **about: int) -> None:
+    def _note_slow(self, client: str, read: int, length: int) -> None:
         self._slow += 1
         if time.monotonic() >= self._say_at:
-            event("bodies_too_slow", level=logging.WARNING, count=self._slow, latest=_client(scope), **about)
+            event(
+                "bodies_too_slow", level=logging.WARNING, count=self._slow, latest=client, read=read, length=length
+            )
             self._slow, self._say_at = 0, time.monotonic() + SAID_SECONDS
 
     def _serve(self) -> None:

@@ -1,5 +1,6 @@
 """All routes: the API under its version and its short name, its description, the admin, the probes, metrics."""
 
+from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
 from django.views.generic import RedirectView
@@ -19,7 +20,7 @@ urlpatterns: list[object] = [
     path("", RedirectView.as_view(pattern_name="docs")),
     path("", include("webtask_scheduler.scheduler.api.probes")),
     path("", include("webtask_scheduler.scheduler.api.metrics")),
-    path("admin/", admin.site.urls),
+    path(settings.ADMIN_PATH, admin.site.urls),
     # Where the admin's choice of a language is sent.
     path("i18n/", include("django.conf.urls.i18n")),
 ]

@@ -29,7 +29,6 @@ PERMISSIONS_POLICY = ", ".join(
 )
 # Below these nothing is for people, whatever a request accepts.
 _FOR_PROGRAMS = ("/timer", "/signing-secret", "/api/", "/healthz", "/readyz")
-_FOR_PEOPLE = "/admin"
 
 
 class BrowserRules:
@@ -83,7 +82,10 @@ def _answer(request: HttpRequest, status: int, detail: Any, *, page: str = "") -
     with translation.override(language):
         if _is_for_people(request):
             request_id = getattr(request, "request_id", "")
-            text = render_to_string(page or f"{status}.html", {"status": status, "request_id": request_id})
+            # A path that was chosen is not told to strangers.
+            admin_path = "/admin/" if settings.ADMIN_PATH == "admin/" else ""
+            values = {"status": status, "request_id": request_id, "admin_path": admin_path}
+            text = render_to_string(page or f"{status}.html", values)
             answer = HttpResponse(text, status=status)
         else:
             answer = problems.problem_answer(status, gettext(str(detail)))
@@ -97,6 +99,6 @@ def _is_for_people(request: HttpRequest) -> bool:
     if request.path.startswith(_FOR_PROGRAMS):
         return False
     types = ["application/json", "text/html"]
-    if request.path.startswith(_FOR_PEOPLE):
+    if request.path.startswith(f"/{settings.ADMIN_PATH}"):
         types.reverse()
     return request.get_preferred_type(types) == "text/html"

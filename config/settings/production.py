@@ -94,6 +94,8 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("DJANGO_SECURE_HSTS_INCLUDE_SUBDOMAINS
 SECURE_HSTS_PRELOAD = env.bool("DJANGO_SECURE_HSTS_PRELOAD", default=False)
 # Being on the browsers' preload list binds a whole domain for months: its owner decides that, not a default.
 SILENCED_SYSTEM_CHECKS = ["security.W021"]
+# Caddy, or whatever stands in its place.
+WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
 SESSION_COOKIE_SECURE = True
 CSRF_COOKIE_SECURE = True
 # Only where a proxy changes the Host: as Caddy passes it on, the admin's forms come from the origin that Django sees.

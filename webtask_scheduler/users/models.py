@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 from django.contrib.auth.models import AbstractUser, BaseUserManager
 from django.db import models
 from django.db.models.functions import Lower
+from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
 
@@ -55,3 +56,17 @@ class User(AbstractUser):
 
     def __str__(self) -> str:
         return self.email
+
+
+class LoginFailures(models.Model):
+    """Failed attempts to log in, of what a digest stands for; see `throttle`."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    failures = models.PositiveIntegerField(default=0)
+    last_at = models.DateTimeField(default=timezone.now, db_index=True)
+    free_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name = verbose_name_plural = "login failures"
+        # Nobody looks at digests.
+        default_permissions = ()
