@@ -79,8 +79,26 @@ def become(name: str) -> NoReturn:
     """Turn into the process of that name. Raises ValueError for an unknown name."""
     words = command(name)
     if name.partition("-")[0] == "flower":
+        ask_for_a_login()
         await_worker()
     os.execv(words[0], words)
+
+
+def ask_for_a_login() -> None:
+    """Have Flower ask for CELERY_FLOWER_USER and CELERY_FLOWER_PASSWORD, if they are set; exit where they must be.
+
+    By the environment, because a command line is for all to read.
+    """
+    # Late, as below. Also where a login is not needed: a bad setting ends this process with one line, as the others.
+    from django.conf import settings
+
+    needed = settings.WEBTASK_API_AUTH == "key"
+    user, password = (os.environ.get(f"CELERY_FLOWER_{name}", "") for name in ("USER", "PASSWORD"))
+    if password:
+        os.environ["FLOWER_BASIC_AUTH"] = f"{user or 'flower'}:{password}"
+    elif needed and not os.environ.get("FLOWER_BASIC_AUTH"):
+        print("CELERY_FLOWER_PASSWORD is not set: with WEBTASK_API_AUTH=key, Flower asks for one.", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
 
 
 def await_worker() -> None:

@@ -437,6 +437,9 @@ WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600
 )
 
+# Who may call the API: anybody, or who has a key.
+WEBTASK_API_AUTH = one_of("WEBTASK_API_AUTH", "open", "key")
+
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.
 METRICS_TOKEN = env.str("METRICS_TOKEN", default="")

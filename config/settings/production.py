@@ -75,6 +75,8 @@ if not ALLOWED_HOSTS:
 if "*" in ALLOWED_HOSTS:
     _refuse("DJANGO_ALLOWED_HOSTS", "is *: name the hosts, or a forged Host would be written into links")
 
+WEBTASK_API_AUTH = one_of("WEBTASK_API_AUTH", "key", "open")
+
 # Only this schema, so that a view of old names for processes of the release before does not hide a table (see
 # migration 0012 and docs/operations.md, "Upgrade").
 DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"

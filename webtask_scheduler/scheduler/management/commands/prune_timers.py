@@ -7,10 +7,11 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from webtask_scheduler import terminal
 from webtask_scheduler.scheduler.services import retention
 
 UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
@@ -26,7 +27,7 @@ def age(text: str) -> timedelta:
     return timedelta(**{UNITS[unit]: int(number)})
 
 
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."

@@ -11,20 +11,21 @@ from typing import Any
 
 import qrcode  # type: ignore[import-untyped]
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
 from django.utils.translation import gettext as _
 from django_otp.oath import TOTP
 from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
+from webtask_scheduler import terminal
 from webtask_scheduler.users.models import User
 
 RECOVERY_CODES = 10
 TRIES = 3
 
 
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Make, remove and list second factors: an app on a phone, and ten recovery codes for the day it is lost."
