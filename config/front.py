@@ -1,8 +1,8 @@
 """What granian runs: it reads a request's body to its end before one of the few threads of the application sees it.
 
-Granian hands over a request when it has the headers. A thread that reads the body itself waits for as long as its client
-takes, and a handful of clients that drip their bodies hold every thread. Here the event loop reads. A client that is slow
-costs its bytes and a connection, no thread, and is answered 408 when its time is up.
+Granian hands over a request when it has the headers. A thread that reads the body itself waits for as long as its
+client takes, and a handful of clients that drip their bodies hold every thread. Here the event loop reads. A client
+that is slow costs its bytes and a connection, no thread, and is answered 408 when its time is up.
 
 What bounds it: BODY_SECONDS and a least rate for one body; DATA_UPLOAD_MAX_MEMORY_SIZE for its length; BUFFER_BYTES for
 all bodies of this process that are not small; and granian's own limit of connections, half of its `--backlog` with two
@@ -40,12 +40,12 @@ SAID_SECONDS = 60.0
 
 _PROBLEM = "application/problem+json"
 _TOO_SLOW = (
-    b'{"type":"about:blank","title":"Request Timeout","status":408,"detail":"The body of the request did not arrive in'
-    b' time, and nothing was done. Send it again, over a faster connection or in smaller parts."}'
+    b'{"type":"about:blank","title":"Request Timeout","status":408,"detail":"The body of the request did not arrive'
+    b' in time, and nothing was done. Send it again, over a faster connection or in smaller parts."}'
 )
 _TOO_MUCH = (
-    b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many large requests arrive at once.'
-    b' Nothing was done; send it again in a moment."}'
+    b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many large requests arrive at'
+    b' once. Nothing was done; send it again in a moment."}'
 )
 
 _ENVIRON: dict[str, Any] = {
@@ -137,9 +137,7 @@ class Front:
     def _note_slow(self, client: str, read: int, length: int) -> None:
         self._slow += 1
         if time.monotonic() >= self._say_at:
-            event(
-                "bodies_too_slow", level=logging.WARNING, count=self._slow, latest=client, read=read, length=length
-            )
+            event("bodies_too_slow", level=logging.WARNING, count=self._slow, latest=client, read=read, length=length)
             self._slow, self._say_at = 0, time.monotonic() + SAID_SECONDS
 
     def _serve(self) -> None:

@@ -9,8 +9,8 @@ from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitVie
 urlpatterns: list[object] = [
     path("api/v1/", include("config.api_router")),
     re_path("^api/schema/?$", SpectacularAPIView.as_view(), name="schema"),
-    # Its script is an answer of its own, because the Content-Security-Policy runs nothing inline. No metadata: the page's
-    # renderer has no template for it.
+    # Its script is an answer of its own, because the Content-Security-Policy runs nothing inline. No metadata: the
+    # page's renderer has no template for it.
     re_path(
         "^api/docs/?$",
         SpectacularSwaggerSplitView.as_view(url_name="schema", template_name="swagger.html", metadata_class=None),

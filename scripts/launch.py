@@ -486,7 +486,7 @@ class Run:
 def base_url() -> str:
     host = setting("HOST", "127.0.0.1")
     # "Every address of this machine" is a place to listen, not one to call.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what others set is read
     return f"http://{f'[{host}]' if ':' in host else host}:{setting('PORT', '8000')}"
 
 

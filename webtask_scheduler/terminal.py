@@ -1,7 +1,7 @@
-"""What commands print: values of others cannot move the cursor, change colours, or turn the text around.
+r"""What commands print: values of others cannot move the cursor, change colours, or turn the text around.
 
 A timer's name, a URL, a label or the text of an answer may hold control characters, which a terminal obeys. They are
-shown as JSON escapes, such as \\u001b, so that what is printed as JSON stays JSON.
+shown as JSON escapes, such as \u001b, so that what is printed as JSON stays JSON.
 """
 
 import re
@@ -27,7 +27,9 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 class _Output(OutputWrapper):
-    def write(self, msg: str = "", style_func: Any = None, ending: str | None = None) -> None:
+    def write(  # type: ignore[override]  # as OutputWrapper has it
+        self, msg: str = "", style_func: Any = None, ending: str | None = None
+    ) -> None:
         # Before it is styled: colours are ours.
         super().write(_IN_A_TEXT.sub(_escaped, str(msg)), style_func, ending)
 

@@ -153,6 +153,7 @@ SECURE_CSP = {
 }
 SECURE_REFERRER_POLICY = "same-origin"
 
+
 # The admin
 def _admin_path() -> str:
     """Return where the admin is, as `admin/`. Exits with a sentence if that cannot be its path."""

@@ -12,8 +12,8 @@ from webtask_scheduler.users import throttle
 class ThrottledBackend(ModelBackend):
     """Looks at a password only if its request may try; else `request.login_wait` says for how many seconds not.
 
-    Without a request, as in a shell, nothing is throttled. Whoever logs the user in calls `throttle.give_back`, once all
-    else is right as well: the code of a second factor must not be free to guess.
+    Without a request, as in a shell, nothing is throttled. Whoever logs the user in calls `throttle.give_back`, once
+    all else is right as well: the code of a second factor must not be free to guess.
     """
 
     def authenticate(

@@ -70,3 +70,6 @@ class LoginFailures(models.Model):
         verbose_name = verbose_name_plural = "login failures"
         # Nobody looks at digests.
         default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.key

@@ -56,9 +56,9 @@ def client_address(request: HttpRequest) -> str:
     """Return who sent a request: the other end of the connection, or whom the proxies in front say it was."""
     said = [part.strip() for part in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
     # Each proxy appends the address that it sees, so what a client forges is further left.
-    if settings.WEBTASK_PROXIES and len(said) >= settings.WEBTASK_PROXIES and said[-settings.WEBTASK_PROXIES]:
-        return said[-settings.WEBTASK_PROXIES]
-    return str(request.META.get("REMOTE_ADDR", ""))
+    proxies: int = settings.WEBTASK_PROXIES
+    found = said[-proxies] if 0 < proxies <= len(said) else ""
+    return found or str(request.META.get("REMOTE_ADDR", ""))
 
 
 def take(request: HttpRequest, name: str) -> float:

@@ -170,7 +170,8 @@ def test_answer_of_a_receiver_is_text(client, admin_client, make_timer, text):
     assert Attempt.objects.get().excerpt == kept
     for path in (f"/admin/scheduler/timer/{timer.pk}/change/", f"/admin/scheduler/delivery/{delivery.pk}/change/"):
         assert_shown_as_text(admin_client.get(path), text)
-    assert len([line for line in printed("timer", "get", str(timer.pk)).splitlines() if line.startswith("attempt")]) == 1
+    lines = printed("timer", "get", str(timer.pk)).splitlines()
+    assert len([line for line in lines if line.startswith("attempt")]) == 1
 
 
 @payloads

@@ -62,7 +62,12 @@ def test_pages_show_no_password_of_broker_database_or_anything_else(tmp_path):
     with running() as service:
         # A user of this Redis with a password, as a server's has one.
         service.broker.acl_setuser(
-            "flower-test", enabled=True, passwords=[f"+{SECRETS['broker']}"], keys=["*"], channels=["*"], categories=["+@all"]
+            "flower-test",
+            enabled=True,
+            passwords=[f"+{SECRETS['broker']}"],
+            keys=["*"],
+            channels=["*"],
+            categories=["+@all"],
         )
         parts = urlsplit(service.environment["REDIS_URL"])
         where = parts.netloc.rpartition("@")[2]

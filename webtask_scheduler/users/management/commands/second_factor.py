@@ -9,7 +9,7 @@ import io
 import time
 from typing import Any
 
-import qrcode  # type: ignore[import-untyped]
+import qrcode
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
 from django.db import transaction
@@ -100,7 +100,7 @@ class Command(terminal.Command):
 
     def _remove(self, user: User) -> None:
         with transaction.atomic():
-            removed = TOTPDevice.objects.filter(user=user).delete()[0] + StaticDevice.objects.filter(user=user).delete()[0]
+            removed = sum(kind.objects.filter(user=user).delete()[0] for kind in (TOTPDevice, StaticDevice))
         if not removed:
             raise CommandError(_("%(email)s has no second factor.") % {"email": user.email})
         self.stdout.write(_("%(email)s logs in with the password alone now.") % {"email": user.email})
