@@ -50,8 +50,8 @@ class Broker(AMQP):
 class OwnSettings(Mapping[str, Any]):
     """Those of Django's settings that are Celery's, under its names; read when they are used.
 
-    Given Django's settings as they are, a worker would tell them all to whoever asks it for its configuration, as Flower
-    does, and Celery censors what it knows by its own names only: not REDIS_URL, and not the broker's URL.
+    Given Django's settings as they are, a worker would tell them all to whoever asks it for its configuration, as
+    Flower does, and Celery censors what it knows by its own names only: not REDIS_URL, and not the broker's URL.
     """
 
     _PREFIX = "CELERY_"
