@@ -3,6 +3,7 @@
 import contextlib
 import math
 import time
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import kombu
@@ -46,8 +47,30 @@ class Broker(AMQP):
     Connection = Connection
 
 
+class OwnSettings(Mapping[str, Any]):
+    """Those of Django's settings that are Celery's, under its names; read when they are used.
+
+    Given Django's settings as they are, a worker would tell them all to whoever asks it for its configuration, as
+    Flower does, and Celery censors what it knows by its own names only: not REDIS_URL, and not the broker's URL.
+    """
+
+    _PREFIX = "CELERY_"
+
+    def __getitem__(self, key: str) -> Any:
+        try:
+            return getattr(settings, self._PREFIX + key.upper())
+        except AttributeError as error:
+            raise KeyError(key) from error
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._PREFIX).lower() for name in dir(settings) if name.startswith(self._PREFIX))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 app = Celery("webtask_scheduler", amqp=Broker)
-app.config_from_object("django.conf:settings", namespace="CELERY")
+app.config_from_object(OwnSettings())
 app.autodiscover_tasks()
 
 
@@ -74,6 +97,25 @@ def _broker() -> str:
     """Return the broker's URL without its password."""
     with app.connection_for_read() as connection:
         return str(connection.as_uri())
+
+
+@signals.worker_init.connect
+def _censor_stats(**_: Any) -> None:
+    """Have a worker that is asked for its state name the broker without the passwords of sentinels, and of others."""
+    # Late: workers only.
+    from celery.app.utils import filter_hidden_settings
+    from celery.worker.control import Panel
+    from kombu.utils.url import maybe_sanitize_url
+
+    stock = Panel.data["stats"]
+
+    def stats(state: Any, **arguments: Any) -> Any:
+        found = stock(state, **arguments)
+        broker = found["broker"] = filter_hidden_settings(found.get("broker") or {})
+        broker["alternates"] = [maybe_sanitize_url(url) for url in broker.get("alternates") or ()]
+        return found
+
+    Panel.data["stats"] = stats
 
 
 @signals.worker_init.connect

@@ -1,4 +1,4 @@
-"""The WSGI application that the web server loads."""
+"""The WSGI application. `config.front` gives it the requests that the web server takes."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ class Handler(WSGIHandler):
     request_class = Request
 
 
-# Clients and load balancers do not wait longer for an answer, and four threads serve this process.
+# Clients and load balancers do not wait longer for an answer, and few threads serve this process.
 STATEMENT_SECONDS = 6.0
 
 # Another server than ours says nowhere where it listens.

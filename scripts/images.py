@@ -109,7 +109,7 @@ def request(url: str, body: dict[str, Any] | None = None, **headers: str) -> tup
 
 def free_ports(count: int) -> list[int]:
     with contextlib.ExitStack() as stack:
-        held = [stack.enter_context(socket.create_server(("0.0.0.0", 0))) for _ in range(count)]
+        held = [stack.enter_context(socket.create_server(("0.0.0.0", 0))) for _ in range(count)]  # noqa: S104 - ports that are free on all
         return [one.getsockname()[1] for one in held]
 
 

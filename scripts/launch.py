@@ -92,7 +92,13 @@ def application() -> list[str]:
     """Return the names of our own processes."""
     # A delivery costs PostgreSQL as much as a worker: half of the processors each.
     workers = number("WORKERS", max(1, (os.cpu_count() or 1) // 2))
-    return ["web", *names("worker", workers), "upkeep", *names("beat", number("BEATS", 1)), "flower"]
+    flower = ["flower"] if shows_flower() else []
+    return ["web", *names("worker", workers), "upkeep", *names("beat", number("BEATS", 1)), *flower]
+
+
+def shows_flower() -> bool:
+    """Return whether Flower runs: it lets no one in without a login where the API lets no one in without a key."""
+    return setting("WEBTASK_API_AUTH", "open") != "key" or bool(setting("CELERY_FLOWER_PASSWORD", ""))
 
 
 # Processes by number, and whether that number is still the same process
@@ -283,7 +289,9 @@ def check_ports() -> None:
     number("WEB_WORKERS", 2)
     host = setting("HOST", "127.0.0.1")
     ports = {"PORT": number("PORT", 8000, most=65535), "FLOWER_PORT": number("FLOWER_PORT", 5555, most=65535)}
-    if len(set(ports.values())) == 1:
+    if not shows_flower():
+        del ports["FLOWER_PORT"]
+    if len(set(ports.values())) < len(ports):
         sys.exit(f"PORT and FLOWER_PORT are both {ports['PORT']}: set one of them to another number.")
     for name, port in ports.items():
         try:
@@ -396,7 +404,9 @@ class Run:
 
         self.say("Migrating the database")
         self._migrate()
-        self.say("Starting web, worker, beat and Flower")
+        self.say(f"Starting web, worker, beat{' and Flower' if shows_flower() else ''}")
+        if not shows_flower():
+            self.say("Flower is not started: with WEBTASK_API_AUTH=key it needs CELERY_FLOWER_PASSWORD.")
         supervisor_rpc(self.socket, password).supervisor.startProcessGroup("app", False)
         if self._wait(self._web_answers, START_SECONDS):
             self.terminal.write(welcome())
@@ -476,20 +486,20 @@ class Run:
 def base_url() -> str:
     host = setting("HOST", "127.0.0.1")
     # "Every address of this machine" is a place to listen, not one to call.
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - what others set is read
     return f"http://{f'[{host}]' if ':' in host else host}:{setting('PORT', '8000')}"
 
 
 def welcome() -> str:
     base = base_url()
-    flower = f"{base.rpartition(':')[0]}:{setting('FLOWER_PORT', '5555')}"
+    admin = f"{base}/{setting('DJANGO_ADMIN_PATH', 'admin').strip('/')}"
+    flower = f"\n    Flower     {base.rpartition(':')[0]}:{setting('FLOWER_PORT', '5555')}" if shows_flower() else ""
     return f"""
   webtask_scheduler is running.
 
     API docs   {base}/api/docs
-    Admin      {base}/admin/
-    Tasks      {base}/admin/django_celery_beat/periodictask/
-    Flower     {flower}
+    Admin      {admin}/
+    Tasks      {admin}/django_celery_beat/periodictask/{flower}
 
   An account for the admin, from another terminal:
     .venv/bin/python manage.py createsuperuser

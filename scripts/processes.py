@@ -47,11 +47,15 @@ def command(
     match kind:
         case "web":
             return [
-                *(sys.executable, "-m", "config.web", "--interface", "wsgi", "--no-ws"),
+                # With HTTP/1 alone a connection that says nothing is closed; while granian waits for a sign of which
+                # version a client speaks, it has no time-out.
+                *(sys.executable, "-m", "config.web", "--interface", "rsgi", "--no-ws", "--http", "1"),
                 *("--host", host, "--port", setting("PORT", "8000")),
-                *("--workers", setting("WEB_WORKERS", "2"), "--blocking-threads", "4", "--backlog", "1024"),
+                *("--workers", setting("WEB_WORKERS", "2"), "--backlog", "1024"),
                 *("--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"),
-                "config.wsgi:application",
+                # `config.front` has the deadline for bodies.
+                *("--http1-header-read-timeout", "15000"),
+                "config.front:application",
             ]
         case "worker" | "upkeep":
             # Its threads only take messages: settings.WEBTASK_CALLERS says how many calls are made side by side.
@@ -75,8 +79,26 @@ def become(name: str) -> NoReturn:
     """Turn into the process of that name. Raises ValueError for an unknown name."""
     words = command(name)
     if name.partition("-")[0] == "flower":
+        ask_for_a_login()
         await_worker()
     os.execv(words[0], words)
+
+
+def ask_for_a_login() -> None:
+    """Have Flower ask for CELERY_FLOWER_USER and CELERY_FLOWER_PASSWORD, if they are set; exit where they must be.
+
+    By the environment, because a command line is for all to read.
+    """
+    # Late, as below. Also where a login is not needed: a bad setting ends this process with one line, as the others.
+    from django.conf import settings
+
+    needed = settings.WEBTASK_API_AUTH == "key"
+    user, password = (os.environ.get(f"CELERY_FLOWER_{name}", "") for name in ("USER", "PASSWORD"))
+    if password:
+        os.environ["FLOWER_BASIC_AUTH"] = f"{user or 'flower'}:{password}"
+    elif needed and not os.environ.get("FLOWER_BASIC_AUTH"):
+        print("CELERY_FLOWER_PASSWORD is not set: with WEBTASK_API_AUTH=key, Flower asks for one.", file=sys.stderr)
+        sys.exit(os.EX_CONFIG)
 
 
 def await_worker() -> None:

@@ -1,12 +1,15 @@
 """The pages that people see instead of what they asked for. Programs get problem details instead.
 
 The pages need neither the database nor a static file nor a session, because any of these may be what failed. Their one
-style sheet is inside them, the same text in each, so that a Content-Security-Policy can allow it by STYLE_HASH.
+style sheet is inside them, the same text in each, because the Content-Security-Policy in the settings allows it by its
+hash.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
+from django.conf import settings
 from django.core.exceptions import DisallowedHost
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
@@ -17,11 +20,32 @@ from django.utils.translation import gettext, gettext_noop
 
 from webtask_scheduler.scheduler.api import problems
 
-# For `style-src`; a test compares it with the pages.
-STYLE_HASH = "sha256-WfADVW420FhXc/CcEItVL2eQwb0icpwrhcV9M7V+YUU="
+# What no page of ours needs, and so no script that got into one may have.
+PERMISSIONS_POLICY = ", ".join(
+    f"{feature}=()"
+    for feature in (
+        *("accelerometer", "autoplay", "camera", "display-capture", "fullscreen", "geolocation", "gyroscope", "hid"),
+        *("magnetometer", "microphone", "midi", "payment", "picture-in-picture", "screen-wake-lock", "serial", "usb"),
+    )
+)
 # Below these nothing is for people, whatever a request accepts.
-_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api-key", "/api/", "/healthz", "/readyz")
-_FOR_PEOPLE = "/admin"
+_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api-key", "/audit", "/api/", "/healthz", "/readyz")
+
+
+class BrowserRules:
+    """Adds to each answer what a browser may do with it, as far as Django's own middleware does not say it."""
+
+    def __init__(self, get_response: Callable[[HttpRequest], HttpResponse]) -> None:
+        self._get_response = get_response
+        self._policy = "; ".join(f"{name} {' '.join(sources)}" for name, sources in settings.SECURE_CSP.items())
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        answer = self._get_response(request)
+        answer["Content-Security-Policy"] = self._policy
+        answer["Permissions-Policy"] = PERMISSIONS_POLICY
+        # A page of another site may not load it as a script or an image, and so not read what is in it.
+        answer["Cross-Origin-Resource-Policy"] = "same-origin"
+        return answer
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:
@@ -67,7 +91,10 @@ def _answer(request: HttpRequest, status: int, detail: Any, *, page: str = "") -
     with translation.override(language):
         if _is_for_people(request):
             request_id = getattr(request, "request_id", "")
-            text = render_to_string(page or f"{status}.html", {"status": status, "request_id": request_id})
+            # A path that was chosen is not told to strangers.
+            admin_path = "/admin/" if settings.ADMIN_PATH == "admin/" else ""
+            values = {"status": status, "request_id": request_id, "admin_path": admin_path}
+            text = render_to_string(page or f"{status}.html", values)
             answer = HttpResponse(text, status=status)
         else:
             answer = problems.problem_answer(status, gettext(str(detail)))
@@ -81,6 +108,6 @@ def _is_for_people(request: HttpRequest) -> bool:
     if request.path.startswith(_FOR_PROGRAMS):
         return False
     types = ["application/json", "text/html"]
-    if request.path.startswith(_FOR_PEOPLE):
+    if request.path.startswith(f"/{settings.ADMIN_PATH}"):
         types.reverse()
     return request.get_preferred_type(types) == "text/html"

@@ -14,7 +14,7 @@ DATABASES = {
         "NAME": _database.path.lstrip("/"),
     }
 }
-SECRET_KEY = "benchmark"
+SECRET_KEY = "benchmark"  # noqa: S105 - of a service that is measured and reached by nobody
 USE_TZ = True
 INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat", "benchmarks.peer_stock"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"

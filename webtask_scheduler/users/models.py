@@ -94,3 +94,20 @@ class User(AbstractUser):
             user_deleted.send(sender=User, user=user)
         self.refresh_from_db()
         return 1, {self._meta.label: 1}
+
+
+class LoginFailures(models.Model):
+    """Failed attempts to log in, of what a digest stands for; see `throttle`."""
+
+    key = models.CharField(max_length=64, primary_key=True)
+    failures = models.PositiveIntegerField(default=0)
+    last_at = models.DateTimeField(default=timezone.now, db_index=True)
+    free_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        verbose_name = verbose_name_plural = "login failures"
+        # Nobody looks at digests.
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return self.key

@@ -281,7 +281,7 @@ class Line:
         return False
 
     def _put_off(self, flow: Flow) -> list[tuple[Held, float]]:
-        put_off = [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]
+        put_off = [(held, random.uniform(*PUT_OFF_SECONDS)) for held in flow.items]  # noqa: S311 - a fair draw is not cryptography
         self.queued -= len(flow.items)
         flow.items.clear()
         self._forget(flow)

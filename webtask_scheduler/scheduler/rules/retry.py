@@ -129,7 +129,7 @@ def _wait(policy: Policy, attempt: int) -> float:
         wait = min(policy.max_seconds, policy.min_seconds * policy.multiplier ** (attempt - 1))
     else:
         wait = policy.min_seconds
-    return wait * random.uniform(1 - policy.jitter, 1 + policy.jitter)
+    return wait * random.uniform(1 - policy.jitter, 1 + policy.jitter)  # noqa: S311 - jitter is not cryptography
 
 
 def retry_after_seconds(header: str, *, now: datetime) -> float | None:

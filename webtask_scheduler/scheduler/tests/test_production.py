@@ -167,6 +167,105 @@ def test_unknown_name_is_refused_elsewhere():
     assert ask("GET", "/timer", Host="not.known.example", X_Forwarded_Proto="https")[0] == 400
 
 
+STRANGERS = """
+import json, shutil, sys, tempfile
+import django
+from django.conf import settings
+settings.STATIC_ROOT = tempfile.mkdtemp()
+django.setup()
+from django.core.management import call_command
+from django.test import Client
+call_command("collectstatic", interactive=False, verbosity=0)
+client = Client(raise_request_exception=False)
+answers = {}
+for path in json.loads(sys.argv[1]):
+    headers = {"Host": "timers.example.com", "X-Forwarded-Proto": "https", "Accept": "text/html"}
+    answer = client.get(path, headers=headers)
+    content = b"".join(answer) if answer.streaming else answer.content
+    answers[path] = [answer.status_code, dict(answer.items()), content.decode(errors="replace")]
+shutil.rmtree(settings.STATIC_ROOT)
+print(json.dumps(answers))
+"""
+# What somebody without an account may see: the description of the API and a log-in.
+OPEN = {"/": 302, "/api/docs": 200, "/admin/login/": 200, "/healthz": 200}
+CLOSED = {
+    **dict.fromkeys(["/metrics", "/metrics?token=x"], (401, 403)),
+    **dict.fromkeys(
+        [
+            "/admin/",
+            "/admin/scheduler/timer/",
+            "/admin/users/user/",
+            "/admin/jsi18n/",
+            "/admin/otp_totp/totpdevice/",
+            "/admin/no-such-page/",
+        ],
+        (302,),
+    ),
+    **dict.fromkeys(
+        [
+            "/flower/",
+            "/flower/api/workers",
+            "/static/",
+            "/static/admin/",
+            "/static/../config/settings/base.py",
+            "/static/%2e%2e/config/settings/base.py",
+            "/static/..%2fmanage.py",
+            "/.env",
+            "/.envs/.production/.django",
+            "/.git/config",
+            "/server-status",
+            "/debug/",
+            "/media/",
+            "/accounts/login/",
+            "/password_reset/",
+        ],
+        (404,),
+    ),
+}
+
+
+def walk(paths, **settings):
+    done = run("-c", STRANGERS, json.dumps(list(paths)), **settings)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_stranger_sees_the_doors_and_nothing_behind_them():
+    answers = walk([*OPEN, *CLOSED])
+    found = {path: status for path, (status, _, _) in answers.items()}
+    assert {path: found[path] for path in OPEN} == OPEN
+    assert {path: found[path] for path, good in CLOSED.items() if found[path] not in good} == {}
+    for path, (_, headers, text) in answers.items():
+        assert "Traceback" not in text, path
+        assert "a-long-password" not in text, path
+        assert KEY not in text, path
+        assert headers["X-Content-Type-Options"] == "nosniff" or path == "/healthz"
+        if path.startswith("/admin"):
+            assert headers.get("Location", "/admin/login/").startswith("/admin/login/")
+
+
+def test_admin_has_the_path_that_is_chosen_and_strangers_are_not_told():
+    answers = walk(
+        ["/admin/", "/admin/login/", "/office/timers/", "/office/timers/login/", "/nonsense", "/api/docs"],
+        DJANGO_ADMIN_PATH="/office/timers",
+    )
+    statuses = {path: status for path, (status, _, _) in answers.items()}
+    assert statuses["/admin/"] == statuses["/admin/login/"] == 404
+    assert statuses["/office/timers/"] == 302
+    assert answers["/office/timers/"][1]["Location"].startswith("/office/timers/login/")
+    assert statuses["/office/timers/login/"] == 200
+    for path in ("/nonsense", "/admin/", "/api/docs"):
+        assert "office" not in answers[path][2]
+
+
+@pytest.mark.parametrize("path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower"])
+def test_path_of_the_admin_that_cannot_be_is_refused(path):
+    done = run("-c", "import django; django.setup()", DJANGO_ADMIN_PATH=path)
+    assert done.returncode == os.EX_CONFIG
+    assert done.stderr.startswith("DJANGO_ADMIN_PATH is ")
+    assert done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

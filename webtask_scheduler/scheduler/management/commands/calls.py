@@ -2,17 +2,18 @@
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from webtask_scheduler import terminal
 from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import CallStop
 
 
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Stop all calls, or those to one host, at once; resume them; show what is stopped and what waits."
@@ -79,7 +80,7 @@ class Command(BaseCommand):
     def _show(self) -> None:
         found = facts.gather(at_once=True)
         for stop in CallStop.objects.order_by("host"):
-            reason = f" ({stop.reason})" if stop.reason else ""
+            reason = f" ({terminal.one_line(stop.reason)})" if stop.reason else ""
             said = _("%(host)s: stopped since %(time)s")
             shown = {"host": stop.host or _("all hosts"), "time": f"{stop.created_at:%Y-%m-%d %H:%M:%S}"}
             self.stdout.write(f"{said % shown}{reason}")

@@ -7,11 +7,12 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 from django.db import transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
+from webtask_scheduler import terminal
 from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.services import retention
 
@@ -28,7 +29,7 @@ def age(text: str) -> timedelta:
     return timedelta(**{UNITS[unit]: int(number)})
 
 
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Delete timers that ended longer ago than an age, with their deliveries, attempts and periodic tasks."

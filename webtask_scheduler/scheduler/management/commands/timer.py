@@ -17,11 +17,12 @@ from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
 from rest_framework import exceptions
 
+from webtask_scheduler import terminal
 from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.filtering import ListSerializer
@@ -53,7 +54,7 @@ RETRY = (
 )
 
 
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
@@ -124,11 +125,12 @@ class Command(BaseCommand):
         width = max(map(len, body))
         for name, value in body.items():
             text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            self.stdout.write(f"{name:{width}}  {text}")
+            self.stdout.write(f"{name:{width}}  {terminal.one_line(text)}")
         for attempt in attempts:
             outcome = attempt["status_code"] or attempt["error"]
             which = _("attempt %(number)s") % attempt
-            self.stdout.write(f"{which}  {attempt['started_at']}  {outcome}  {attempt['message']}")
+            message = terminal.one_line(attempt["message"])
+            self.stdout.write(f"{which}  {attempt['started_at']}  {outcome}  {message}")
 
     def _list(self, options: dict[str, Any]) -> None:
         names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
@@ -191,7 +193,7 @@ class Command(BaseCommand):
                 is_made, said = bool(line.note), translated(line.note) or _not_made(translated(line.error))
             made += bool(line.timer) and is_made
             refused += not is_made
-            self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": said})
+            self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": terminal.one_line(said)})
         if refused:
             text = _("%(refused)s of the lines could not be taken over; %(made)s are there.")
             raise CommandError(text % {"refused": refused, "made": made})
@@ -202,6 +204,7 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str))
 
     def _print_table(self, rows: Sequence[tuple[str, ...]]) -> None:
+        rows = [tuple(map(terminal.one_line, row)) for row in rows]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             cells = (f"{cell:{width}}" for cell, width in zip(row, widths, strict=True))

@@ -1,6 +1,7 @@
 """The browser of the tests that drive one."""
 
 import shutil
+from typing import Any
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = "No chromium, chromium-browser or google-chrome is installed."
@@ -14,3 +15,16 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def complaints_of(page: Any, complaints: list[str]) -> list[str]:
+    """Add a page's errors and warnings to a list, and what its Content-Security-Policy blocks; return the list."""
+
+    def hear(message: Any) -> None:
+        if message.type in ("error", "warning"):
+            complaints.append(message.text)
+
+    page.on("console", hear)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(request.url))
+    return complaints

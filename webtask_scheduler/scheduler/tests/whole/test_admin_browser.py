@@ -10,7 +10,7 @@ from django.utils import timezone
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
-from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
 from webtask_scheduler.users.models import User
 
 pytestmark = [
@@ -21,8 +21,14 @@ pytestmark = [
 
 
 @pytest.fixture
-def browser_page(monkeypatch):
-    """Return a page of a browser."""
+def complaints():
+    """What the browser complains of: its Content-Security-Policy that blocks something, a file that is not there."""
+    return []
+
+
+@pytest.fixture
+def browser_page(monkeypatch, complaints):
+    """Return a page of a browser, and fail if there are complaints in the end."""
     playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
     # Playwright runs an event loop in this thread, which makes Django suspect the tests' own queries.
     monkeypatch.setitem(os.environ, "DJANGO_ALLOW_ASYNC_UNSAFE", "true")
@@ -32,10 +38,12 @@ def browser_page(monkeypatch):
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
         page.set_default_timeout(20_000)
+        complaints_of(page, complaints)
         yield page
         browser.close()
         # Under that loop Django keeps connections of its own.
         connections.close_all()
+    assert complaints == []
 
 
 def test_person_logs_in_finds_a_timer_and_disables_it(browser_page, live_server, make_timer, delivery_of):
@@ -112,3 +120,59 @@ def test_person_follows_the_link_to_a_schedule_and_changes_it(browser_page, live
     page.get_by_label("Interval Schedule").fill("")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("must be set").wait_for()
+
+
+# What each kind of page has inside it or loads: lists with filters, forms with pickers, confirmations, read-only pages.
+PAGES = [
+    "",
+    "password_change/",
+    "scheduler/timer/",
+    "scheduler/timer/{timer}/change/",
+    "scheduler/delivery/",
+    "scheduler/attempt/",
+    "scheduler/callstop/",
+    "scheduler/callstop/add/",
+    "scheduler/bulkoperation/",
+    "scheduler/signingsecret/add/",
+    "django_celery_beat/periodictask/{task}/change/",
+    "django_celery_beat/periodictask/{task}/delete/",
+    "django_celery_beat/periodictask/{task}/history/",
+    "django_celery_beat/periodictask/add/",
+    "django_celery_beat/crontabschedule/add/",
+    "django_celery_beat/clockedschedule/add/",
+    "django_celery_beat/solarschedule/add/",
+    "users/user/",
+    "users/user/add/",
+    "users/user/{user}/change/",
+    "users/user/{user}/password/",
+    "auth/group/add/",
+]
+
+
+def test_every_kind_of_page_loads_without_a_complaint_of_the_browser(browser_page, live_server, make_timer):
+    """The fixture fails on a complaint. Styles count as well: an attribute is applied, a script in the page is not."""
+    user = User.objects.create_superuser("ada@example.com", "correct horse battery")
+    timer = make_timer("http://shop.example/hook")
+    page = browser_page
+    page.goto(f"{live_server.url}/admin/")
+    page.get_by_label("E-mail address").fill("ada@example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_text("Log out").wait_for()
+    for path in PAGES:
+        address = path.format(timer=timer.pk, task=timer.periodic_task_id, user=user.pk)
+        answer = page.goto(f"{live_server.url}/admin/{address}")
+        assert answer.status == 200, address
+        page.wait_for_load_state("networkidle")
+    page.goto(f"{live_server.url}/admin/scheduler/timer/")
+    assert page.evaluate("document.querySelector('#changelist-filter input[type=text]').style.width") == "100%"
+
+
+def test_script_that_got_into_a_page_does_not_run(browser_page, live_server, complaints):
+    page = browser_page
+    page.goto(f"{live_server.url}/admin/login/")
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=x:y onerror=\"window.ran = true\">')")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.ran") is None
+    assert any("violates the following Content Security Policy" in complaint for complaint in complaints)
+    complaints.clear()

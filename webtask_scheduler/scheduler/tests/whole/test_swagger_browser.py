@@ -6,7 +6,7 @@ import pytest
 
 from webtask_scheduler.access import keys
 from webtask_scheduler.scheduler.models import Timer
-from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -17,15 +17,13 @@ pytestmark = [
 
 def test_a_timer_is_created_from_the_page_without_leaving_this_service(live_server):
     sync_api = pytest.importorskip("playwright.sync_api")
-    asked, complaints = [], []
+    asked = []
     # No database here while the browser runs: Playwright's loop makes Django take this thread for an asynchronous one.
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1280, "height": 1400})
         page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("requestfailed", lambda request: complaints.append(request.url))
+        complaints = complaints_of(page, [])
 
         page.goto(f"{live_server.url}/api/docs")
         create = page.locator("#operations-scheduler-v1_scheduler_timer_create")

@@ -1,0 +1,99 @@
+"""The admin's site: who may enter it, and how one logs in."""
+
+import math
+from typing import Any
+
+import django_otp
+from django import forms
+from django.conf import settings
+from django.contrib.admin import AdminSite
+from django.contrib.admin.forms import AdminAuthenticationForm
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse
+from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext_lazy as _
+from django_otp.plugins.otp_totp.models import TOTPDevice
+
+from webtask_scheduler.users import throttle
+
+
+class LogInForm(AdminAuthenticationForm):
+    """Asks for the password, and for the code of a second factor if the account has one or must have one."""
+
+    otp_token = forms.CharField(
+        label=_("Code of the second factor"),
+        required=False,
+        widget=forms.TextInput(attrs={"autocomplete": "one-time-code", "spellcheck": "false"}),
+    )
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean()
+        user = self.get_user()
+        if user is not None and settings.ADMIN_SECOND_FACTOR != "off":
+            if django_otp.user_has_device(user):
+                self._check_code(user, "".join(cleaned.get("otp_token", "").split()))
+            elif settings.ADMIN_SECOND_FACTOR == "required":
+                said = _("This account needs a second factor. An operator makes it: manage.py second_factor add EMAIL")
+                raise forms.ValidationError(said, code="no_second_factor")
+        return cleaned
+
+    def _check_code(self, user: Any, code: str) -> None:
+        """Note the device whose code it is, which the session then keeps. Raises ValidationError."""
+        if not code:
+            said = _("This account has a second factor: give its code as well.")
+            raise forms.ValidationError(said, code="code_missing")
+        with transaction.atomic():
+            # An app shows digits, a recovery code is letters: a code for the one is no failed try of the other.
+            devices = [
+                device
+                for device in django_otp.devices_for_user(user, for_verify=True)
+                if isinstance(device, TOTPDevice) == code.isdigit()
+            ]
+            user.otp_device = next((device for device in devices if device.verify_token(code)), None)
+        # A device that had a wrong code takes none for a second or more, and says no to a right one.
+        if user.otp_device is None:
+            said = _("This code is not right, or was used already. Wait for the next one.")
+            raise forms.ValidationError(said, code="code_wrong")
+
+    def get_invalid_login_error(self) -> forms.ValidationError:
+        wait = getattr(self.request, "login_wait", 0)
+        if not wait:
+            return super().get_invalid_login_error()
+        return forms.ValidationError(_too_often(wait), code="too_often")
+
+
+class Site(AdminSite):
+    login_form = LogInForm
+
+    def has_permission(self, request: HttpRequest) -> bool:
+        """Return whether a request comes from staff whose second factor, if there is one, was seen in this session."""
+        if not super().has_permission(request):
+            return False
+        user: Any = request.user
+        if settings.ADMIN_SECOND_FACTOR == "off" or user.is_verified():
+            return True
+        return settings.ADMIN_SECOND_FACTOR == "optional" and not django_otp.user_has_device(user)
+
+    def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        shown = {"second_factor": settings.ADMIN_SECOND_FACTOR != "off"}
+        response = super().login(request, shown | (extra_context or {}))
+        name = request.POST.get("username", "")
+        wait = getattr(request, "login_wait", 0)
+        if wait:
+            response.status_code = 429
+            response["Retry-After"] = str(math.ceil(wait))
+        elif request.method == "POST" and response.status_code == 302:  # noqa: PLR2004 - it sends on who is logged in
+            throttle.give_back(request, name)
+            throttle.remember_browser(request, response, name)
+        return response
+
+
+def _too_often(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    if seconds <= 90:  # noqa: PLR2004 - a minute and a half
+        count = math.ceil(seconds)
+        when = ngettext("Try again in %(count)s second.", "Try again in %(count)s seconds.", count) % {"count": count}
+    else:
+        when = ngettext("Try again in %(count)s minute.", "Try again in %(count)s minutes.", minutes)
+        when = when % {"count": minutes}
+    return f"{gettext('There were too many attempts to log in.')} {when}"
