@@ -63,7 +63,7 @@ def test_no_process_has_rights(of):
         assert [volume["emptyDir"]["sizeLimit"] for volume in given["volumes"]] == ["64Mi"]
         for container in containers(manifest):
             assert container["securityContext"] == NOBODY
-            assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]  # noqa: S108 - in a container
+            assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/tmp"]
 
 
 def test_every_process_has_resources_probes_and_time_to_end(of):

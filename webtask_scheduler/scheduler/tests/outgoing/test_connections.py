@@ -225,7 +225,7 @@ os._exit(0)
 @pytest.fixture
 def slow_hosts():
     """A port on every loopback address, answered after a while by few threads that hold no call up."""
-    listener = socket.create_server(("0.0.0.0", 0), backlog=1024)  # noqa: S104 - several addresses of this machine
+    listener = socket.create_server(("0.0.0.0", 0), backlog=1024)
 
     def answer(connection):
         with connection:
