@@ -248,7 +248,7 @@ OTP_ADMIN_HIDE_SENSITIVE_DATA = True
 # A working day, counted from the log-in; closing the browser ends it as well.
 SESSION_COOKIE_AGE = 3600 * whole_number("DJANGO_SESSION_HOURS", default=12, least=1, most=24 * 90)
 SESSION_EXPIRE_AT_BROWSER_CLOSE = True
-# How many proxies stand before us, each of which appends the address that it sees to X-Forwarded-For.
+# How many proxies stand before us, each of which appends the address that it sees to X-Forwarded-For, or overwrites it.
 WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=0, least=0, most=10)
 AUTHENTICATION_BACKENDS = ["webtask_scheduler.users.backends.ThrottledBackend"]
 
@@ -562,8 +562,6 @@ WEBTASK_HOST_MAX_PER_SECOND = number("WEBTASK_HOST_MAX_PER_SECOND", default=0.0,
 WEBTASK_HOST_MAX_IN_FLIGHT = whole_number("WEBTASK_HOST_MAX_IN_FLIGHT", default=0, least=0, most=1_000_000)
 # Days that entries of the audit log are kept; 0 keeps them forever.
 WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
-# How many proxies before this service add to X-Forwarded-For, or overwrite it, and so say who a client is.
-WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=0, least=0, most=10)
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

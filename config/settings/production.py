@@ -89,8 +89,6 @@ if not ALLOWED_HOSTS:
 if "*" in ALLOWED_HOSTS:
     _refuse("DJANGO_ALLOWED_HOSTS", "is *: name the hosts, or a forged Host would be written into links")
 
-WEBTASK_API_AUTH = one_of("WEBTASK_API_AUTH", "key", "open")
-
 # Only this schema, so that a view of old names for processes of the release before does not hide a table (see
 # migration 0012 and docs/operations.md, "Upgrade").
 DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
@@ -102,6 +100,7 @@ WEBTASK_LIMIT_TIMERS_WAITING = whole_number(
 )
 WEBTASK_LIMIT_RECURRING_PER_SECOND = number("WEBTASK_LIMIT_RECURRING_PER_SECOND", default=50.0, least=0, most=1_000_000)
 WEBTASK_LIMIT_GAP_SECONDS = number("WEBTASK_LIMIT_GAP_SECONDS", default=1.0, least=0, most=60)
+# Caddy, or whatever stands in its place.
 WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
 
 # HTTPS. The proxy before us must overwrite X-Forwarded-Proto, as compose/production/caddy/Caddyfile does. What may
@@ -119,8 +118,6 @@ SECURE_HSTS_INCLUDE_SUBDOMAINS = env.bool("DJANGO_SECURE_HSTS_INCLUDE_SUBDOMAINS
 SECURE_HSTS_PRELOAD = env.bool("DJANGO_SECURE_HSTS_PRELOAD", default=False)
 # Being on the browsers' preload list binds a whole domain for months: its owner decides that, not a default.
 SILENCED_SYSTEM_CHECKS = ["security.W021"]
-# Caddy, or whatever stands in its place.
-WEBTASK_PROXIES = whole_number("WEBTASK_PROXIES", default=1, least=0, most=10)
 SESSION_COOKIE_SECURE = True
 CSRF_COOKIE_SECURE = True
 # Only where a proxy changes the Host: as Caddy passes it on, the admin's forms come from the origin that Django sees.

@@ -5,14 +5,13 @@ that no door began, such as a worker's, has no actor.
 """
 
 import getpass
-import ipaddress
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from django.conf import settings
+from webtask_scheduler.addresses import address_of
 
 API, ADMIN, DASHBOARD, COMMAND, STOCK_ROW = "api", "admin", "dashboard", "command", "stock row"
 # The applications whose pages are not the API; a view's `app_name` says which it is.
@@ -115,23 +114,6 @@ def at_shell() -> Iterator[None]:
     """Do the work of a management command on behalf of the account that runs it."""
     with of(Actor(through=COMMAND, name=shell_user())):
         yield
-
-
-def address_of(request: Any) -> str:
-    """Return the network address of a request's client, empty if it is not known.
-
-    Each of the WEBTASK_PROXIES proxies before this service adds the address that it saw to X-Forwarded-For. What stands
-    before those was written by the client and is not believed.
-    """
-    proxies = settings.WEBTASK_PROXIES
-    hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
-    text = hops[-proxies] if proxies and len(hops) >= proxies else ""
-    for given in (text, request.META.get("REMOTE_ADDR", "")):
-        try:
-            return str(ipaddress.ip_address(given.strip().partition("%")[0]))
-        except ValueError:
-            continue
-    return ""
 
 
 class Middleware:

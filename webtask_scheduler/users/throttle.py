@@ -24,6 +24,7 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
+from webtask_scheduler.addresses import address_of
 from webtask_scheduler.telemetry.events import event
 from webtask_scheduler.users.models import LoginFailures
 
@@ -52,15 +53,6 @@ COOKIE_AGE = timedelta(days=180)
 _SALT = "webtask_scheduler.users.throttle"
 
 
-def client_address(request: HttpRequest) -> str:
-    """Return who sent a request: the other end of the connection, or whom the proxies in front say it was."""
-    said = [part.strip() for part in request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")]
-    # Each proxy appends the address that it sees, so what a client forges is further left.
-    proxies: int = settings.WEBTASK_PROXIES
-    found = said[-proxies] if 0 < proxies <= len(said) else ""
-    return found or str(request.META.get("REMOTE_ADDR", ""))
-
-
 def take(request: HttpRequest, name: str) -> float:
     """Count a try to log in under a name. Return 0 if it may go on, or the seconds after which the next one may."""
     allowances = _allowances(request, name)
@@ -83,7 +75,7 @@ def take(request: HttpRequest, name: str) -> float:
     if longest > now:
         # Once for each wait, not for each try that has to.
         seconds = round((longest - now).total_seconds())
-        event("logins_throttled", address=client_address(request), seconds=seconds)
+        event("logins_throttled", address=address_of(request), seconds=seconds)
     return 0.0
 
 
@@ -118,7 +110,7 @@ def _allowances(request: HttpRequest, name: str) -> dict[str, Allowance]:
     known = _known_browser(request, account)
     if known is not None:
         return {_key("browser", known): KNOWN_BROWSER}
-    address = _network(client_address(request))
+    address = _network(address_of(request))
     return {
         _key("account from address", account, address): ACCOUNT_FROM_ADDRESS,
         _key("address", address): ADDRESS,

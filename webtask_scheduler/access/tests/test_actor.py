@@ -4,6 +4,7 @@ import pytest
 from django.test import RequestFactory
 
 from webtask_scheduler.access import actor
+from webtask_scheduler.addresses import address_of
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,12 @@ from webtask_scheduler.access import actor
 def test_address_is_what_the_trusted_proxies_say(settings, proxies, forwarded, address):
     settings.WEBTASK_PROXIES = proxies
     headers = {} if forwarded is None else {"HTTP_X_FORWARDED_FOR": forwarded}
-    assert actor.address_of(RequestFactory().get("/", REMOTE_ADDR="192.0.2.1", **headers)) == address
+    assert address_of(RequestFactory().get("/", REMOTE_ADDR="192.0.2.1", **headers)) == address
 
 
 def test_request_without_any_address_has_none(settings):
     settings.WEBTASK_PROXIES = 0
-    assert actor.address_of(RequestFactory().get("/", REMOTE_ADDR="")) == ""
+    assert address_of(RequestFactory().get("/", REMOTE_ADDR="")) == ""
 
 
 def test_actor_is_set_for_the_work_inside_alone():

@@ -25,6 +25,7 @@ from rest_framework.views import APIView
 from webtask_scheduler.access import actor, keys, limits
 from webtask_scheduler.access.authentication import NeedsScope, authenticators, is_open, refuse_foreign, scopes_of
 from webtask_scheduler.access.models import Scope
+from webtask_scheduler.addresses import address_of
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.problems import (
@@ -129,7 +130,7 @@ class TimerAPIView(APIView):
         if not per_second:
             return
         # Who has no owner has an address.
-        who = f"address:{actor.address_of(request)}" if caller.owner_id is None else f"owner:{caller.owner_id}"
+        who = f"address:{address_of(request)}" if caller.owner_id is None else f"owner:{caller.owner_id}"
         taken = limits.take(who, per_second=per_second)
         if taken is None:
             return

@@ -1,0 +1,23 @@
+"""Which network address a request comes from, for logs, limits and the audit log."""
+
+import ipaddress
+from typing import Any
+
+from django.conf import settings
+
+
+def address_of(request: Any) -> str:
+    """Return the network address of a request's client, empty if it is not known.
+
+    Each of the WEBTASK_PROXIES proxies before this service adds the address that it saw to X-Forwarded-For. What stands
+    before those was written by the client and is not believed.
+    """
+    proxies = settings.WEBTASK_PROXIES
+    hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
+    text = hops[-proxies] if proxies and len(hops) >= proxies else ""
+    for given in (text, request.META.get("REMOTE_ADDR", "")):
+        try:
+            return str(ipaddress.ip_address(given.strip().partition("%")[0]))
+        except ValueError:
+            continue
+    return ""
