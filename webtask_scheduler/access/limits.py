@@ -31,8 +31,8 @@ from webtask_scheduler.telemetry.events import event
 # A bucket holds what its rate gives in this time: so much may come at once after a pause.
 BURST_SECONDS = 10.0
 # A request waits no longer than this for Redis, and after a failure nobody asks it for the next while.
-TIMEOUT_SECONDS = 0.1
-AWAY_SECONDS = 5.0
+TIMEOUT_SECONDS = 0.25
+AWAY_SECONDS = 1.0
 RECOUNT_SECONDS = 1.0
 # A reservation is in a transaction that has ended, or is undone, after this long. Those that are younger are not taken
 # for counted by an exact count, so that near the limit they may be counted twice for as long.

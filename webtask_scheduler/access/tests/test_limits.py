@@ -15,7 +15,7 @@ CLIENTS = 12
 
 @pytest.fixture(autouse=True)
 def empty_store(settings, monkeypatch):
-    # A busy machine may well be silent for the shipped tenth of a second.
+    # A busy machine is not to be taken for an absent Redis.
     monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 10.0)
     limits.forget()
     with redis.Redis.from_url(settings.REDIS_URL) as broker:
@@ -35,24 +35,20 @@ def at_once(function, *, times, clients=CLIENTS):
 
 
 def test_bucket_gives_what_it_holds_to_threads_at_once_and_no_more():
-    begun = time.monotonic()
     taken = at_once(lambda: limits.take("a", per_second=1), times=60)
     allowed = [one for one in taken if one.allowed]
     # Ten seconds' worth, and one for each second that this took.
-    assert 10 <= len(allowed) <= 11 + time.monotonic() - begun
+    assert 10 <= len(allowed) <= 12
     refused = [one for one in taken if not one.allowed]
     assert all(one.left == 0 and 0 < one.wait_seconds <= 1 and one.most == 10 for one in refused)
     assert limits.take("b", per_second=1).allowed
 
 
 def test_bucket_fills_with_time_and_says_when_it_is_full():
-    begun = time.monotonic()
     for left in range(9, -1, -1):
         taken = limits.take("a", per_second=1)
-        passed = time.monotonic() - begun
-        assert taken.allowed
-        assert left <= taken.left <= left + passed
-        assert 10 - left - passed <= taken.full_seconds <= 10 - left
+        assert (taken.allowed, taken.left) == (True, left)
+        assert taken.full_seconds == pytest.approx(10 - left, abs=0.5)
     refused = limits.take("a", per_second=1)
     assert not refused.allowed
     time.sleep(refused.wait_seconds + 0.02)  # It does not refuse for longer than it said.
@@ -131,13 +127,13 @@ def test_slow_first_count_does_not_count_twice_what_others_made_meanwhile():
 
 
 def test_room_that_was_made_is_found_by_the_next_count(monkeypatch):
-    monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.5)
-    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.2)
+    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.1)
     table = Table(there=9)
     assert table.make(most=10)
     assert not table.make(most=10)
     table.there = 3
-    time.sleep(0.6)  # Until what was reserved is taken for settled.
+    time.sleep(0.25)  # Until what was reserved is taken for settled.
     assert [table.make(most=10) for _ in range(8)] == [True] * 7 + [False]
     assert table.counts == 2
 
@@ -166,9 +162,10 @@ def test_fractions_add_up_and_nothing_asks_for_nothing():
 @pytest.fixture
 def silent(settings, monkeypatch):
     """Point the limits at a server that takes connections and never answers."""
-    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as server:
         settings.REDIS_URL = f"redis://127.0.0.1:{server.getsockname()[1]}/0"
+        monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 0.25)
+        monkeypatch.setattr(limits, "AWAY_SECONDS", 30.0)
         limits.forget()
         yield server
 
@@ -176,13 +173,12 @@ def silent(settings, monkeypatch):
 def test_without_an_answer_requests_are_let_through_and_only_the_first_waits(silent, caplog):
     begun = time.monotonic()
     assert limits.take("a", per_second=1) is None
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < limits.TIMEOUT_SECONDS + 1.0
     begun = time.monotonic()
     for _ in range(1000):
         assert limits.take("a", per_second=0.01) is None
         assert limits.reserve("waiting:1", 5, most=1, count=lambda: 1 / 0)
-    # Each of them waiting would make 200 s.
-    assert time.monotonic() - begun < 2
+    assert time.monotonic() - begun < 0.25 * 10
     lines = [record.message for record in caplog.records if "limits_" in record.message]
     assert len(lines) == 1
     assert lines[0].startswith("limits_lifted ")
@@ -191,21 +187,20 @@ def test_without_an_answer_requests_are_let_through_and_only_the_first_waits(sil
 def test_threads_that_meet_a_redis_that_went_away_wait_once(silent, caplog):
     begun = time.monotonic()
     assert at_once(lambda: limits.take("a", per_second=1), times=600) == [None] * 600
-    # Each thread waiting for each of its own would make 5 s.
-    assert time.monotonic() - begun < 3
+    # One after the other they would wait for over two minutes.
+    assert time.monotonic() - begun < 5.0
     assert sum("limits_lifted" in record.message for record in caplog.records) == 1
 
 
 def test_redis_that_is_back_enforces_limits_again_and_says_how_many_passed(empty_store, caplog, monkeypatch):
-    monkeypatch.setattr(limits, "AWAY_SECONDS", 1.0)
-    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 0.3)
-    limits.forget()
+    monkeypatch.setattr(limits, "AWAY_SECONDS", 1.5)
+    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 0.25)
     assert limits.take("a", per_second=1).allowed
     # It answers nobody for a while.
-    empty_store.client_pause(800)
+    empty_store.client_pause(1000)
     for _ in range(7):
         assert limits.take("a", per_second=1) is None
-    time.sleep(1.05)  # Nobody asks sooner.
+    time.sleep(1.6)  # Nobody asks sooner.
     assert [limits.take("a", per_second=1).allowed for _ in range(2)] == [True, True]
     said = [record.message for record in caplog.records if "limits_enforced" in record.message]
     assert said == ["limits_enforced let_through=7"]
