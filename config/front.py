@@ -1,4 +1,4 @@
-"""What granian runs: it reads a request's body to its end before one of the few threads of the application sees it.
+"""Between granian and Django: reads a request's body to its end before one of the few threads of Django sees it.
 
 Granian hands over a request when it has the headers. A thread that reads the body itself waits for as long as its
 client takes, and a handful of clients that drip their bodies hold every thread. Here the event loop reads. A client
@@ -24,7 +24,6 @@ from typing import Any
 
 from django.conf import settings
 
-from config.wsgi import application as django_application
 from webtask_scheduler.telemetry.events import event
 
 # Threads of the application in this process. Each holds a database connection.
@@ -218,6 +217,3 @@ def _environ(scope: Any, body: bytes) -> dict[str, Any]:
     if "HTTP_HOST" not in environ:
         environ["HTTP_HOST"] = scope.authority or ""
     return environ
-
-
-application = Front(django_application)

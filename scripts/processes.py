@@ -55,7 +55,7 @@ def command(
                 *("--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"),
                 # `config.front` has the deadline for bodies.
                 *("--http1-header-read-timeout", "15000"),
-                "config.front:application",
+                "config.rsgi:application",
             ]
         case "worker" | "upkeep":
             # Its threads only take messages: settings.WEBTASK_CALLERS says how many calls are made side by side.
