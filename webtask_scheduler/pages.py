@@ -78,7 +78,7 @@ class Messages(MessageMiddleware):
         # As the framework names it.
         request._messages = SimpleLazyObject(partial(default_storage, request))  # type: ignore[attr-defined]  # noqa: SLF001
 
-    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         store = getattr(request, "_messages", None)
         is_made = store is not None and store._wrapped is not empty  # noqa: SLF001 - nothing else tells
         return super().process_response(request, response) if is_made else response
