@@ -42,6 +42,10 @@ _TOO_SLOW = (
     b'{"type":"about:blank","title":"Request Timeout","status":408,"detail":"The body of the request did not arrive'
     b' in time, and nothing was done. Send it again, over a faster connection or in smaller parts."}'
 )
+_CUT_OFF = (
+    b'{"type":"about:blank","title":"Bad Request","status":400,"detail":"The body ended before the length that'
+    b' Content-Length names, and nothing was done. Send it again."}'
+)
 _TOO_MUCH = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many large requests arrive at'
     b' once. Nothing was done; send it again in a moment."}'
@@ -119,7 +123,7 @@ class Front:
                     if read >= length:
                         break
                     if not chunk:
-                        raise BodyError(400, b"")
+                        raise BodyError(400, _CUT_OFF)
                     deadline.reschedule(allowed + read / BODY_BYTES_A_SECOND)
                     if read > SMALL_BYTES:
                         self._buffered += read - counted
