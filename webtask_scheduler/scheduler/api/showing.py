@@ -101,7 +101,12 @@ class TimerSerializer(serializers.Serializer[Any]):
     def get_fields(self) -> dict[str, Any]:
         given = NewTimerSerializer().get_fields()
         names = ("name", *RECURRING, *BOUNDS, *options.NAMES)
-        return super().get_fields() | {name: given[name] for name in names}
+        # No DurationField: it may have a fraction of a second, which JSON Schema's format `duration` does not allow.
+        durations = {
+            name: serializers.CharField(required=False, help_text=given[name].help_text)
+            for name in ("every", "max_lateness")
+        }
+        return super().get_fields() | {name: given[name] for name in names} | durations
 
 
 def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[str, Any]:
