@@ -51,6 +51,9 @@ _TOO_MUCH = (
     b' once. Nothing was done; send it again in a moment."}'
 )
 
+# In place of the value of a header that granian cannot read; no header of ours may have it.
+UNREADABLE = "\xff"
+
 _ENVIRON: dict[str, Any] = {
     "GATEWAY_INTERFACE": "CGI/1.1",
     "SCRIPT_NAME": "",
@@ -211,13 +214,18 @@ def _environ(scope: Any, body: bytes) -> dict[str, Any]:
         "wsgi.url_scheme": scope.scheme,
         "wsgi.input": io.BytesIO(body),
     }
+    unread = set(scope.headers.keys())
     for name, value in scope.headers.items():
+        unread.discard(name)
         # WSGI spells X_Forwarded_For as X-Forwarded-For, which a proxy overwrites only as the latter.
         if "_" in name:
             continue
         key = _NAMES.get(name) or _variable(name)
         said = environ.get(key)
         environ[key] = value if said is None else f"{said}{'; ' if name == 'cookie' else ','}{value}"
+    for name in unread:
+        # Granian leaves out a value that is not ASCII. Whoever reads the header is to see that there was one.
+        environ[_NAMES.get(name) or _variable(name)] = UNREADABLE
     if "HTTP_HOST" not in environ:
         environ["HTTP_HOST"] = scope.authority or ""
     return environ
