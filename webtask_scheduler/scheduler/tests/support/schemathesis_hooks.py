@@ -44,6 +44,9 @@ BEYOND_SCHEMA = (
     # Sizes of JSON and sums of numbers.
     "The metadata is longer than",
     "Too far ahead",
+    # What another parameter asks for, and whose a key is.
+    "Required with id.",
+    "Only a superuser's key makes keys for others",
     # Distances from now.
     "Too far from now",
     "This schedule has no moment that is still to come.",
