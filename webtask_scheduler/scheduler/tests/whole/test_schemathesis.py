@@ -25,8 +25,8 @@ KEY = """
 [auth.openapi.apiKey]
 bearer = "{key}"
 """
-# Bodies as JSON, and those of a form, are tested apart; see the hooks. The first has a key, where one is asked for, which
-# is not to be revoked meanwhile.
+# Bodies as JSON, and those of a form, are tested apart; see the hooks. The first has a key, where one is asked for; the
+# key is not to be revoked meanwhile.
 OPTIONS = {
     "everything": ["--max-examples", "8", "--exclude-operation-id", "v1_scheduler_api_key_destroy"],
     "forms": ["--max-examples", "25", "--include-operation-id", "v1_scheduler_timer_create", "--phases", "fuzzing"],
