@@ -1,0 +1,20 @@
+"""The pages. Their application's name is what the audit log knows them by."""
+
+from django.urls import path
+
+from webtask_scheduler.dashboard import demo, login, new, overview, timer, timers
+
+app_name = "dashboard"
+
+urlpatterns = [
+    path("", overview.overview, name="overview"),
+    path("timers", timers.timers, name="timers"),
+    path("timers/new", new.new, name="new"),
+    path("timers/preview", new.preview, name="preview"),
+    path("timers/<uuid:timer_id>", timer.timer, name="timer"),
+    path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
+    path("login", login.LogIn.as_view(), name="login"),
+    path("logout", login.LogOut.as_view(), name="logout"),
+    path("demo/receiver", demo.receiver, name="demo"),
+    path("favicon.ico", overview.favicon, name="favicon"),
+]
