@@ -6,6 +6,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
+from django.utils.cache import add_never_cache_headers
 
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard.who import LIVE, sees_all, sees_service
@@ -36,9 +37,11 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
 
 
 def show(request: HttpRequest, template: str, *, title: str, at: str, status: int = 200, **values: Any) -> HttpResponse:
-    """Return a page."""
+    """Return a page, which no cache keeps."""
     shown = frame(request, title=title, at=at) | values
-    return render(request, f"dashboard/{template}", shown, status=status)
+    answer = render(request, f"dashboard/{template}", shown, status=status)
+    add_never_cache_headers(answer)
+    return answer
 
 
 def is_live(request: HttpRequest) -> bool:
