@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from datetime import datetime
 from typing import Any
 from zoneinfo import available_timezones
 
@@ -96,15 +97,30 @@ def preview(request: HttpRequest) -> HttpResponse:
     return render(request, "dashboard/_preview.html", _previewed(request, form))
 
 
+def _local(text: str) -> str:
+    """Return a local time with its offset, without parts of a second."""
+    at = datetime.fromisoformat(text)
+    offset = f"{at:%z}"
+    return f"{at:%F %T} UTC{offset[:3]}:{offset[3:5]}"
+
+
 def _previewed(request: HttpRequest, form: TimerForm) -> dict[str, Any]:
     """Return the next moments, or what is wrong with when, and the request that would create the timer."""
     given = form.as_json()
-    found: dict[str, Any] = {"moments": [], "more": False, "trouble": zone_trouble(form)}
+    found: dict[str, Any] = {
+        "moments": [],
+        "more": False,
+        "trouble": zone_trouble(form),
+        # Its moment counts from its creation.
+        "floats": form.cleaned_data.get("when") == "in",
+    }
     reader = PreviewSerializer(data=form.schedule_json())
     try:
         if not found["trouble"]:
             reader.is_valid(raise_exception=True)
             found |= previewed(reader)
+            for moment in found["moments"]:
+                moment["local"] = _local(moment["local"])
     except exceptions.ValidationError as error:
         found["trouble"] = " ".join(one["detail"] for one in invalid(error.detail)["errors"])
     code = snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open())

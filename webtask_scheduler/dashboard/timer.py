@@ -1,5 +1,6 @@
 """`/timers/<id>`: what will happen with one timer, what did happen, and why; and what may be done about it."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
@@ -58,6 +59,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "timer": shown(body, now=now),
         "owner": found.owner,
         "deliveries": deliveries[:DELIVERIES],
+        "has_older": len(deliveries) > DELIVERIES,
         "streak": _streak(deliveries) if len(deliveries) > 1 else [],
         "streak_width": len(deliveries) * charts.STREAK_STEP,
         "actions": _actions(body, deliveries) if may_change(request, found) else [],
@@ -72,7 +74,11 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "timer.html",
         title=body.get("name") or body["web_url"],
         at="timers",
-        given={name: value for name, value in given.items() if name not in ("web_url", "name")},
+        given={
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in given.items()
+            if name not in ("web_url", "name")
+        },
         snippets=snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open()),
         **values,
     )

@@ -45,7 +45,7 @@ def instant(at: Any, kind: str = "moment") -> SafeString:
     if not at:
         return mark_safe('<span class="quiet">–</span>')
     text = at if isinstance(at, str) else at.isoformat().removesuffix("+00:00") + "Z"
-    plain = f"{text[:10]} {text[11:19]}"
+    plain = f"{text[:10]} {text[11:19]} UTC"
     return format_html(
         '<time datetime="{}" data-kind="{}" title="{}">{}</time>', text, kind, f"{text[:10]} {text[11:23].rstrip('Z')} UTC", plain
     )
