@@ -1,4 +1,4 @@
-"""All routes: the API under its version and its short name, its description, the pages, the admin, the probes, metrics."""
+"""All routes: the API under its version and its short name, its description, pages, the admin, probes, metrics."""
 
 from django.conf import settings
 from django.contrib import admin

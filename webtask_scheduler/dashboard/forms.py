@@ -95,7 +95,7 @@ class TimerForm(forms.Form):
     )
     body = _text(
         gettext_lazy("Body"),
-        gettext_lazy("Sent as it is. Without one, a small JSON with the timer’s id is sent."),
+        gettext_lazy("Sent as it is. Without one, a small JSON with the id of the timer is sent."),
         area=4,
         spellcheck="false",
     )
@@ -134,18 +134,13 @@ class TimerForm(forms.Form):
         """Return the body of the request that creates the timer; what cannot be read stays a text, which it refuses."""
         self.full_clean()
         given: dict[str, Any] = {"web_url": self._given("web_url")}
-        if self._given("name"):
-            given["name"] = self._given("name")
         given |= self.schedule_json()
         if self._given("method") not in ("", "POST"):
             given["method"] = self._given("method")
         if self._given("headers"):
             given["headers"] = _pairs(self._given("headers"), ":")
-        if self._given("body"):
-            given["body"] = self._given("body")
-        for name in ("content_type", "callback_url", "failure_callback_url"):
-            if self._given(name):
-                given[name] = self._given(name)
+        copied = ("name", "body", "content_type", "callback_url", "failure_callback_url")
+        given |= {name: self._given(name) for name in copied if self._given(name)}
         if self._given("timeout_seconds"):
             given["timeout_seconds"] = _read(self._given("timeout_seconds"))
         retry = {"max_attempts": self._given("max_attempts"), "min_seconds": self._given("first_wait")}

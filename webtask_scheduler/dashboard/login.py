@@ -5,7 +5,6 @@ from typing import Any
 from django.conf import settings
 from django.contrib.auth import views
 from django.http import HttpRequest, HttpResponse
-from django.urls import reverse_lazy
 from django.utils.translation import gettext as _
 
 from webtask_scheduler.dashboard.frame import frame
@@ -15,7 +14,7 @@ from webtask_scheduler.users.site import MemberLogInForm, log_in_answered
 class LogIn(views.LoginView):
     authentication_form = MemberLogInForm
     template_name = "dashboard/login.html"
-    next_page = reverse_lazy("dashboard:overview")
+    next_page = "dashboard:overview"
 
     def post(self, request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
         answer = super().post(request, *args, **kwargs)
@@ -27,4 +26,4 @@ class LogIn(views.LoginView):
 
 
 class LogOut(views.LogoutView):
-    next_page = reverse_lazy("dashboard:overview")
+    next_page = "dashboard:overview"

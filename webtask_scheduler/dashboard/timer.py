@@ -28,7 +28,6 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING
 from webtask_scheduler.scheduler.api.showing import show_timer
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
-from webtask_scheduler.scheduler.queue.states import REPLAYABLE
 from webtask_scheduler.scheduler.rules import options, recurrence
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.wording import translated
@@ -42,6 +41,8 @@ MOMENTS = 5
 # How often the page asks for news: often while something is about to happen.
 SOON_SECONDS = 60
 QUICK_MS, SLOW_MS = 1000, 5000
+# What can be sent again.
+LOST = (State.FAILED, State.MISSED)
 
 
 @page
@@ -55,7 +56,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         raise Http404
     now = timezone.now()
     deliveries = _deliveries(found)
-    values = {
+    values: dict[str, Any] = {
         "timer": shown(body, now=now),
         "owner": found.owner,
         "deliveries": deliveries[:DELIVERIES],
@@ -199,7 +200,7 @@ def _actions(body: Mapping[str, Any], deliveries: list[Delivered]) -> list[Actio
             found.append(Action("resume", _("Resume"), ""))
         else:
             found.append(Action("pause", _("Pause"), ""))
-    if any(one.delivery.state in REPLAYABLE for one in deliveries):
+    if any(one.delivery.state in LOST for one in deliveries):
         question = _("Send the latest delivery that failed or was missed again, with fresh attempts?")
         found.append(Action("replay", _("Replay"), question))
     if not ended:

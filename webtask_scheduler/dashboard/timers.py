@@ -65,7 +65,7 @@ def timers(request: HttpRequest) -> HttpResponse:
     try:
         values = validated(FilterSerializer, _filters(request))
         wanted = search.filter_of(values, caller=caller)
-        place = cursors.unseal(request.GET.get("cursor", ""), request=cast(Any, request), caller=caller)
+        place = cursors.unseal(request.GET.get("cursor", ""), request=cast("Any", request), caller=caller)
         if is_live(request):
             return _changed(request, wanted, caller)
         ids = _ids_from(request, caller)
@@ -87,7 +87,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         kinds=_kinds(request),
         chips=_chips(request),
         filtered=bool(_filters(request)) or "id" in request.GET,
-        next=_with(request, cursor=cursors.seal(found.next, request=cast(Any, request), caller=caller) or "")
+        next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
         if found.next
         else "",
         is_short=bool(found.next) and len(found.timer_ids) < PAGE_ROWS,
@@ -111,7 +111,7 @@ def _filters(request: HttpRequest) -> QueryDict:
 
 def _with(request: HttpRequest, **changes: str) -> str:
     """Return the address of the list with some parts changed; one that is empty is taken out. It begins anew."""
-    kept = {name: value for name, value in _filters(request).items()}
+    kept = {name: ",".join(values) for name, values in _filters(request).lists()}
     if "mine" in request.GET:
         kept["mine"] = "1"
     parts = {name: value for name, value in (kept | changes).items() if value}

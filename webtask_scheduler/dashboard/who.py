@@ -75,7 +75,7 @@ def page(view: View) -> View:
             query = urlencode({"next": request.get_full_path() if request.method == "GET" else "/"})
             return redirect(f"{reverse('dashboard:login')}?{query}")
         if request.method == "POST":
-            if depth_of(cast(Any, request)):
+            if depth_of(cast("Any", request)):
                 raise PermissionDenied
             wait = _turn(request)
             if wait:

@@ -43,11 +43,15 @@ def instant(at: Any, kind: str = "moment") -> SafeString:
     `at` is a datetime or the API's text. With the kind `due` it counts down to the tenth; with `moment` it stays.
     """
     if not at:
-        return mark_safe('<span class="quiet">–</span>')
+        return mark_safe('<span class="quiet">-</span>')
     text = at if isinstance(at, str) else at.isoformat().removesuffix("+00:00") + "Z"
     plain = f"{text[:10]} {text[11:19]} UTC"
     return format_html(
-        '<time datetime="{}" data-kind="{}" title="{}">{}</time>', text, kind, f"{text[:10]} {text[11:23].rstrip('Z')} UTC", plain
+        '<time datetime="{}" data-kind="{}" title="{}">{}</time>',
+        text,
+        kind,
+        f"{text[:10]} {text[11:23].rstrip('Z')} UTC",
+        plain,
     )
 
 
@@ -55,7 +59,7 @@ def instant(at: Any, kind: str = "moment") -> SafeString:
 def milliseconds(value: Any) -> str:
     """Return a time in milliseconds with the unit that reads best."""
     if value is None or value == "":
-        return "–"
+        return "-"
     amount = float(value)
     if amount < 1000:  # noqa: PLR2004 - a second
         return f"{amount:.1f} ms" if amount < 10 else f"{amount:.0f} ms"  # noqa: PLR2004

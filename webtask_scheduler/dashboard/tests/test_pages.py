@@ -132,9 +132,9 @@ def permit():
 
 def test_only_operators_see_the_state_of_the_service(client, closed, people):
     client.force_login(people["owner"])
-    assert "data-key=\"tiles\"" not in text_of(get(client, "/"))
+    assert 'data-key="tiles"' not in text_of(get(client, "/"))
     client.force_login(people["root"])
-    assert "data-key=\"tiles\"" in text_of(get(client, "/"))
+    assert 'data-key="tiles"' in text_of(get(client, "/"))
 
 
 # Forms
@@ -368,7 +368,11 @@ def test_number_of_statements_does_not_grow(client, make_timer, django_assert_ma
     timers = [make_timer(name=f"timer {number}", options={"labels": {"n": "1"}}) for number in range(20)]
     with django_assert_max_num_queries(9) as counted:
         get(client, path.format(ids=",".join(str(timer.pk) for timer in timers)))
-    assert not [one for one in counted.captured_queries if "count(*)" in one["sql"].lower() and "limit" not in one["sql"].lower()]
+    assert not [
+        one
+        for one in counted.captured_queries
+        if "count(*)" in one["sql"].lower() and "limit" not in one["sql"].lower()
+    ]
 
 
 def test_statements_of_one_timer(client, make_timer, receiver, django_assert_max_num_queries):
