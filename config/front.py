@@ -1,4 +1,4 @@
-"""What granian runs: it reads a request's body to its end before one of the few threads of the application sees it.
+"""Between granian and Django: reads a request's body to its end before one of the few threads of Django sees it.
 
 Granian hands over a request when it has the headers. A thread that reads the body itself waits for as long as its
 client takes, and a handful of clients that drip their bodies hold every thread. Here the event loop reads. A client
@@ -24,7 +24,6 @@ from typing import Any
 
 from django.conf import settings
 
-from config.wsgi import application as django_application
 from webtask_scheduler.telemetry.events import event
 
 # Threads of the application in this process. Each holds a database connection.
@@ -43,10 +42,17 @@ _TOO_SLOW = (
     b'{"type":"about:blank","title":"Request Timeout","status":408,"detail":"The body of the request did not arrive'
     b' in time, and nothing was done. Send it again, over a faster connection or in smaller parts."}'
 )
+_CUT_OFF = (
+    b'{"type":"about:blank","title":"Bad Request","status":400,"detail":"The body ended before the length that'
+    b' Content-Length names, and nothing was done. Send it again."}'
+)
 _TOO_MUCH = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many large requests arrive at'
     b' once. Nothing was done; send it again in a moment."}'
 )
+
+# In place of the value of a header that granian cannot read; no header of ours may have it.
+UNREADABLE = "\xff"
 
 _ENVIRON: dict[str, Any] = {
     "GATEWAY_INTERFACE": "CGI/1.1",
@@ -120,7 +126,7 @@ class Front:
                     if read >= length:
                         break
                     if not chunk:
-                        raise BodyError(400, b"")
+                        raise BodyError(400, _CUT_OFF)
                     deadline.reschedule(allowed + read / BODY_BYTES_A_SECOND)
                     if read > SMALL_BYTES:
                         self._buffered += read - counted
@@ -208,16 +214,18 @@ def _environ(scope: Any, body: bytes) -> dict[str, Any]:
         "wsgi.url_scheme": scope.scheme,
         "wsgi.input": io.BytesIO(body),
     }
+    unread = set(scope.headers.keys())
     for name, value in scope.headers.items():
+        unread.discard(name)
         # WSGI spells X_Forwarded_For as X-Forwarded-For, which a proxy overwrites only as the latter.
         if "_" in name:
             continue
         key = _NAMES.get(name) or _variable(name)
         said = environ.get(key)
         environ[key] = value if said is None else f"{said}{'; ' if name == 'cookie' else ','}{value}"
+    for name in unread:
+        # Granian leaves out a value that is not ASCII. Whoever reads the header is to see that there was one.
+        environ[_NAMES.get(name) or _variable(name)] = UNREADABLE
     if "HTTP_HOST" not in environ:
         environ["HTTP_HOST"] = scope.authority or ""
     return environ
-
-
-application = Front(django_application)

@@ -1,6 +1,6 @@
 """The web server: granian's command line, its lines in the format of ours.
 
-    python -m config.web --interface rsgi ... config.front:application
+    python -m config.web --interface rsgi ... config.rsgi:application
 
 Granian writes its own lines without a time, and each of its processes sets up its own logging before it loads the
 application. Here it sets up settings.LOGGING instead. A bad setting ends the server before it starts anything.

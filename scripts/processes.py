@@ -55,7 +55,7 @@ def command(
                 *("--respawn-failed-workers", "--respawn-interval", "1", "--workers-kill-timeout", "3"),
                 # `config.front` has the deadline for bodies.
                 *("--http1-header-read-timeout", "15000"),
-                "config.front:application",
+                "config.rsgi:application",
             ]
         case "worker" | "upkeep":
             # Its threads only take messages: settings.WEBTASK_CALLERS says how many calls are made side by side.
@@ -92,6 +92,9 @@ def ask_for_a_login() -> None:
     # Late, as below. Also where a login is not needed: a bad setting ends this process with one line, as the others.
     from django.conf import settings
 
+    from config.settings import choose
+
+    choose()
     needed = settings.WEBTASK_API_AUTH == "key"
     user, password = (os.environ.get(f"CELERY_FLOWER_{name}", "") for name in ("USER", "PASSWORD"))
     if password:

@@ -1,5 +1,6 @@
 """Which network address a request comes from, for logs, limits and the audit log."""
 
+import functools
 import ipaddress
 from typing import Any
 
@@ -15,9 +16,14 @@ def address_of(request: Any) -> str:
     proxies = settings.WEBTASK_PROXIES
     hops = request.META.get("HTTP_X_FORWARDED_FOR", "").split(",")
     text = hops[-proxies] if proxies and len(hops) >= proxies else ""
-    for given in (text, request.META.get("REMOTE_ADDR", "")):
-        try:
-            return str(ipaddress.ip_address(given.strip().partition("%")[0]))
-        except ValueError:
-            continue
-    return ""
+    return _address(text) or _address(request.META.get("REMOTE_ADDR", ""))
+
+
+# A client sends many requests.
+@functools.lru_cache(1024)
+def _address(text: str) -> str:
+    """Return an address in its usual form, without a zone; empty if it is none."""
+    try:
+        return str(ipaddress.ip_address(text.strip().partition("%")[0]))
+    except ValueError:
+        return ""

@@ -7,15 +7,21 @@ hash.
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from django.conf import settings
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.messages.storage import default_storage
 from django.core.exceptions import DisallowedHost
 from django.db import InterfaceError, OperationalError
 from django.http import HttpRequest, HttpResponse
+from django.http.response import HttpResponseBase
+from django.middleware.locale import LocaleMiddleware
 from django.template.loader import render_to_string
 from django.utils import translation
 from django.utils.cache import patch_vary_headers
+from django.utils.functional import SimpleLazyObject, empty
 from django.utils.translation import gettext, gettext_noop
 
 from webtask_scheduler.scheduler.api import problems
@@ -46,6 +52,36 @@ class BrowserRules:
         # A page of another site may not load it as a script or an image, and so not read what is in it.
         answer["Cross-Origin-Resource-Policy"] = "same-origin"
         return answer
+
+
+class Languages(LocaleMiddleware):
+    """Django's middleware, without its searches for a client that names no language, as most programs."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        if "HTTP_ACCEPT_LANGUAGE" in request.META or "HTTP_COOKIE" in request.META:
+            super().process_request(request)
+            return
+        translation.activate(settings.LANGUAGE_CODE)
+        request.LANGUAGE_CODE = settings.LANGUAGE_CODE
+
+    def process_response(self, request: HttpRequest, response: HttpResponseBase) -> HttpResponseBase:  # noqa: ARG002
+        # No address of ours begins with a language.
+        patch_vary_headers(response, ("Accept-Language",))
+        response.headers.setdefault("Content-Language", translation.get_language())
+        return response
+
+
+class Messages(MessageMiddleware):
+    """Django's middleware, with a store that is made when a page asks for it."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        # As the framework names it.
+        request._messages = SimpleLazyObject(partial(default_storage, request))  # type: ignore[attr-defined]  # noqa: SLF001
+
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
+        store = getattr(request, "_messages", None)
+        is_made = store is not None and store._wrapped is not empty  # noqa: SLF001 - nothing else tells
+        return super().process_response(request, response) if is_made else response
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -35,20 +35,24 @@ def at_once(function, *, times, clients=CLIENTS):
 
 
 def test_bucket_gives_what_it_holds_to_threads_at_once_and_no_more():
+    begun = time.monotonic()
     taken = at_once(lambda: limits.take("a", per_second=1), times=60)
     allowed = [one for one in taken if one.allowed]
     # Ten seconds' worth, and one for each second that this took.
-    assert 10 <= len(allowed) <= 12
+    assert 10 <= len(allowed) <= 11 + time.monotonic() - begun
     refused = [one for one in taken if not one.allowed]
     assert all(one.left == 0 and 0 < one.wait_seconds <= 1 and one.most == 10 for one in refused)
     assert limits.take("b", per_second=1).allowed
 
 
 def test_bucket_fills_with_time_and_says_when_it_is_full():
+    begun = time.monotonic()
     for left in range(9, -1, -1):
         taken = limits.take("a", per_second=1)
-        assert (taken.allowed, taken.left) == (True, left)
-        assert taken.full_seconds == pytest.approx(10 - left, abs=0.5)
+        passed = time.monotonic() - begun
+        assert taken.allowed
+        assert left <= taken.left <= left + passed
+        assert 10 - left - passed <= taken.full_seconds <= 10 - left
     refused = limits.take("a", per_second=1)
     assert not refused.allowed
     time.sleep(refused.wait_seconds + 0.02)  # It does not refuse for longer than it said.
@@ -127,13 +131,13 @@ def test_slow_first_count_does_not_count_twice_what_others_made_meanwhile():
 
 
 def test_room_that_was_made_is_found_by_the_next_count(monkeypatch):
-    monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.2)
-    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.1)
+    monkeypatch.setattr(limits, "SETTLED_SECONDS", 0.5)
+    monkeypatch.setattr(limits, "RECOUNT_SECONDS", 0.5)
     table = Table(there=9)
     assert table.make(most=10)
     assert not table.make(most=10)
     table.there = 3
-    time.sleep(0.25)  # Until what was reserved is taken for settled.
+    time.sleep(0.6)  # Until what was reserved is taken for settled.
     assert [table.make(most=10) for _ in range(8)] == [True] * 7 + [False]
     assert table.counts == 2
 

@@ -164,6 +164,8 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
         properties = shape.get("properties", {})
         for name, field in self.target.fields.items():
             properties[name] |= _bounds(name, field)
+        if "hosts" in properties:
+            properties["hosts"]["items"]["minLength"] = 1
         if "timers" in properties:
             properties["timers"] |= {"minItems": 1, "maxItems": BATCH_MOST}
         if isinstance(self.target, ScheduleSerializer) and self.target.when_required:

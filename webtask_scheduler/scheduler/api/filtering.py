@@ -86,8 +86,8 @@ class ListSerializer(FilterSerializer):
         child=OneOfField(choices=SHOWN_FIELDS),
         required=False,
         max_length=len(SHOWN_FIELDS),
-        help_text="Only these of each timer, with commas. A page without headers, bodies and metadata is small and"
-        " quick, whatever the timers hold.",
+        help_text="Only these of each timer and its `task_id`, with commas. A page without headers, bodies and metadata"
+        " is small and quick, whatever the timers hold.",
     )
 
     def get_fields(self) -> dict[str, Any]:

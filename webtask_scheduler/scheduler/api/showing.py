@@ -101,7 +101,12 @@ class TimerSerializer(serializers.Serializer[Any]):
     def get_fields(self) -> dict[str, Any]:
         given = NewTimerSerializer().get_fields()
         names = ("name", *RECURRING, *BOUNDS, *options.NAMES)
-        return super().get_fields() | {name: given[name] for name in names}
+        # No DurationField: it may have a fraction of a second, which JSON Schema's format `duration` does not allow.
+        durations = {
+            name: serializers.CharField(required=False, help_text=given[name].help_text)
+            for name in ("every", "max_lateness")
+        }
+        return super().get_fields() | {name: given[name] for name in names} | durations
 
 
 def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[str, Any]:
@@ -196,10 +201,20 @@ class CallSerializer(AttemptSerializer):
         fields = ("delivery_id", *AttemptSerializer.Meta.fields, "excerpt")  # type: ignore[assignment]  # more of them
 
 
+class ListedTimerSerializer(TimerSerializer):
+    """A timer in a list: whole, or with `fields` those and its `task_id` alone."""
+
+    def get_fields(self) -> dict[str, Any]:
+        fields = super().get_fields()
+        for name, field in fields.items():
+            field.required = name == "task_id"
+        return fields
+
+
 class TimersSerializer(serializers.Serializer[Any]):
     """A page of timers."""
 
-    timers = TimerSerializer(many=True)
+    timers = ListedTimerSerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
 
 
@@ -262,7 +277,7 @@ def _waits(  # noqa: PLR0911 - as above
 def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) -> list[dict[str, Any]]:
     """Return timers in TimerSerializer's form, in the order of the ids, with two queries for any number.
 
-    With `fields`, they have only these, and what is not asked for is not read either.
+    With `fields`, they have only these and `task_id`, and what is not asked for is not read either.
     """
     with_options = not fields or not GIVEN.isdisjoint(fields)
     promised = Delivery.objects.filter(timer__in=timer_ids).select_related("timer").annotate(now=ClockTimestamp())
@@ -287,7 +302,7 @@ def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) ->
     ]
     if not fields:
         return bodies
-    return [{name: value for name, value in body.items() if name in fields} for body in bodies]
+    return [{name: value for name, value in body.items() if name in fields or name == "task_id"} for body in bodies]
 
 
 def _last_attempts(**wanted: Any) -> QuerySet[Attempt]:

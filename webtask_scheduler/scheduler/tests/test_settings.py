@@ -147,6 +147,7 @@ SECRETS = {
     "DJANGO_ALLOWED_HOSTS": "timers.example",
     "DATABASE_URL": "postgres://timers:a-long-password@127.0.0.1:1/none",
     "REDIS_URL": "redis://:a-long-password@127.0.0.1:1/0",
+    "WEBTASK_ENCRYPTION_KEYS": "MDEyMzQ1Njc4OWFiY2RlZjAxMjM0NTY3ODlhYmNkZWY=",
 }
 PUBLIC, NEAR = ["93.184.216.34", "9.9.9.9"], ["127.0.0.1", "10.1.2.3", "192.168.1.1", "0.0.0.0", "::1", "fd00::1"]
 

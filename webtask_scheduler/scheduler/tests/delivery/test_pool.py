@@ -92,7 +92,7 @@ def test_worker_shares_what_one_host_may_get_with_the_workers_that_live(pool, se
     for name in ("a", "b"):
         facts.note_worker(name=name, kind=facts.CALLS, starter_idle_seconds=0, held=0, running=0)
     facts.note_worker(name="c", kind=facts.UPKEEP, starter_idle_seconds=0, held=0, running=0)
-    tasks._note_calls(Client(callers=1, user_agent="t"), 0.0, 0, 0)
+    tasks._note_calls(Client(callers=1, user_agent="t", egress=EGRESS), 0.0, 0, 0)
     # Itself is the third.
     assert (running._line._per_second, running._line._in_flight) == (10.0, 4)
 

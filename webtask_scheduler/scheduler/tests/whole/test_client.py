@@ -97,7 +97,7 @@ def test_a_timer_is_created_read_edited_and_cancelled(call, models):
     assert timer.status is models.TimerStatus.SCHEDULED
     assert timer.due_at > datetime.now(UTC)
     assert (timer.cron, timer.name, timer.occurrence, timer.finished_at) == (new.cron, "report", 1, None)
-    assert timer.headers.to_dict() == {"X-Shop": "north"}
+    assert timer.headers.to_dict() == {"X-Shop": "***"}
     assert timer.retry.to_dict() == new.retry.to_dict()
     assert timer.success_statuses == [204, "3xx"]
     assert timer.body == new.body

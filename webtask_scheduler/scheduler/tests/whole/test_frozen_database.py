@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import psutil
 import psycopg2
@@ -39,13 +39,18 @@ def frozen(postgres):
     """Stop the server and every process of it, as a machine that is swapped out or a hung disk does."""
     main = psutil.Process(postgres.pid)
     processes = [main, *main.children(recursive=True)]
-    for process in processes:
-        process.send_signal(signal.SIGSTOP)
+
+    def send(number):
+        for process in processes:
+            # A session may just have ended.
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+
+    send(signal.SIGSTOP)
     try:
         yield
     finally:
-        for process in processes:
-            process.send_signal(signal.SIGCONT)
+        send(signal.SIGCONT)
 
 
 @contextmanager

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
+from webtask_scheduler.scheduler.tests.support.api import key_of
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, running
 
 # A minute on two quiet cores, most of it spent by schemathesis on thinking of values.
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(400), pytest.mark.django_db(transaction=True)]
@@ -19,17 +20,33 @@ CONFIG = """
 include-operation-id = "v1_scheduler_timer_batch_create"
 phases.coverage.enabled = false
 """
-# Bodies as JSON, and those of a form, are tested apart; see the hooks.
+# By the scheme of the document, so that it is left out where that is tried.
+KEY = """
+[auth.openapi.apiKey]
+bearer = "{key}"
+"""
+# Bodies as JSON, and those of a form, are tested apart; see the hooks. The first has a key, where one is asked for, which
+# is not to be revoked meanwhile.
 OPTIONS = {
-    "everything": ["--max-examples", "8"],
+    "everything": ["--max-examples", "8", "--exclude-operation-id", "v1_scheduler_api_key_destroy"],
     "forms": ["--max-examples", "25", "--include-operation-id", "v1_scheduler_timer_create", "--phases", "fuzzing"],
 }
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-def test_the_api_is_as_its_schema_says(web, tmp_path, name):
+def test_the_api_is_as_its_schema_says(tmp_path, django_user_model, name):
+    with running() as web:
+        config = CONFIG
+        if name == "everything":
+            web.environment["WEBTASK_API_AUTH"] = "key"
+            config += KEY.format(key=key_of(django_user_model.objects.create_user("ann@example.com")))
+        web.start("web")
+        check(web, tmp_path, name, config)
+
+
+def check(web, tmp_path, name, settings):
     config = tmp_path / "schemathesis.toml"
-    config.write_text(CONFIG)
+    config.write_text(settings)
     words = ["--config-file", config, "run", f"http://127.0.0.1:{web.port}/api/schema", "--checks", "all"]
     more = ["--seed", "1", "--generation-database", "none", "--continue-on-failure", "--no-color"]
     environment = {"SCHEMATHESIS_HOOKS": HOOKS, "SCHEMATHESIS_FORMS": str(int(name == "forms"))}
