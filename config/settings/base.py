@@ -240,8 +240,21 @@ def _admin_path() -> str:
 
 
 _TAKEN = (
-    *("api", "api-key", "audit", "demo", "favicon.ico", "flower", "healthz", "i18n", "login", "logout", "metrics"),
-    *("readyz", "signing-secret", "static", "timer", "timers"),
+    *(
+        "api",
+        "api-key",
+        "audit",
+        "dead",
+        "demo",
+        "favicon.ico",
+        "flower",
+        "healthz",
+        "hosts",
+        "i18n",
+        "login",
+        "logout",
+    ),
+    *("metrics", "operations", "readyz", "signing-secret", "static", "system", "timer", "timers"),
 )
 ADMIN_PATH = _admin_path()
 # Whether the admin asks for a code of an app beside the password: of no account, of those that have one, of all.

@@ -30,6 +30,7 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "sees_all": sees_all(request),
         "mine": "mine" in request.GET,
         "is_open": is_open(),
+        "sees_service": entered and sees_service(request),
         "warnings": facts.warnings() if entered and sees_service(request) else [],
         # The path of the admin is told to its people only.
         "admin_path": f"/{settings.ADMIN_PATH}" if is_open() or getattr(user, "is_staff", False) else "",

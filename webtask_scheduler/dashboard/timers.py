@@ -22,7 +22,7 @@ from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
-from webtask_scheduler.scheduler.models import Timer
+from webtask_scheduler.scheduler.models import BulkOperation, Timer
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.wording import translated
@@ -86,6 +86,10 @@ def timers(request: HttpRequest) -> HttpResponse:
         tabs=[(_with(request, status=status), name, status == request.GET.get("status", "")) for status, name in TABS],
         kinds=_kinds(request),
         chips=_chips(request),
+        active={name: ",".join(values) for name, values in _filters(request).lists()},
+        may_act=bool(_filters(request)) and not error,
+        bulk=[(value, label) for value, label in BulkOperation.Action.choices if value != "cancel"]
+        + [("cancel", BulkOperation.Action.CANCEL.label)],
         filtered=bool(_filters(request)) or "id" in request.GET,
         next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
         if found.next

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import demo, login, new, overview, timer, timers
+from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, system, timer, timers
 
 app_name = "dashboard"
 
@@ -13,6 +13,13 @@ urlpatterns = [
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
+    path("dead", dead.dead, name="dead"),
+    path("operations", operations.operations, name="operations"),
+    path("operations/count", operations.count, name="count"),
+    path("operations/<uuid:operation_id>", operations.operation, name="operation"),
+    path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
+    path("hosts", system.hosts, name="hosts"),
+    path("system", system.system, name="system"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),
     path("demo/receiver", demo.receiver, name="demo"),

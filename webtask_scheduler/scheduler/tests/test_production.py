@@ -262,7 +262,9 @@ def test_admin_has_the_path_that_is_chosen_and_strangers_are_not_told():
         assert "office" not in answers[path][2]
 
 
-@pytest.mark.parametrize("path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower", "timers", "login"])
+@pytest.mark.parametrize(
+    "path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower", "timers", "login"]
+)
 def test_path_of_the_admin_that_cannot_be_is_refused(path):
     done = run("-c", "import django; django.setup()", DJANGO_ADMIN_PATH=path)
     assert done.returncode == os.EX_CONFIG

@@ -216,6 +216,7 @@
     leader = 0;
     if (follows && event.key === 'o') go('.bar nav a:nth-child(1)');
     else if (follows && event.key === 't') go('.bar nav a:nth-child(2)');
+    else if (follows && event.key === 'd') go('.bar nav a:nth-child(3)');
     else if (event.key === 'g') leader = Date.now();
     else if (event.key === '/') { event.preventDefault(); document.getElementById('find')?.focus(); }
     else if (event.key === 'n') go('.bar .button.primary');
