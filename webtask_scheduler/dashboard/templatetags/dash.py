@@ -6,7 +6,7 @@ from django import template
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy, pgettext_lazy
+from django.utils.translation import gettext_lazy
 
 register = template.Library()
 
@@ -19,7 +19,7 @@ _STATES: dict[str, tuple[Any, str]] = {
     "paused": (gettext_lazy("Paused"), '<path d="M5.5 3.5v9M10.5 3.5v9"/>'),
     "held": (gettext_lazy("Held"), '<path d="M5.5 2h5L14 5.5v5L10.5 14h-5L2 10.5v-5z"/><path d="M5 8h6"/>'),
     "succeeded": (gettext_lazy("Succeeded"), '<path d="M3 8.5l3.4 3.4L13 4.8"/>'),
-    "retrying": (pgettext_lazy("state", "Retrying"), '<path d="M13 8a5 5 0 1 1-1.6-3.7"/><path d="M13 2.2v3h-3"/>'),
+    "retrying": (gettext_lazy("Retrying"), '<path d="M13 8a5 5 0 1 1-1.6-3.7"/><path d="M13 2.2v3h-3"/>'),
     "failed": (gettext_lazy("Failed"), '<path d="M4 4l8 8M12 4l-8 8"/>'),
     "cancelled": (gettext_lazy("Cancelled"), '<circle cx="8" cy="8" r="6"/><path d="M4 12l8-8"/>'),
     "missed": (gettext_lazy("Missed"), '<path d="M4 2h8M4 14h8M5 2c0 4 6 4 6 12M11 2c0 4-6 4-6 12"/>'),
