@@ -1,9 +1,8 @@
-"""All routes: the API under its version and its short name, its description, the admin, the probes, metrics."""
+"""All routes: the API under its version and its short name, its description, pages, the admin, probes, metrics."""
 
 from django.conf import settings
 from django.contrib import admin
 from django.urls import include, path, re_path
-from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularAPIView, SpectacularSwaggerSplitView
 
 urlpatterns: list[object] = [
@@ -17,7 +16,7 @@ urlpatterns: list[object] = [
         name="docs",
     ),
     path("", include("webtask_scheduler.scheduler.urls")),
-    path("", RedirectView.as_view(pattern_name="docs")),
+    path("", include("webtask_scheduler.dashboard.urls")),
     path("", include("webtask_scheduler.scheduler.api.probes")),
     path("", include("webtask_scheduler.scheduler.api.metrics")),
     path(settings.ADMIN_PATH, admin.site.urls),

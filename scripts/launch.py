@@ -497,6 +497,7 @@ def welcome() -> str:
     return f"""
   webtask_scheduler is running.
 
+    Dashboard  {base}/
     API docs   {base}/api/docs
     Admin      {admin}/
     Tasks      {admin}/django_celery_beat/periodictask/{flower}
@@ -504,9 +505,9 @@ def welcome() -> str:
   An account for the admin, from another terminal:
     .venv/bin/python manage.py createsuperuser
 
-  A timer that fires in ten seconds:
+  A timer that fires in ten seconds; its receiver is part of the service, and shows what it got:
     curl -X POST {base}/timer -H 'Content-Type: application/json' \\
-      -d '{{"hours": 0, "minutes": 0, "seconds": 10, "web_url": "https://example.com/"}}'
+      -d '{{"hours": 0, "minutes": 0, "seconds": 10, "web_url": "{base}/demo/receiver"}}'
 
   The logs below are kept in .data/log. Ctrl-C stops everything; the data stays in .data.
 

@@ -34,8 +34,8 @@ PERMISSIONS_POLICY = ", ".join(
         *("magnetometer", "microphone", "midi", "payment", "picture-in-picture", "screen-wake-lock", "serial", "usb"),
     )
 )
-# Below these nothing is for people, whatever a request accepts.
-_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api-key", "/audit", "/api/", "/healthz", "/readyz")
+# At these and below them nothing is for people, whatever a request accepts.
+_FOR_PROGRAMS = ("/timer", "/signing-secret", "/api-key", "/audit", "/api", "/healthz", "/readyz")
 
 
 class BrowserRules:
@@ -141,7 +141,7 @@ def _answer(request: HttpRequest, status: int, detail: Any, *, page: str = "") -
 
 def _is_for_people(request: HttpRequest) -> bool:
     """Return whether a request comes from a browser. One that takes anything gets a page only in the admin."""
-    if request.path.startswith(_FOR_PROGRAMS):
+    if f"{request.path}/".startswith(tuple(f"{path}/" for path in _FOR_PROGRAMS)):
         return False
     types = ["application/json", "text/html"]
     if request.path.startswith(f"/{settings.ADMIN_PATH}"):

@@ -170,6 +170,7 @@ INSTALLED_APPS = [
     "webtask_scheduler.users",
     "webtask_scheduler.access",
     "webtask_scheduler.scheduler",
+    "webtask_scheduler.dashboard",
 ]
 
 MIDDLEWARE = [
@@ -238,7 +239,23 @@ def _admin_path() -> str:
     return f"{path}/"
 
 
-_TAKEN = ("api", "flower", "healthz", "i18n", "metrics", "readyz", "signing-secret", "static", "timer")
+_TAKEN = (
+    *(
+        "api",
+        "api-key",
+        "audit",
+        "dead",
+        "demo",
+        "favicon.ico",
+        "flower",
+        "healthz",
+        "hosts",
+        "i18n",
+        "login",
+        "logout",
+    ),
+    *("metrics", "operations", "readyz", "signing-secret", "static", "system", "timer", "timers"),
+)
 ADMIN_PATH = _admin_path()
 # Whether the admin asks for a code of an app beside the password: of no account, of those that have one, of all.
 ADMIN_SECOND_FACTOR = one_of("DJANGO_ADMIN_SECOND_FACTOR", "optional", "off", "required")
@@ -562,6 +579,9 @@ WEBTASK_HOST_MAX_PER_SECOND = number("WEBTASK_HOST_MAX_PER_SECOND", default=0.0,
 WEBTASK_HOST_MAX_IN_FLIGHT = whole_number("WEBTASK_HOST_MAX_IN_FLIGHT", default=0, least=0, most=1_000_000)
 # Days that entries of the audit log are kept; 0 keeps them forever.
 WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
+
+# The URL of the demo receiver, or its path; empty for none.
+WEBTASK_DEMO_RECEIVER = ""
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

@@ -42,3 +42,5 @@ STATIC_ROOT = None
 WEBTASK_EGRESS = egress(allow="loopback private shared unspecified this-machine on-link")
 # Without a token.
 METRICS_OPEN = True
+# A receiver to try timers with. Its URL is given where workers do not reach it by the name that a browser uses.
+WEBTASK_DEMO_RECEIVER = env.str("WEBTASK_DEMO_RECEIVER", default="/demo/receiver")

@@ -1,4 +1,4 @@
-"""The admin's site: who may enter it, and how one logs in."""
+"""The admin's site: who may enter it, and how one logs in, there and on the other pages."""
 
 import math
 from typing import Any
@@ -9,6 +9,7 @@ from django.conf import settings
 from django.contrib.admin import AdminSite
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.auth import get_user_model
+from django.contrib.auth.forms import AuthenticationForm
 from django.db import transaction
 from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
@@ -64,35 +65,55 @@ class LogInForm(AdminAuthenticationForm):
         return forms.ValidationError(_too_often(wait), code="too_often")
 
 
+class MemberLogInForm(LogInForm):
+    """As LogInForm, for accounts that are no staff too."""
+
+    error_messages = AuthenticationForm.error_messages
+
+    def confirm_login_allowed(self, user: Any) -> None:
+        # Past the admin's own, which asks for staff.
+        AuthenticationForm.confirm_login_allowed(self, user)
+
+
+def second_factor_seen(user: Any) -> bool:
+    """Return whether this session has shown all that the account has to show: its second factor, if there is one."""
+    if settings.ADMIN_SECOND_FACTOR == "off" or user.is_verified():
+        return True
+    if settings.ADMIN_SECOND_FACTOR == "required":
+        return False
+    # Asked for several times in a request.
+    if not hasattr(user, "has_second_factor"):
+        user.has_second_factor = _has_second_factor(user)
+    return not user.has_second_factor
+
+
+def log_in_answered(request: HttpRequest, response: HttpResponse, *, path: str) -> HttpResponse:
+    """Note in the throttle how a try to log in ended, and say in its answer if the next one has to wait.
+
+    `path` is where its browser will be known.
+    """
+    name = request.POST.get("username", "")
+    wait = getattr(request, "login_wait", 0)
+    if wait:
+        response.status_code = 429
+        response["Retry-After"] = str(math.ceil(wait))
+    elif request.method == "POST" and response.status_code == 302:  # noqa: PLR2004 - it sends on who is logged in
+        throttle.give_back(request, name)
+        throttle.remember_browser(request, response, name, path=path)
+    return response
+
+
 class Site(AdminSite):
     login_form = LogInForm
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Return whether a request comes from staff whose second factor, if there is one, was seen in this session."""
-        if not super().has_permission(request):
-            return False
-        user: Any = request.user
-        if settings.ADMIN_SECOND_FACTOR == "off" or user.is_verified():
-            return True
-        if settings.ADMIN_SECOND_FACTOR == "required":
-            return False
-        # Asked for several times in a request.
-        if not hasattr(user, "has_second_factor"):
-            user.has_second_factor = _has_second_factor(user)
-        return not user.has_second_factor
+        return super().has_permission(request) and second_factor_seen(request.user)
 
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         shown = {"second_factor": settings.ADMIN_SECOND_FACTOR != "off"}
         response = super().login(request, shown | (extra_context or {}))
-        name = request.POST.get("username", "")
-        wait = getattr(request, "login_wait", 0)
-        if wait:
-            response.status_code = 429
-            response["Retry-After"] = str(math.ceil(wait))
-        elif request.method == "POST" and response.status_code == 302:  # noqa: PLR2004 - it sends on who is logged in
-            throttle.give_back(request, name)
-            throttle.remember_browser(request, response, name)
-        return response
+        return log_in_answered(request, response, path=f"/{settings.ADMIN_PATH}")
 
 
 def _has_second_factor(user: Any) -> bool:

@@ -90,15 +90,15 @@ def give_back(request: HttpRequest, name: str) -> None:
         LoginFailures.objects.filter(key__in=own).delete()
 
 
-def remember_browser(request: HttpRequest, response: HttpResponse, name: str) -> None:
-    """Let the browser of somebody who has logged in be known from now on."""
+def remember_browser(request: HttpRequest, response: HttpResponse, name: str, *, path: str) -> None:
+    """Let the browser of somebody who has logged in be known from now on, below a path: that of the log-in."""
     if _known_browser(request, _account(name)) is None:
         value = signing.dumps([_account(name), secrets.token_urlsafe(12)], salt=_SALT)
         response.set_cookie(
             COOKIE,
             value,
             max_age=COOKIE_AGE,
-            path=f"/{settings.ADMIN_PATH}",
+            path=path,
             secure=settings.SESSION_COOKIE_SECURE,
             httponly=True,
             samesite="Lax",

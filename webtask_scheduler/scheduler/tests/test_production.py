@@ -187,7 +187,7 @@ shutil.rmtree(settings.STATIC_ROOT)
 print(json.dumps(answers))
 """
 # What somebody without an account may see: the description of the API and a log-in.
-OPEN = {"/": 302, "/api/docs": 200, "/admin/login/": 200, "/healthz": 200}
+OPEN = {"/": 302, "/login": 200, "/api/docs": 200, "/admin/login/": 200, "/healthz": 200}
 CLOSED = {
     **dict.fromkeys(["/metrics", "/metrics?token=x"], (401, 403)),
     **dict.fromkeys(
@@ -198,11 +198,15 @@ CLOSED = {
             "/admin/jsi18n/",
             "/admin/otp_totp/totpdevice/",
             "/admin/no-such-page/",
+            "/timers",
+            "/timers/new",
+            "/timers/01a208fa-e8fb-7670-94ef-a8fa0c17a138",
         ],
         (302,),
     ),
     **dict.fromkeys(
         [
+            "/demo/receiver",
             "/flower/",
             "/flower/api/workers",
             "/static/",
@@ -246,7 +250,7 @@ def test_stranger_sees_the_doors_and_nothing_behind_them():
 
 def test_admin_has_the_path_that_is_chosen_and_strangers_are_not_told():
     answers = walk(
-        ["/admin/", "/admin/login/", "/office/timers/", "/office/timers/login/", "/nonsense", "/api/docs"],
+        ["/admin/", "/admin/login/", "/office/timers/", "/office/timers/login/", "/nonsense", "/api/docs", "/login"],
         DJANGO_ADMIN_PATH="/office/timers",
     )
     statuses = {path: status for path, (status, _, _) in answers.items()}
@@ -254,11 +258,13 @@ def test_admin_has_the_path_that_is_chosen_and_strangers_are_not_told():
     assert statuses["/office/timers/"] == 302
     assert answers["/office/timers/"][1]["Location"].startswith("/office/timers/login/")
     assert statuses["/office/timers/login/"] == 200
-    for path in ("/nonsense", "/admin/", "/api/docs"):
+    for path in ("/nonsense", "/admin/", "/api/docs", "/login"):
         assert "office" not in answers[path][2]
 
 
-@pytest.mark.parametrize("path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower"])
+@pytest.mark.parametrize(
+    "path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower", "timers", "login"]
+)
 def test_path_of_the_admin_that_cannot_be_is_refused(path):
     done = run("-c", "import django; django.setup()", DJANGO_ADMIN_PATH=path)
     assert done.returncode == os.EX_CONFIG

@@ -117,7 +117,6 @@ def test_it_is_served_with_and_without_a_slash_as_yaml_too(client, document):
         assert yaml.safe_load(answer.content) == document
     for path in ("/api/docs", "/api/docs/"):
         assert client.get(path).status_code == 200
-    assert client.get("/").headers["Location"] == "/api/docs"
 
 
 def test_the_page_names_no_other_origin(client):

@@ -1,0 +1,76 @@
+"""Numbers into the geometry of drawings, which templates write as SVG. Nothing here knows a table or a clock."""
+
+import math
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+# The width of a time line, in its own units.
+WIDTH = 1000.0
+# What is shorter is drawn as this, to be seen at all.
+LEAST = 4.0
+
+
+class Bar(NamedTuple):
+    x: float
+    width: float
+    # "wait", "good", "bad" or "open".
+    kind: str
+    label: str
+
+
+class Call(NamedTuple):
+    """One attempt: its start, its end, whether it succeeded, and what is said of it."""
+
+    started_at: datetime
+    ended_at: datetime | None
+    succeeded: bool
+    label: str
+
+
+def timeline(due_at: datetime, calls: Sequence[Call]) -> list[Bar]:
+    """Return the attempts of a delivery, and the waits before them, as bars on one axis from the due time."""
+    if not calls:
+        return []
+    end = max(call.ended_at or call.started_at for call in calls)
+    span = max((end - due_at) / timedelta(seconds=1), 0.001)
+
+    def place(at: datetime) -> float:
+        return max(0.0, min(1.0, (at - due_at) / timedelta(seconds=1) / span)) * (WIDTH - LEAST)
+
+    bars: list[Bar] = []
+    before = due_at
+    for call in calls:
+        start = place(call.started_at)
+        if start - place(before) >= 1:
+            bars.append(Bar(round(place(before), 1), round(start - place(before), 1), "wait", ""))
+        finish = place(call.ended_at) if call.ended_at else start
+        kind = "good" if call.succeeded else "bad"
+        bars.append(Bar(round(start, 1), round(max(LEAST, finish - start), 1), kind, call.label))
+        before = call.ended_at or call.started_at
+    return bars
+
+
+class Square(NamedTuple):
+    x: float
+    y: float
+    height: float
+    state: str
+    label: str
+
+
+STREAK_HEIGHT = 32.0
+STREAK_STEP = 10.0
+
+
+def streak(deliveries: Sequence[tuple[str, float | None, str]]) -> list[Square]:
+    """Return deliveries, the oldest first, as columns: state, lateness in milliseconds, label.
+
+    The height is the logarithm of the lateness: 1 ms is a quarter, an hour is full.
+    """
+    squares = []
+    for number, (state, late, label) in enumerate(deliveries):
+        share = 0.25 + 0.75 * math.log10(max(1.0, late or 1.0)) / math.log10(3_600_000)
+        height = round(STREAK_HEIGHT * min(1.0, share), 1)
+        squares.append(Square(number * STREAK_STEP, round(STREAK_HEIGHT - height, 1), height, state, label))
+    return squares

@@ -1,0 +1,50 @@
+"""What each page shows around its content: who looks, whether all is well, and the server's time."""
+
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.cache import add_never_cache_headers
+
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard.who import LIVE, sees_all, sees_service
+from webtask_scheduler.scheduler import facts
+from webtask_scheduler.scheduler.rules.instants import instant_text
+
+THEMES = ("light", "dark")
+
+
+def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, Any]:
+    """Return what `base.html` needs; `at` is the place in the navigation."""
+    user: Any = request.user
+    theme = request.COOKIES.get("theme", "")
+    entered = is_open() or user.is_authenticated
+    return {
+        "title": title,
+        "at": at,
+        "now": instant_text(timezone.now()),
+        "theme": theme if theme in THEMES else "",
+        "entered": entered,
+        "sees_all": sees_all(request),
+        "mine": "mine" in request.GET,
+        "is_open": is_open(),
+        "sees_service": entered and sees_service(request),
+        "warnings": facts.warnings() if entered and sees_service(request) else [],
+        # The path of the admin is told to its people only.
+        "admin_path": f"/{settings.ADMIN_PATH}" if is_open() or getattr(user, "is_staff", False) else "",
+    }
+
+
+def show(request: HttpRequest, template: str, *, title: str, at: str, status: int = 200, **values: Any) -> HttpResponse:
+    """Return a page, which no cache keeps."""
+    shown = frame(request, title=title, at=at) | values
+    answer = render(request, f"dashboard/{template}", shown, status=status)
+    add_never_cache_headers(answer)
+    return answer
+
+
+def is_live(request: HttpRequest) -> bool:
+    """Return whether the script asks for the parts of a page that may have changed."""
+    return LIVE in request.GET

@@ -1,0 +1,127 @@
+"""`/timers/new`: a form over the API's own reader, with a preview of what it says."""
+
+import dataclasses
+import functools
+from datetime import datetime
+from typing import Any
+from zoneinfo import available_timezones
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_http_methods, require_POST
+from rest_framework import exceptions
+
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard import demo
+from webtask_scheduler.dashboard.forms import TimerForm, json_trouble, zone_trouble
+from webtask_scheduler.dashboard.frame import show
+from webtask_scheduler.dashboard.snippets import snippets
+from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
+from webtask_scheduler.scheduler.api.problems import PastDue, invalid
+from webtask_scheduler.scheduler.api.reading import read_timer
+from webtask_scheduler.scheduler.services import quotas
+
+# Fields that a link may fill in.
+_FILLED = ("web_url", "name", "when", "hours", "minutes", "seconds", "every", "every_unit", "cron", "timezone")
+
+
+@page
+@require_http_methods(["GET", "HEAD", "POST"])
+def new(request: HttpRequest) -> HttpResponse:
+    """Show the form; store what it says, and go to the new timer."""
+    if request.method != "POST":
+        filled = {name: request.GET[name] for name in _FILLED if name in request.GET}
+        start: dict[str, Any] = {"web_url": demo.address(request), "when": "in", "seconds": "10"}
+        return _form(request, TimerForm(initial=start | filled))
+    form = TimerForm(request.POST)
+    given = form.as_json()
+    if "preview" in request.POST:
+        # Without the script, a button of the form asks for it.
+        return _form(request, form, **_previewed(request, form))
+    timer = None
+    try:
+        for field, trouble in (("at", zone_trouble(form)), ("body", json_trouble(form))):
+            if trouble:
+                form.add_error(field, trouble)
+        if form.is_valid():
+            timer = read_timer(given)
+    except (exceptions.ValidationError, PastDue) as error:
+        form.refuse(invalid(error.detail)["errors"])
+    if timer is None:
+        return _form(request, form, status=400)
+    owner_id = caller_of(request).owner_id
+    try:
+        made = dataclasses.replace(timer, owner_id=owner_id)
+        quotas.reserve([made], owner_id=owner_id)
+        (stored,) = services.schedule([made])
+    except ValidationError as error:
+        form.add_error(None, error.messages[0])
+        return _form(request, form, status=409)
+    messages.success(request, _("The timer is stored."))
+    return redirect("dashboard:timer", timer_id=stored.timer_id)
+
+
+def _form(request: HttpRequest, form: TimerForm, *, status: int = 200, **values: Any) -> HttpResponse:
+    return show(
+        request,
+        "new.html",
+        title=_("New timer"),
+        at="new",
+        status=status,
+        form=form,
+        request_fields=[form[name] for name in TimerForm.REQUEST],
+        failure_fields=[form[name] for name in TimerForm.FAILURE],
+        is_request_open=any(form[name].errors for name in TimerForm.REQUEST),
+        is_failure_open=any(form[name].errors for name in TimerForm.FAILURE),
+        zones=_zones(),
+        **values,
+    )
+
+
+@functools.cache
+def _zones() -> list[str]:
+    """Return the names of the time zones; finding them reads a directory tree."""
+    return sorted(available_timezones())
+
+
+@page
+@require_POST
+def preview(request: HttpRequest) -> HttpResponse:
+    """Return the fragment that says what the form would do."""
+    form = TimerForm(request.POST)
+    return render(request, "dashboard/_preview.html", _previewed(request, form))
+
+
+def _local(text: str) -> str:
+    """Return a local time with its offset, without parts of a second."""
+    at = datetime.fromisoformat(text)
+    offset = f"{at:%z}"
+    return f"{at:%F %T} UTC{offset[:3]}:{offset[3:5]}"
+
+
+def _previewed(request: HttpRequest, form: TimerForm) -> dict[str, Any]:
+    """Return the next moments, or what is wrong with when, and the request that would create the timer."""
+    given = form.as_json()
+    found: dict[str, Any] = {
+        "moments": [],
+        "more": False,
+        "trouble": zone_trouble(form),
+        # Its moment counts from its creation.
+        "floats": form.cleaned_data.get("when") == "in",
+    }
+    reader = PreviewSerializer(data=form.schedule_json())
+    try:
+        if not found["trouble"]:
+            reader.is_valid(raise_exception=True)
+            found |= previewed(reader)
+            for moment in found["moments"]:
+                moment["local"] = _local(moment["local"])
+    except exceptions.ValidationError as error:
+        found["trouble"] = " ".join(one["detail"] for one in invalid(error.detail)["errors"])
+    code = snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open())
+    return {"preview": found, "snippets": code}

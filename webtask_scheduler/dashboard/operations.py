@@ -1,0 +1,142 @@
+"""`/operations`: what is done to all timers that fit a filter. It is counted first, and done when that is confirmed."""
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import ValidationError
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_POST, require_safe
+from rest_framework import exceptions
+
+from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
+from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.base import validated
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.problems import invalid
+from webtask_scheduler.scheduler.models import BulkOperation
+from webtask_scheduler.scheduler.rules.instants import instant_text
+
+SHOWN = 30
+
+
+@page
+@require_safe
+def operations(request: HttpRequest) -> HttpResponse:
+    """Show the latest operations."""
+    found = BulkOperation.objects.filter(**caller_of(request).visible()).select_related("owner").order_by("-pk")[:SHOWN]
+    listed = list(found)
+    if is_live(request):
+        return unchanged_or(request, render(request, "dashboard/_operations.html", {"operations": listed}))
+    return show(request, "operations.html", title=_("Operations"), at="operations", operations=listed)
+
+
+@page
+@require_safe
+def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
+    """Show how far one has come; of one that has only counted, ask whether to do it."""
+    found = _visible(request, operation_id)
+    total = request.GET.get("total", "")
+    values: dict[str, Any] = {
+        "one": found,
+        "total": int(total) if total.isascii() and total.isdigit() and len(total) < 10 else 0,  # noqa: PLR2004
+        "may_begin": found.owner_id == caller_of(request).owner_id,
+        "every_ms": 0 if found.finished_at else 1000,
+        "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
+    }
+    if is_live(request):
+        return unchanged_or(request, render(request, "dashboard/_operation.html", values))
+    return show(request, "operation.html", title=_("Operation"), at="operations", **values)
+
+
+@page
+@require_POST
+def count(request: HttpRequest) -> HttpResponse:
+    """Begin to count the timers that an action would be done to."""
+    action = request.POST.get("action", "")
+    wanted = QueryDict(mutable=True)
+    for name in FILTERS:
+        if request.POST.get(name):
+            wanted[name] = request.POST[name]
+    if action not in BulkOperation.Action.values:
+        raise Http404
+    if not wanted:
+        messages.error(request, _("Choose a filter first: this would be done to all timers."))
+        return redirect("dashboard:timers")
+    try:
+        stored = _stored(validated(FilterSerializer, wanted))
+    except exceptions.ValidationError as error:
+        messages.error(request, "; ".join(one["detail"] for one in invalid(error.detail)["errors"]))
+        return redirect("dashboard:timers")
+    return _begun(request, action=action, stored=stored, dry_run=True, mine="mine" in request.POST)
+
+
+@page
+@require_POST
+def begin(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
+    """Do what an operation has counted."""
+    found = _visible(request, operation_id)
+    if not found.dry_run or found.owner_id != caller_of(request).owner_id:
+        raise Http404
+    return _begun(
+        request,
+        action=found.action,
+        stored=found.filter,
+        dry_run=False,
+        mine=not found.everyone,
+        query=f"?total={found.matched}",
+    )
+
+
+def _begun(
+    request: HttpRequest, *, action: str, stored: Mapping[str, Any], dry_run: bool, mine: bool, query: str = ""
+) -> HttpResponse:
+    caller, user = caller_of(request), request.user
+    made = BulkOperation(
+        owner_id=caller.owner_id,
+        # As the worker has it: staff may look at all timers, and change many of their own.
+        everyone=bool(user.is_authenticated and user.is_superuser and caller.sees_all and not mine),
+        action=action,
+        filter=stored,
+        dry_run=dry_run,
+    )
+    try:
+        services.begin_bulk(made)
+    except ValidationError as error:
+        messages.error(request, error.messages[0])
+        return redirect("dashboard:operations")
+    return redirect(reverse("dashboard:operation", args=[made.pk]) + query)
+
+
+def _visible(request: HttpRequest, operation_id: uuid.UUID) -> BulkOperation:
+    found = BulkOperation.objects.select_related("owner").filter(pk=operation_id, **caller_of(request).visible())
+    operation_found = found.first()
+    if operation_found is None:
+        raise Http404
+    return operation_found
+
+
+def _stored(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a filter as bulk operations store it: in the form that the API takes."""
+    return {
+        name: instant_text(value) if isinstance(value, datetime) else value
+        for name, value in values.items()
+        if value != ""
+    }
+
+
+def _query(stored: Mapping[str, Any]) -> str:
+    """Return a stored filter as the list's address has it."""
+    query = QueryDict(mutable=True)
+    for name, value in stored.items():
+        if name in FILTERS:
+            text = ",".join(value) if isinstance(value, list) else str(value)
+            query[name] = text.lower() if isinstance(value, bool) else text
+    return query.urlencode()

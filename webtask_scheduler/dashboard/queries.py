@@ -1,0 +1,156 @@
+"""What pages read beside the services: read only, each along an index and bounded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from django.db import connection
+
+from webtask_scheduler.scheduler.rules import histogram
+from webtask_scheduler.scheduler.services.caller import Caller
+
+# Along the key of scheduler_minute: a row for each minute, or folded hour, and process.
+_LATENESS = """
+SELECT position, sum(count)::bigint
+  FROM scheduler_minute, unnest(first_late) WITH ORDINALITY AS each (count, position)
+ WHERE seconds IN (60, 3600) AND begins_at >= %s AND count > 0
+ GROUP BY position
+"""
+
+
+def lateness_since(since: datetime) -> list[int]:
+    """Return the histogram of the lateness of first attempts since an instant, to the minute. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(_LATENESS, [since])
+        return _histogram(cursor.fetchall())
+
+
+def _histogram(rows: Any) -> list[int]:
+    """Return a histogram from its positions, which count from 1, and their counts."""
+    total = histogram.empty()
+    for position, count in rows:
+        total[position - 1] += int(count)
+    return total
+
+
+# Deliveries of each state that are looked at: a hundred milliseconds.
+LOST_MOST = 2500
+
+# Along delivery_ended_idx, the latest first; then one probe each for its timer and its last attempt.
+_LOST = """
+SELECT timer.host, lost.state, coalesce(last.error, '') AS error, last.status_code, lost.id AS delivery_id,
+       lost.timer_id, lost.due_at, lost.finished_at, timer.name, coalesce(last.message, '') AS message, lost.attempts
+  FROM ((SELECT id, timer_id, state, due_at, finished_at, attempts FROM scheduler_delivery
+          WHERE state = 'failed' ORDER BY due_at DESC LIMIT %(most)s)
+        UNION ALL
+        (SELECT id, timer_id, state, due_at, finished_at, attempts FROM scheduler_delivery
+          WHERE state = 'missed' ORDER BY due_at DESC LIMIT %(most)s)) lost
+  JOIN scheduler_timer timer ON timer.id = lost.timer_id
+  LEFT JOIN LATERAL (SELECT error, status_code, message FROM scheduler_attempt WHERE delivery_id = lost.id
+                      ORDER BY number DESC LIMIT 1) last ON true
+ WHERE (%(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint)
+"""
+_GROUPS = f"""
+SELECT host, state, error, status_code, count(*) AS count, min(finished_at) AS first_at, max(finished_at) AS last_at
+  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 100
+"""  # noqa: S608 - only constants are put in
+_OF_GROUP = f"""
+SELECT * FROM ({_LOST}) lost
+ WHERE host = %(host)s AND state = %(state)s AND error = %(error)s AND status_code IS NOT DISTINCT FROM %(code)s::int
+ ORDER BY finished_at DESC LIMIT 50
+"""  # noqa: S608 - as above
+
+
+def dead_groups(caller: Caller) -> list[dict[str, Any]]:
+    """Return what failed or was missed lately by host, state and error, the largest first. Raises DatabaseError."""
+    return _dicts(_GROUPS, _seen_by(caller))
+
+
+def dead_of_group(caller: Caller, *, host: str, state: str, error: str, code: int | None) -> list[dict[str, Any]]:
+    """Return the latest deliveries of one such group. Raises DatabaseError."""
+    return _dicts(_OF_GROUP, _seen_by(caller) | {"host": host, "state": state, "error": error, "code": code})
+
+
+def _seen_by(caller: Caller) -> dict[str, Any]:
+    return {"most": LOST_MOST, "everyone": caller.sees_all, "owner": caller.owner_id}
+
+
+def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        names = [column.name for column in cursor.description]
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+HOSTS_MOST = 50
+
+# Along the key of scheduler_hosthour: a row for each hour, host and process.
+_HOSTS = """
+SELECT host, sum(calls)::bigint AS calls, sum(failed)::bigint AS failed, sum(put_off)::bigint AS put_off
+  FROM scheduler_hosthour WHERE hour >= %(since)s
+ GROUP BY host ORDER BY sum(failed) DESC, sum(calls) DESC, host LIMIT %(most)s
+"""
+_HOST_TIMES = """
+SELECT host, kind, position, sum(count)::bigint
+  FROM scheduler_hosthour,
+       LATERAL (SELECT 'late' AS kind, count, position FROM unnest(late) WITH ORDINALITY AS one (count, position)
+                 WHERE count > 0
+                UNION ALL
+                SELECT 'durations', count, position FROM unnest(durations) WITH ORDINALITY AS one (count, position)
+                 WHERE count > 0) each
+ WHERE hour >= %(since)s AND host = ANY(%(hosts)s)
+ GROUP BY host, kind, position
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What was counted of the calls to one host."""
+
+    name: str
+    calls: int
+    failed: int
+    put_off: int
+    late: list[int]
+    durations: list[int]
+
+    @property
+    def share(self) -> float:
+        """Return the share of the calls that succeeded, in per cent."""
+        return 100.0 * (self.calls - self.failed) / self.calls if self.calls else 100.0
+
+    @property
+    def late_ms(self) -> float | None:
+        return _bound_ms(self.late, 99)
+
+    @property
+    def duration_ms(self) -> float | None:
+        return _bound_ms(self.durations, 95)
+
+
+def _bound_ms(counts: list[int], percent: float) -> float | None:
+    """Return the bound of a percentile in milliseconds; None where nothing was counted."""
+    found = histogram.percentile(counts, percent) if sum(counts) else None
+    return None if found is None else histogram.bound_of(found) * 1000
+
+
+def hosts_since(since: datetime) -> list[Host]:
+    """Return the hosts with the most trouble, and then the most calls, since an hour. Raises DatabaseError."""
+    found = _dicts(_HOSTS, {"since": since, "most": HOSTS_MOST})
+    times: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    with connection.cursor() as cursor:
+        cursor.execute(_HOST_TIMES, {"since": since, "hosts": [row["host"] for row in found]})
+        for host, kind, position, count in cursor.fetchall():
+            times.setdefault((host, kind), []).append((position, count))
+    return [
+        Host(
+            row["host"],
+            row["calls"],
+            row["failed"],
+            row["put_off"],
+            _histogram(times.get((row["host"], "late"), ())),
+            _histogram(times.get((row["host"], "durations"), ())),
+        )
+        for row in found
+    ]

@@ -1,0 +1,82 @@
+"""Timers as lists show them: a few statements for any number of rows, and none that counts."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+from django.utils import timezone
+
+from webtask_scheduler.scheduler.api.showing import show_timers
+from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
+
+PAGE_ROWS = 30
+# A page that few timers fit is looked for on and on for this long, and then says how far it came.
+LOOK_SECONDS = 0.7
+# Due and not started for longer than this is late.
+LATE_SECONDS = 1.0
+# What a row shows; none of them reads a timer's options, which may be large.
+FIELDS = (
+    *("task_id", "status", "web_url", "name", "due_at", "next_attempt_at", "finished_at", "created_at", "reason"),
+    *("attempts", "cron", "timezone", "every"),
+)
+
+
+def look(wanted: search.Filter, *, cursor: str, limit: int = PAGE_ROWS) -> search.Page:
+    """Return up to `limit` timers that fit. Fewer, with a cursor, mean that the time was up. Raises CursorError."""
+    deadline = time.monotonic() + LOOK_SECONDS
+    found: list[uuid.UUID] = []
+    following: str | None = cursor
+    while following is not None:
+        page = search.page(wanted, cursor=following, limit=limit - len(found))
+        found += page.timer_ids
+        following = page.next
+        if len(found) >= limit or time.monotonic() > deadline:
+            break
+    return search.Page(found, following)
+
+
+def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller) -> list[dict[str, Any]]:
+    """Return timers that the caller may see as rows, in the order of the ids, by five statements at most."""
+    seen = dict(Timer.objects.filter(pk__in=timer_ids, **caller.visible()).values_list("pk", "owner__email"))
+    ids = [pk for pk in timer_ids if pk in seen]
+    if not ids:
+        return []
+    labels: dict[uuid.UUID, list[str]] = {}
+    for pk, label in TimerLabel.objects.filter(timer__in=ids).order_by("label").values_list("timer_id", "label"):
+        labels.setdefault(pk, []).append(label)
+    now = timezone.now()
+    found = []
+    for body in show_timers(ids, FIELDS):
+        pk = uuid.UUID(body["task_id"])
+        found.append(shown(body, now=now) | {"owner": seen[pk], "labels": labels.get(pk, ())})
+    return found
+
+
+def shown(body: dict[str, Any], *, now: datetime) -> dict[str, Any]:
+    """Return a timer of the API with what a page says beside: the state in a finer word, its last call, its place."""
+    attempts = body.get("attempts") or []
+    place = urlsplit(body["web_url"])
+    return body | {
+        "state": state_of(body, now=now),
+        "last": attempts[-1] if attempts else None,
+        "tries": attempts[-1]["number"] if attempts else 0,
+        "host": place.netloc.rpartition("@")[2],
+        "path": place.path + (f"?{place.query}" if place.query else ""),
+        "is_open": body["finished_at"] is None,
+        "recurs": "cron" in body or "every" in body,
+    }
+
+
+def state_of(body: dict[str, Any], *, now: datetime) -> str:
+    """Return a timer's status in a finer word: of `scheduled` some are tried again, and some are late."""
+    if body["status"] != State.SCHEDULED:
+        return str(body["status"])
+    due_at = datetime.fromisoformat(body["next_attempt_at"])
+    if (now - due_at).total_seconds() > LATE_SECONDS:
+        return "late"
+    return "retrying" if body["attempts"] else "scheduled"

@@ -1,0 +1,55 @@
+"""The same request as a program sends it: with curl, in Python, in JavaScript."""
+
+import json
+import pprint
+import shlex
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Snippet(NamedTuple):
+    id: str
+    name: str
+    code: str
+
+
+def snippets(url: str, body: Mapping[str, Any], *, with_key: bool) -> list[Snippet]:
+    """Return a POST of JSON to a URL in each language; `with_key` as a service takes it that asks for a key."""
+    return [
+        Snippet("curl", "curl", _curl(url, body, with_key=with_key)),
+        Snippet("python", "Python", _python(url, body, with_key=with_key)),
+        Snippet("javascript", "JavaScript", _javascript(url, body, with_key=with_key)),
+    ]
+
+
+def _curl(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
+    lines = [f"curl -X POST {shlex.quote(url)}", "  -H 'content-type: application/json'"]
+    if with_key:
+        lines.append('  -H "Authorization: Bearer $WEBTASK_KEY"')
+    lines.append(f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
+    return " \\\n".join(lines)
+
+
+def _python(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
+    given = pprint.pformat(dict(body), width=88, sort_dicts=False).replace("\n", "\n    ")
+    key = '    headers={"Authorization": f"Bearer {os.environ[\'WEBTASK_KEY\']}"},\n' if with_key else ""
+    imports = "import os\n\nimport requests" if with_key else "import requests"
+    return (
+        f"{imports}\n\nanswer = requests.post(\n    {json.dumps(url)},\n    json={given},\n{key}    timeout=10,\n)\n"
+        'answer.raise_for_status()\nprint(answer.json()["task_id"])'
+    )
+
+
+def _javascript(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
+    given = json.dumps(body, ensure_ascii=False, indent=2).replace("\n", "\n  ")
+    key = ", authorization: `Bearer ${process.env.WEBTASK_KEY}`" if with_key else ""
+    return (
+        f"const answer = await fetch({json.dumps(url)}, {{\n  method: 'POST',\n"
+        f"  headers: {{'content-type': 'application/json'{key}}},\n  body: JSON.stringify({given}),\n}});\n"
+        "if (!answer.ok) throw new Error(await answer.text());\nconsole.log((await answer.json()).task_id);"
+    )
+
+
+def curl_of_list(url: str, query: str) -> str:
+    """Return the request of the API that lists what a page lists."""
+    return f"curl {shlex.quote(f'{url}?{query}' if query else url)}"

@@ -1,0 +1,230 @@
+// What the pages do beyond plain HTML: countdowns, news without a reload, keys, a preview. All works without it too.
+(() => {
+  'use strict';
+  const root = document.documentElement;
+  const say = root.dataset;
+  root.classList.add('scripted');
+  // The server's clock decides; the browser's may be wrong.
+  const skew = Date.parse(say.now) - Date.now();
+  const now = () => Date.now() + skew;
+  const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
+
+  // Times
+  const unit = (name, digits = 0) => {
+    const options = { style: 'unit', unit: name, unitDisplay: 'narrow', minimumFractionDigits: digits, maximumFractionDigits: digits };
+    const format = new Intl.NumberFormat(root.lang, options);
+    return (number) => format.format(number);
+  };
+  const [day, hour, minute, second, tenth] = [unit('day'), unit('hour'), unit('minute'), unit('second'), unit('second', 1)];
+  const length = (ms, tenths) => {
+    const s = ms / 1000;
+    if (tenths && s < 10) return tenth(Math.floor(s * 10) / 10);
+    const whole = Math.floor(s);
+    if (whole < 60) return second(whole);
+    if (whole < 3600) return `${minute(Math.floor(whole / 60))} ${second(whole % 60)}`;
+    if (whole < 86400) return `${hour(Math.floor(whole / 3600))} ${minute(Math.floor((whole % 3600) / 60))}`;
+    return `${day(Math.floor(whole / 86400))} ${hour(Math.floor((whole % 86400) / 3600))}`;
+  };
+  const local = new Intl.DateTimeFormat(root.lang, { dateStyle: 'medium', timeStyle: 'long' });
+  const tell = () => {
+    const at = now();
+    let reached = false;
+    for (const time of all('time[data-kind]')) {
+      const kind = time.dataset.kind;
+      const left = Date.parse(time.dateTime) - at;
+      if (!time.dataset.told) {
+        time.dataset.told = '1';
+        time.title += ` · ${local.format(new Date(time.dateTime))}`;
+      }
+      if (kind === 'moment') continue;
+      let text;
+      if (kind === 'due' && left <= 0) {
+        text = say.due;
+        if (time.dataset.was === 'before') reached = true;
+        time.dataset.was = 'after';
+      } else if (left > 0) {
+        time.dataset.was = 'before';
+        text = say.in.replace('%s', length(left, true));
+      } else text = say.ago.replace('%s', length(-left, false));
+      if (time.textContent !== text) time.textContent = text;
+    }
+    if (reached) setTimeout(() => regions.forEach(ask), 150);
+  };
+
+  // News: parts of a page with a key are replaced where they stand; nothing else moves.
+  const light = document.getElementById('live');
+  const lit = (is) => {
+    if (!light) return;
+    light.hidden = false;
+    light.dataset.is = is;
+    light.textContent = light.dataset[is];
+  };
+  const busy = (region) => {
+    const at = document.activeElement;
+    const selected = document.getSelection();
+    return (
+      (selected && selected.type === 'Range' && region.contains(selected.anchorNode)) ||
+      (at && region.contains(at) && at.matches('input, select, textarea')) ||
+      region.querySelector('details.ask[open]') !== null ||
+      document.querySelector('dialog[open]') !== null
+    );
+  };
+  const known = new WeakMap();
+  // A part inside another comes and goes with that.
+  const partsOf = (place) => all('[data-key]', place).filter((part) => !part.parentElement?.closest('[data-key]'));
+  const note = (region) => partsOf(region).forEach((part) => known.set(part, part.outerHTML));
+  const patch = (region, html) => {
+    const fresh = document.createElement('template');
+    fresh.innerHTML = html;
+    const parts = new Map(partsOf(region).map((part) => [part.dataset.key, part]));
+    let last = null;
+    for (const part of partsOf(fresh.content)) {
+      const old = parts.get(part.dataset.key);
+      const html = part.outerHTML;
+      if (!old) {
+        // A part that was not there yet, such as a first drawing; rows of a list are asked for by name.
+        if (last) last.after(part);
+        known.set(part, html);
+      } else if (known.get(old) !== html) {
+        const opened = all('details', old).map((one) => one.open);
+        const at = document.activeElement;
+        const place = old.contains(at) ? all('a, button, summary', old).indexOf(at) : -1;
+        old.replaceWith(part);
+        known.set(part, html);
+        all('details', part).forEach((one, number) => { if (number < opened.length) one.open = opened[number]; });
+        if (place >= 0) all('a, button, summary', part)[place]?.focus();
+        if (part.matches('.row')) part.classList.add('fresh');
+        last = part;
+        continue;
+      }
+      last = old ?? part;
+    }
+    tell();
+  };
+  const regions = all('[data-live]');
+  const ask = async (region) => {
+    if (region.dataset.asking || document.hidden || region.dataset.every === '0') return;
+    if (busy(region)) return lit('wait');
+    region.dataset.asking = '1';
+    try {
+      const url = new URL(region.dataset.live, location.href);
+      if (region.dataset.ids !== undefined) url.searchParams.set('ids', region.dataset.ids);
+      if (region.dataset.seen) url.searchParams.set('seen', region.dataset.seen);
+      const answer = await fetch(url, { headers: { Accept: 'text/html' } });
+      if (answer.status === 401) return location.reload();
+      if (!answer.ok) throw new Error(String(answer.status));
+      region.dataset.seen = answer.headers.get('X-Seen') ?? '';
+      if (answer.status === 200) {
+        const html = await answer.text();
+        // What the user began meanwhile counts more.
+        if (busy(region)) region.dataset.seen = '';
+        else patch(region, html);
+      }
+      const pace = region.querySelector('[data-every]');
+      if (pace) region.dataset.every = pace.dataset.every;
+      const fresh = Number(answer.headers.get('X-New'));
+      const pill = document.getElementById('new-rows');
+      if (pill && region.dataset.ids !== undefined) {
+        pill.hidden = !fresh;
+        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
+      }
+      lit('on');
+    } catch {
+      lit('off');
+    } finally {
+      delete region.dataset.asking;
+    }
+  };
+  for (const region of regions) {
+    note(region);
+    const again = async () => {
+      await ask(region);
+      if (region.dataset.every !== '0') setTimeout(again, Number(region.dataset.every) || 5000);
+    };
+    setTimeout(again, Number(region.dataset.every) || 5000);
+  }
+  document.addEventListener('visibilitychange', () => { if (!document.hidden) regions.forEach(ask); });
+  tell();
+  setInterval(tell, 100);
+
+  // The form of a new timer
+  const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;
+  for (const field of all('[data-zone]')) if (!field.value && zone) field.value = zone;
+  for (const form of all('[data-preview]')) {
+    const target = document.getElementById('preview');
+    let timeout, number = 0;
+    const look = async () => {
+      const mine = ++number;
+      target.setAttribute('aria-busy', 'true');
+      try {
+        const answer = await fetch(form.dataset.preview, { method: 'POST', body: new FormData(form) });
+        if (mine !== number || !answer.ok) return;
+        const open = all('details', target).findIndex((one) => one.open);
+        target.innerHTML = await answer.text();
+        if (open > 0) all('details', target).forEach((one, at) => { one.open = at === open; });
+        tell();
+      } catch { /* The form works all the same. */ } finally {
+        target.removeAttribute('aria-busy');
+      }
+    };
+    form.addEventListener('input', () => { clearTimeout(timeout); timeout = setTimeout(look, 300); });
+    look();
+    const wrong = form.querySelector('.wrong input, .wrong textarea, .wrong select');
+    if (wrong) wrong.focus();
+  }
+  // A second click must not make a second timer.
+  document.addEventListener('submit', (event) => {
+    if (event.target.method !== 'post') return;
+    if (event.target.dataset.sent) return event.preventDefault();
+    event.target.dataset.sent = '1';
+  });
+  addEventListener('pageshow', () => all('form[data-sent]').forEach((form) => delete form.dataset.sent));
+
+  // Choices
+  for (const choice of all('[data-send]')) choice.addEventListener('change', () => choice.form.requestSubmit());
+  for (const choice of all('[data-theme-choice]')) {
+    choice.addEventListener('change', () => {
+      document.cookie = `theme=${choice.value}; path=/; max-age=31536000; samesite=lax`;
+      if (choice.value) root.dataset.theme = choice.value; else delete root.dataset.theme;
+      document.querySelector('meta[name="color-scheme"]').content = choice.value || 'light dark';
+    });
+  }
+  document.addEventListener('click', (event) => {
+    const copy = event.target.closest('[data-copy]');
+    if (copy) {
+      navigator.clipboard?.writeText(document.getElementById(copy.dataset.copy).textContent).then(() => {
+        const text = copy.textContent;
+        copy.textContent = say.copied;
+        setTimeout(() => { copy.textContent = text; }, 1500);
+      });
+    }
+    for (const menu of all('details.menu[open], details.ask[open]')) if (!menu.contains(event.target)) menu.open = false;
+  });
+
+  // Keys
+  let leader = 0;
+  const go = (selector) => document.querySelector(selector)?.click();
+  document.addEventListener('keydown', (event) => {
+    if (event.key === 'Escape') {
+      const open = document.querySelector('details.menu[open], details.ask[open]');
+      if (open) { open.open = false; open.querySelector('summary').focus(); }
+      else if (document.activeElement?.matches('input, textarea')) document.activeElement.blur();
+      return;
+    }
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, textarea, select')) return;
+    const follows = Date.now() - leader < 1500;
+    leader = 0;
+    if (follows && event.key === 'o') go('.bar nav a:nth-child(1)');
+    else if (follows && event.key === 't') go('.bar nav a:nth-child(2)');
+    else if (follows && event.key === 'd') go('.bar nav a:nth-child(3)');
+    else if (event.key === 'g') leader = Date.now();
+    else if (event.key === '/') { event.preventDefault(); document.getElementById('find')?.focus(); }
+    else if (event.key === 'n') go('.bar .button.primary');
+    else if (event.key === '?') document.getElementById('keys').showModal();
+    else if (event.key === 'j' || event.key === 'k') {
+      const names = all('.rows .c-name');
+      const at = names.indexOf(document.activeElement?.closest('.row')?.querySelector('.c-name'));
+      names[Math.max(0, Math.min(names.length - 1, at + (event.key === 'j' ? 1 : -1)))]?.focus();
+    }
+  });
+})();

@@ -1,0 +1,57 @@
+"""`/system` and `/hosts`: the processes and hosts behind the calls, for those who run the service."""
+
+from datetime import timedelta
+from typing import Any
+
+import django
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_safe
+
+from webtask_scheduler import __version__
+from webtask_scheduler.dashboard import queries
+from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.timers import unchanged_or
+from webtask_scheduler.dashboard.who import page, sees_service
+from webtask_scheduler.scheduler import facts
+from webtask_scheduler.scheduler.models import Beat, CallStop
+
+# Hosts are told of this time.
+TOLD = timedelta(hours=24)
+
+
+@page
+@require_safe
+def system(request: HttpRequest) -> HttpResponse:
+    """Show which processes are at work, and what waits for them."""
+    if not sees_service(request):
+        raise PermissionDenied
+    numbers, found = facts.count(), facts.gather()
+    troubles = [found.beat_trouble, found.worker_trouble, facts.broker_trouble(), found.keys_trouble]
+    values: dict[str, Any] = {
+        "numbers": numbers,
+        "found": found,
+        "beats": list(Beat.objects.order_by("-seen_at")[:20]),
+        "stops": list(CallStop.objects.order_by("host")[:20]),
+        "troubles": [trouble for trouble in troubles if trouble],
+        "upkeep_trouble": found.upkeep_trouble,
+        "fresh_since": timezone.now() - timedelta(seconds=facts.SEEN_SECONDS),
+    }
+    if is_live(request):
+        return unchanged_or(request, render(request, "dashboard/_system.html", values))
+    versions = {"webtask_scheduler": __version__, "Django": django.__version__}
+    return show(request, "system.html", title=_("System"), at="system", versions=versions, **values)
+
+
+@page
+@require_safe
+def hosts(request: HttpRequest) -> HttpResponse:
+    """Show what became of the calls to each host in the last day."""
+    if not sees_service(request):
+        raise PermissionDenied
+    since = (timezone.now() - TOLD).replace(minute=0, second=0, microsecond=0)
+    stopped = set(CallStop.objects.values_list("host", flat=True))
+    return show(request, "hosts.html", title=_("Hosts"), at="hosts", hosts=queries.hosts_since(since), stopped=stopped)

@@ -1,0 +1,175 @@
+"""The pages for those who look after many timers: dead letters, operations, hosts, the system."""
+
+from datetime import timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.utils import timezone
+
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import BulkOperation, Delivery, HostHour, State, new_id
+from webtask_scheduler.scheduler.queue.attempts import record_missed
+from webtask_scheduler.scheduler.tests.support.acting import begin
+from webtask_scheduler.scheduler.tests.support.api import call_all
+
+pytestmark = pytest.mark.django_db
+ONCE = {"retry": {"max_attempts": 1}}
+
+
+def text_of(client, path):
+    answer = client.get(path, headers={"accept": "text/html"})
+    assert answer.status_code == 200, path
+    return answer.content.decode()
+
+
+def finish(operation):
+    """Do what a worker does until the operation has ended."""
+    while services.step_bulk(operation):
+        pass
+    operation.refresh_from_db()
+    return operation
+
+
+@pytest.fixture
+def root(db):
+    return get_user_model().objects.create_superuser("root@example.com", "x")
+
+
+def test_pages_of_operators_are_theirs(client, user, root, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    for path in ("/system", "/hosts"):
+        assert client.get(path).status_code == 403
+    assert "/system" not in text_of(client, "/")
+    client.force_login(root)
+    for path in ("/system", "/hosts"):
+        assert path in text_of(client, path)
+
+
+def test_system_says_what_is_missing(client):
+    shown = text_of(client, "/system")
+    assert "no beat was ever seen" in shown
+    assert "no worker was ever seen" in shown
+    seen = client.get("/system?live=1")["X-Seen"]
+    assert client.get(f"/system?live=1&seen={seen}").status_code == 204
+
+
+def test_hosts_are_those_of_the_day_with_failures_first(client):
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+    times = [0, 0, 0, 9, 1] + [0] * 13
+    for host, failed, age in (("good.example", 0, 0), ("bad.example", 4, 1), ("old.example", 9, 48)):
+        for process in ("a", "b"):
+            HostHour.objects.create(
+                hour=hour - timedelta(hours=age), host=host, process=process, batch=new_id(), calls=10, failed=failed,
+                put_off=0, late=times, durations=times,
+            )  # fmt: skip
+    shown = client.get("/hosts").context["hosts"]
+    assert [(host.name, host.calls, host.failed, host.share) for host in shown] == [
+        ("bad.example", 20, 8, 60.0),
+        ("good.example", 20, 0, 100.0),
+    ]
+    assert (shown[0].late_ms, shown[0].duration_ms) == (20.0, 20.0)
+
+
+def test_dead_letters_are_grouped_by_cause(client, make_timer, receiver, django_assert_max_num_queries):
+    for path in ("/status/503", "/status/503", "/status/404"):
+        make_timer(receiver.url(path), delay_seconds=-1, options=ONCE, name=path)
+    call_all(receiver)
+    make_timer(receiver.url("/late"), delay_seconds=-5, max_lateness_seconds=1)
+    record_missed(begin().missed)
+    groups = client.get("/dead").context["groups"]
+    assert sorted((group["cause"], group["count"]) for group in groups) == [("404", 1), ("503", 2), ("Missed", 1)]
+    (link,) = [group["link"] for group in groups if group["cause"] == "503"]
+    with django_assert_max_num_queries(5):
+        shown = text_of(client, link)
+    assert shown.count("/status/503") == 2
+    assert "Replay all of this host" in shown
+    assert text_of(client, "/dead?host=x&state=failed&code=9x")
+
+
+def test_dead_letters_of_others_are_not_there(client, user, make_timer, receiver, settings):
+    make_timer(receiver.url("/status/500"), delay_seconds=-1, options=ONCE, owner_id=user.pk)
+    call_all(receiver)
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert client.get("/dead").context["groups"] == []
+    host = receiver.url("/").split("/")[2]
+    assert client.get(f"/dead?host={host}&state=failed&error=status&code=500").context["deliveries"] == []
+    client.force_login(user)
+    assert len(client.get("/dead").context["groups"]) == 1
+
+
+def test_many_are_counted_first_and_changed_when_that_is_confirmed(client, make_timer):
+    timers = [make_timer("http://a.example/x", name=f"report {number}") for number in range(3)]
+    make_timer("http://b.example/x")
+    answer = client.post("/operations/count", {"action": "pause", "host": "a.example"})
+    counted = BulkOperation.objects.get()
+    assert (counted.dry_run, counted.filter, counted.owner) == (True, {"host": "a.example"}, None)
+    assert answer["Location"] == f"/operations/{counted.pk}"
+    assert "Counting." in text_of(client, answer["Location"])
+    assert client.post(f"{answer['Location']}/begin").status_code == 302
+    BulkOperation.objects.exclude(pk=counted.pk).delete()
+    finish(counted)
+    assert "Pause (3)" in text_of(client, answer["Location"])
+    assert Delivery.objects.filter(state=State.PAUSED).count() == 0
+    answer = client.post(f"{answer['Location']}/begin")
+    done = finish(BulkOperation.objects.get(dry_run=False))
+    assert answer["Location"] == f"/operations/{done.pk}?total=3"
+    assert set(Delivery.objects.filter(state=State.PAUSED).values_list("timer_id", flat=True)) == {
+        timer.pk for timer in timers
+    }
+    assert 'max="3" value="3"' in text_of(client, answer["Location"])
+    assert text_of(client, "/operations").count("host=a.example") == 2
+
+
+def test_filter_of_an_operation_is_that_of_the_list(client, make_timer):
+    make_timer(name="Nightly")
+    fields = {"status": "scheduled,paused", "name": "night", "recurring": "false", "due_from": "2020-01-01T00:00:00Z"}
+    client.post("/operations/count", {"action": "cancel", **fields})
+    operation = BulkOperation.objects.get()
+    assert operation.filter == {
+        "status": ["scheduled", "paused"],
+        "name": "night",
+        "recurring": False,
+        "due_from": "2020-01-01T00:00:00Z",
+    }
+    assert finish(operation).matched == 1
+    assert not operation.error
+    link = client.get(f"/operations/{operation.pk}").context["link"]
+    assert parse_qs(urlsplit(link).query) == {name: [value] for name, value in fields.items()}
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"action": "pause"}, 302),
+        ({"action": "pause", "status": "nonsense"}, 302),
+        ({"action": "explode", "host": "a.example"}, 404),
+    ],
+)
+def test_operation_that_means_nothing_is_not_begun(client, fields, status):
+    assert client.post("/operations/count", fields).status_code == status
+    assert not BulkOperation.objects.exists()
+
+
+def test_operations_of_others_are_not_there(client, user, root, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    path = client.post("/operations/count", {"action": "pause", "host": "a.example"})["Location"]
+    operation = BulkOperation.objects.get()
+    assert (operation.owner, operation.everyone) == (user, False)
+    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert client.get(path).status_code == 404
+    assert client.post(f"{path}/begin").status_code == 404
+    assert "a.example" not in text_of(client, "/operations")
+    # A superuser looks, and begins none in another's name.
+    client.force_login(root)
+    assert "a.example" in text_of(client, path)
+    assert client.post(f"{path}/begin").status_code == 404
+    client.post("/operations/count", {"action": "pause", "host": "a.example"})
+    client.post("/operations/count", {"action": "pause", "host": "a.example", "mine": "1"})
+    assert list(BulkOperation.objects.filter(owner=root).order_by("pk").values_list("everyone", flat=True)) == [
+        True,
+        False,
+    ]

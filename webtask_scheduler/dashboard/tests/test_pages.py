@@ -1,0 +1,459 @@
+"""The pages, asked as a browser asks them."""
+
+import uuid
+
+import pytest
+from django.contrib.auth import get_user_model
+from django.test import Client
+
+from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.tests.support.api import call_all
+
+pytestmark = pytest.mark.django_db
+
+PAGES = ("/", "/timers", "/timers/new", "/demo/receiver")
+
+
+def page_of(timer, more=""):
+    return f"/timers/{timer.pk}{more}"
+
+
+def get(client, path, **headers):
+    return client.get(path, headers={"accept": "text/html", **headers})
+
+
+def text_of(answer):
+    return answer.content.decode()
+
+
+@pytest.fixture
+def closed(settings):
+    """The service asks for a key, and its pages for a log-in."""
+    settings.WEBTASK_API_AUTH = "key"
+
+
+@pytest.fixture
+def people(db):
+    """An owner, another one, staff who may look, and a superuser."""
+    make = get_user_model().objects
+    return {
+        "owner": make.create_user("owner@example.com", "secret"),
+        "other": make.create_user("other@example.com", "secret"),
+        "staff": make.create_user("staff@example.com", "secret", is_staff=True),
+        "root": make.create_superuser("root@example.com", "secret"),
+    }
+
+
+# Who sees what.
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_open_service_shows_its_pages_to_everybody(client, path):
+    answer = get(client, path)
+    assert answer.status_code == 200
+    assert "no-store" in answer["Cache-Control"]
+
+
+@pytest.mark.parametrize("path", ["/", "/timers", "/timers/new", f"/timers/{uuid.uuid4()}"])
+def test_service_with_keys_asks_for_a_log_in(client, closed, path):
+    answer = get(client, path)
+    assert (answer.status_code, answer["Location"]) == (302, f"/login?next={path.replace('/', '%2F')}")
+    assert client.get(f"{path}?live=1").status_code == 401
+
+
+def test_service_with_keys_takes_no_form_without_a_log_in(client, closed, make_timer):
+    timer = make_timer()
+    for path in ("/timers/new", "/timers/preview", page_of(timer, "/cancel")):
+        assert client.post(path, {"web_url": "http://a.example/", "seconds": "5"})["Location"] == "/login?next=%2F"
+    assert Timer.objects.count() == 1
+    assert Delivery.objects.get().state == State.SCHEDULED
+
+
+def test_timer_of_another_owner_is_not_there(client, closed, people, make_timer):
+    mine = make_timer(name="mine", owner_id=people["owner"].pk)
+    theirs = make_timer(name="theirs", owner_id=people["other"].pk)
+    client.force_login(people["owner"])
+    assert get(client, page_of(mine)).status_code == 200
+    for path in (page_of(theirs), page_of(theirs, "?live=1"), f"/timers/{uuid.uuid4()}", "/timers/nonsense"):
+        assert get(client, path).status_code == 404, path
+    for action in ("run", "pause", "resume", "replay", "cancel"):
+        assert client.post(page_of(theirs, f"/{action}")).status_code == 404
+    listed = text_of(get(client, "/timers"))
+    assert "mine" in listed
+    assert "theirs" not in listed
+    # Nor by asking for it by its id.
+    for path in (f"/timers?live=1&ids={theirs.pk}", f"/timers?id={str(theirs.pk)[:18]}", "/"):
+        assert "theirs" not in text_of(get(client, path)), path
+    assert get(client, f"/timers?q={theirs.pk}")["Location"].startswith("/timers?id=")
+    assert Delivery.objects.get(timer=theirs).state == State.SCHEDULED
+
+
+def test_open_service_shows_the_timers_of_nobody(client, people, make_timer):
+    timer = make_timer(owner_id=people["owner"].pk)
+    assert get(client, page_of(timer)).status_code == 404
+    client.force_login(people["owner"])
+    assert get(client, page_of(timer)).status_code == 200
+
+
+def test_superuser_sees_all_or_only_their_own(client, closed, people, make_timer):
+    timer = make_timer(name="of the owner", owner_id=people["owner"].pk)
+    client.force_login(people["root"])
+    listed = text_of(get(client, "/timers"))
+    assert "of the owner" in listed
+    assert "owner@example.com" in listed
+    assert "of the owner" not in text_of(get(client, "/timers?mine=1"))
+    assert client.post(page_of(timer, "/pause"))["Location"] == page_of(timer)
+    assert Delivery.objects.get().state == State.PAUSED
+
+
+def test_staff_see_and_change_what_the_admin_lets_them(client, closed, people, make_timer, permit):
+    timer = make_timer(owner_id=people["owner"].pk)
+    client.force_login(people["staff"])
+    assert get(client, page_of(timer)).status_code == 404
+    permit(people["staff"], "scheduler.view_timer")
+    assert "/cancel" not in text_of(get(client, page_of(timer)))
+    assert client.post(page_of(timer, "/cancel")).status_code == 403
+    permit(people["staff"], "django_celery_beat.change_periodictask")
+    assert "/cancel" in text_of(get(client, page_of(timer)))
+    assert client.post(page_of(timer, "/cancel")).status_code == 302
+    assert Delivery.objects.get().state == State.CANCELLED
+
+
+@pytest.fixture
+def permit():
+    from django.contrib.auth.models import Permission
+
+    def give(user, name):
+        app, _, codename = name.partition(".")
+        user.user_permissions.add(Permission.objects.get(content_type__app_label=app, codename=codename))
+
+    return give
+
+
+def test_only_operators_see_the_state_of_the_service(client, closed, people):
+    client.force_login(people["owner"])
+    assert 'data-key="tiles"' not in text_of(get(client, "/"))
+    client.force_login(people["root"])
+    assert 'data-key="tiles"' in text_of(get(client, "/"))
+
+
+# Forms
+
+
+def test_every_form_needs_its_token(make_timer):
+    client, timer = Client(enforce_csrf_checks=True), make_timer()
+    fields = {"web_url": "http://a.example/", "when": "in", "seconds": "5"}
+    for path in ("/timers/new", "/timers/preview", page_of(timer, "/cancel"), "/login", "/logout"):
+        assert client.post(path, fields, headers={"accept": "text/html"}).status_code == 403, path
+    get(client, "/timers/new")
+    token = client.cookies["csrftoken"].value
+    assert client.post("/timers/new", fields | {"csrfmiddlewaretoken": token}).status_code == 302
+
+
+def test_reading_changes_nothing(client, make_timer):
+    timer = make_timer()
+    for action in ("run", "pause", "cancel", "replay"):
+        assert get(client, page_of(timer, f"/{action}")).status_code == 405
+    assert Delivery.objects.get().state == State.SCHEDULED
+
+
+def test_call_of_this_service_sends_no_form(client, make_timer):
+    timer = make_timer()
+    for path in ("/timers/new", page_of(timer, "/run")):
+        answer = client.post(path, {"web_url": "http://a.example/", "seconds": "0"}, headers={"webtask-timer-id": "x"})
+        assert answer.status_code == 403
+    assert Delivery.objects.count() == 1
+
+
+def test_form_makes_the_timer_that_the_api_would(client):
+    fields = {
+        "web_url": "http://a.example/hook",
+        "name": "report",
+        "when": "cron",
+        "cron": "0 9 * * MON-FRI",
+        "timezone": "Europe/Berlin",
+        "method": "PUT",
+        "headers": "X-Shop: north\nX-Other: a:b",
+        "body": '{"a": 1}',
+        "content_type": "application/json",
+        "timeout_seconds": "2.5",
+        "max_attempts": "3",
+        "first_wait": "7",
+        "on_missed": "skip",
+        "labels": "team=billing\nkind=",
+        "seconds": "10",
+    }
+    answer = client.post("/timers/new", fields)
+    timer = Timer.objects.get()
+    assert answer["Location"] == page_of(timer)
+    shown = client.get(f"/timer/{timer.pk}").json()
+    assert {name: shown[name] for name in ("name", "cron", "timezone", "method", "body", "labels")} == {
+        "name": "report",
+        "cron": "0 9 * * MON-FRI",
+        "timezone": "Europe/Berlin",
+        "method": "PUT",
+        "body": '{"a": 1}',
+        "labels": {"team": "billing", "kind": ""},
+    }
+    assert shown["retry"] == {"max_attempts": 3, "min_seconds": 7}
+    assert list(shown["headers"]) == ["X-Shop", "X-Other"]
+    assert (shown["timeout_seconds"], shown["on_missed"]) == (2.5, "skip")
+
+
+@pytest.mark.parametrize(
+    ("fields", "due_at"),
+    [
+        ({"at": "2030-07-01T09:00", "at_zone": "Europe/Berlin"}, "2030-07-01T07:00:00Z"),
+        ({"at": "2030-01-05T09:00:30", "at_zone": ""}, "2030-01-05T09:00:30Z"),
+    ],
+)
+def test_local_time_is_read_in_its_zone(client, fields, due_at):
+    client.post("/timers/new", {"web_url": "http://a.example/", "when": "at", **fields})
+    assert client.get(f"/timer/{Timer.objects.get().pk}").json()["due_at"] == due_at
+
+
+@pytest.mark.parametrize(
+    ("field", "fields"),
+    [
+        ("web_url", {"web_url": "ftp://a.example"}),
+        ("web_url", {"web_url": ""}),
+        ("seconds", {"seconds": ""}),
+        ("seconds", {"seconds": "-1"}),
+        ("minutes", {"minutes": "soon"}),
+        ("every", {"when": "every", "every": "x"}),
+        ("cron", {"when": "cron", "cron": "61 * * * *"}),
+        ("cron", {"when": "cron", "cron": ""}),
+        ("timezone", {"when": "cron", "cron": "0 9 * * *", "timezone": "Mars/Olympus"}),
+        ("at", {"when": "at", "at": "yesterday"}),
+        ("at", {"when": "at", "at": "2030-03-31T02:30", "at_zone": "Europe/Berlin"}),
+        ("at", {"when": "at", "at": "2030-03-31T02:30", "at_zone": "Nowhere"}),
+        ("headers", {"headers": "Host: a"}),
+        ("labels", {"labels": "=x"}),
+        ("body", {"body": "{", "content_type": "application/json"}),
+        ("body", {"body": "a", "method": "GET"}),
+        ("max_attempts", {"max_attempts": "0"}),
+        ("first_wait", {"first_wait": "0"}),
+        ("timeout_seconds", {"timeout_seconds": "fast"}),
+        ("callback_url", {"callback_url": "x"}),
+        ("when", {"when": "never"}),
+    ],
+)
+def test_error_is_beside_its_field_and_nothing_is_lost(client, field, fields):
+    given = {"web_url": "http://a.example/", "when": "in", "seconds": "5", "name": "kept", **fields}
+    answer = client.post("/timers/new", given)
+    assert answer.status_code == 400
+    assert list(answer.context["form"].errors) == [field]
+    assert 'value="kept"' in text_of(answer)
+    assert not Timer.objects.exists()
+
+
+def test_owner_of_a_form_owns_the_timer(client, closed, people):
+    client.force_login(people["owner"])
+    client.post("/timers/new", {"web_url": "http://a.example/", "when": "in", "seconds": "5"})
+    timer = Timer.objects.get()
+    assert timer.owner == people["owner"]
+    assert timer.made_by["through"] == "dashboard"
+
+
+def test_preview_says_when_and_how(client):
+    fields = {"web_url": "http://a.example/", "when": "cron", "cron": "0 9 * * *", "timezone": "Europe/Berlin"}
+    shown = text_of(client.post("/timers/preview", fields))
+    assert shown.count("<li>") == 5
+    assert "curl -X POST" in shown
+    assert "cron" in text_of(client.post("/timers/preview", fields | {"cron": "bad"})).lower()
+    # Without the script, in the page.
+    assert text_of(client.post("/timers/new", fields | {"preview": "1"})).count("<li>") == 5
+    assert not Timer.objects.exists()
+
+
+# Buttons
+
+
+def test_timer_is_paused_resumed_run_and_cancelled(client, make_timer):
+    timer = make_timer()
+    for action, state in (("pause", State.PAUSED), ("resume", State.SCHEDULED)):
+        assert f"/{action}" in text_of(get(client, page_of(timer)))
+        client.post(page_of(timer, f"/{action}"))
+        assert Delivery.objects.get().state == state
+    client.post(page_of(timer, "/run"))
+    assert Delivery.objects.filter(extra=True).count() == 1
+    client.post(page_of(timer, "/cancel"))
+    assert not Delivery.objects.open().exists()
+    shown = text_of(get(client, page_of(timer)))
+    assert "It is cancelled." in shown
+    assert "/run" not in shown
+    assert "has ended" in text_of(client.post(page_of(timer, "/pause"), follow=True))
+
+
+def test_failed_timer_is_replayed(client, make_timer, receiver):
+    timer = make_timer(receiver.url("/status/500"), delay_seconds=-1, options={"retry": {"max_attempts": 1}})
+    call_all(receiver)
+    shown = text_of(get(client, page_of(timer)))
+    assert "given up after 1 attempt" in shown
+    assert 'class="code-bad">500<' in shown
+    client.post(page_of(timer, "/replay"))
+    assert Delivery.objects.get().state == State.SCHEDULED
+    assert client.post(page_of(timer, "/nonsense")).status_code == 404
+
+
+def test_what_a_receiver_answers_is_text(client, make_timer, receiver):
+    timer = make_timer(receiver.url("/x"), delay_seconds=-1, name="<script>alert(1)</script>")
+    call_all(receiver)
+    shown = text_of(get(client, page_of(timer)))
+    assert "<script>alert" not in shown
+    assert "after its moment" in shown
+
+
+# The list
+
+
+def test_list_is_filtered_by_its_address(client, make_timer):
+    make_timer("http://a.example/x", name="nightly report", options={"labels": {"team": "billing"}})
+    make_timer("http://b.example/y", name="other")
+    for query in ("name=NIGHT", "host=a.example", "label=team%3Dbilling", "url_prefix=http%3A%2F%2Fa.example"):
+        listed = text_of(get(client, f"/timers?{query}"))
+        assert "nightly report" in listed, query
+        assert ">other<" not in listed, query
+    assert "No timer fits." in text_of(get(client, "/timers?status=failed"))
+    assert get(client, "/timers?status=nonsense").status_code == 400
+    assert get(client, "/timers?due_from=x").status_code == 400
+    assert get(client, "/timers?cursor=x").status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "where"),
+    [
+        ("https://a.example/x", "url_prefix=https%3A%2F%2Fa.example%2Fx"),
+        ("team=billing", "label=team%3Dbilling"),
+        ("nightly report", "name=nightly+report"),
+        ("01a208fa-e8fb", "id=01a208fa-e8fb"),
+    ],
+)
+def test_one_box_searches_by_what_is_typed(client, query, where):
+    assert client.get("/timers", {"q": query})["Location"] == f"/timers?{where}"
+
+
+def test_id_or_its_beginning_finds_a_timer(client, make_timer):
+    timer = make_timer(name="found")
+    assert client.get("/timers", {"q": str(timer.pk)})["Location"] == page_of(timer)
+    assert "found" in text_of(get(client, f"/timers?id={str(timer.pk)[:13]}"))
+    assert "found" not in text_of(get(client, "/timers?id=00000000-0000"))
+
+
+def test_pages_follow_each_other(client, make_timer):
+    names = [make_timer(name=f"timer {number:02}").name for number in range(35)]
+    seen, path = [], "/timers"
+    while path:
+        answer = get(client, path)
+        seen += [row["name"] for row in answer.context["rows"]]
+        path = answer.context["next"]
+    assert seen == names[::-1]
+
+
+def test_news_are_the_rows_on_the_page_and_a_count(client, make_timer):
+    first = make_timer(name="first")
+    path = f"/timers?live=1&ids={first.pk}"
+    answer = client.get(path)
+    assert (answer.status_code, answer["X-New"]) == (200, "0")
+    seen = answer["X-Seen"]
+    assert client.get(f"{path}&seen={seen}").status_code == 204
+    make_timer(name="second")
+    answer = client.get(f"{path}&seen={seen}")
+    assert (answer.status_code, answer["X-New"]) == (200, "1")
+    assert "second" not in text_of(answer)
+
+
+@pytest.mark.parametrize("path", ["/timers", "/", "/timers?live=1&ids={ids}", "/timers?status=scheduled"])
+def test_number_of_statements_does_not_grow(client, make_timer, django_assert_max_num_queries, path):
+    timers = [make_timer(name=f"timer {number}", options={"labels": {"n": "1"}}) for number in range(20)]
+    with django_assert_max_num_queries(9) as counted:
+        get(client, path.format(ids=",".join(str(timer.pk) for timer in timers)))
+    assert not [
+        one
+        for one in counted.captured_queries
+        if "count(*)" in one["sql"].lower() and "limit" not in one["sql"].lower()
+    ]
+
+
+def test_statements_of_one_timer(client, make_timer, receiver, django_assert_max_num_queries):
+    timer = make_timer(receiver.url("/x"), delay_seconds=-1)
+    for _ in range(3):
+        call_all(receiver)
+    with django_assert_max_num_queries(6):
+        get(client, page_of(timer))
+
+
+# The rest
+
+
+def test_demo_receiver_takes_a_call_and_shows_it(client, make_timer):
+    assert client.post("/demo/receiver", b'{"a": 1}', content_type="application/json").json() == {"received": True}
+    shown = text_of(get(client, "/demo/receiver"))
+    assert "{&quot;a&quot;: 1}" in shown
+    assert 'value="http://testserver/demo/receiver"' in text_of(get(client, "/"))
+
+
+def test_demo_receiver_is_not_there_where_timers_have_owners(client, closed, people):
+    client.force_login(people["root"])
+    assert client.post("/demo/receiver", {}).status_code == 404
+    assert "demo/receiver" not in text_of(get(client, "/"))
+
+
+def test_demo_receiver_is_not_there_in_production(client, settings):
+    settings.WEBTASK_DEMO_RECEIVER = ""
+    assert client.post("/demo/receiver", {}).status_code == 404
+    assert "demo/receiver" not in text_of(get(client, "/"))
+
+
+def test_log_in_and_out(client, closed, people):
+    answer = client.post("/login", {"username": "owner@example.com", "password": "secret", "next": "/timers"})
+    assert answer["Location"] == "/timers"
+    assert get(client, "/timers").status_code == 200
+    assert client.post("/logout")["Location"] == "/"
+    assert get(client, "/timers").status_code == 302
+
+
+def test_log_in_does_not_lead_elsewhere(client, closed, people):
+    fields = {"username": "owner@example.com", "password": "secret", "next": "https://evil.example/"}
+    assert client.post("/login", fields)["Location"] == "/"
+
+
+def test_log_in_is_throttled(client, closed, people):
+    fields = {"username": "owner@example.com", "password": "wrong"}
+    answers = [client.post("/login", fields) for _ in range(7)]
+    assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+    assert int(answers[-1]["Retry-After"]) > 0
+
+
+def test_log_in_wants_the_second_factor(client, closed, people):
+    from django_otp.plugins.otp_static.models import StaticDevice
+
+    device = StaticDevice.objects.create(user=people["owner"], name="codes")
+    device.token_set.create(token="abcdefgh")
+    fields = {"username": "owner@example.com", "password": "secret"}
+    assert client.post("/login", fields).status_code == 200
+    assert get(client, "/timers").status_code == 302
+    assert client.post("/login", fields | {"otp_token": "abcdefgh"}).status_code == 302
+    assert get(client, "/timers").status_code == 200
+
+
+def test_session_without_its_second_factor_sees_nothing(client, closed, people, settings):
+    client.force_login(people["owner"])
+    settings.ADMIN_SECOND_FACTOR = "required"
+    assert get(client, "/timers").status_code == 302
+
+
+@pytest.mark.parametrize("language", ["ar", "de", "es", "fr", "pt-br"])
+def test_page_is_in_the_language_of_the_request(client, language):
+    shown = text_of(get(client, "/timers", **{"accept-language": language}))
+    assert f'<html lang="{language}"' in shown
+    assert ('dir="rtl"' in shown) == (language == "ar")
+
+
+@pytest.mark.parametrize("path", [*PAGES, "/login"])
+def test_page_has_no_script_and_no_style_inside(client, path):
+    import re
+
+    shown = text_of(get(client, path))
+    assert not re.search(r"<script(?![^>]*\bsrc=)|\bon[a-z]+=|javascript:|<style|\bstyle=", shown)
+    assert not re.search(r'(?:src|href|action)="(?:https?:)?//', shown)

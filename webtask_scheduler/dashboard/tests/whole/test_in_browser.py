@@ -1,0 +1,179 @@
+"""The dashboard in a real browser: the newcomer's path, keys alone, no script, and a list that stands still."""
+
+import json
+import urllib.request
+
+import pytest
+
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
+from webtask_scheduler.scheduler.tests.support.service import running
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
+    pytest.mark.django_db(transaction=True),
+]
+
+
+@pytest.fixture
+def open_page():
+    """Return a function that opens a page in a browser of its own; what the page complains of fails the test."""
+    sync_api = pytest.importorskip("playwright.sync_api")
+    complaints, foreign = [], []
+    # No database here while the browser runs: Playwright's loop makes Django take this thread for an asynchronous one.
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+
+        def opened(url, **context):
+            page = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | context)).new_page()
+            complaints_of(page, complaints)
+            own = "/".join(url.split("/")[:3]) + "/"
+            page.on("request", lambda request: foreign.append(request.url) if own not in request.url else None)
+            page.goto(url)
+            return page
+
+        opened.expect = sync_api.expect
+        yield opened
+        browser.close()
+    assert [url for url in foreign if not url.startswith(("data:", "blob:"))] == []
+    assert [said for said in complaints if not _is_expected(said)] == []
+
+
+def _is_expected(complaint):
+    """Return whether it is a form that was refused, or the end of a page that was asking for news."""
+    return "400 (Bad Request)" in complaint or "live=1" in complaint or complaint.endswith("/timers/preview")
+
+
+def create(server, **fields):
+    """Make a timer over the API, which needs no database in this thread."""
+    body = json.dumps({"web_url": "http://a.example/hook", "seconds": 3600} | fields).encode()
+    request = urllib.request.Request(f"{server.url}/timer", body, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+@pytest.mark.processes
+def test_newcomer_sees_a_first_timer_turn_green():
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with running("web", "worker", "beat") as service, sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page()
+        complaints = complaints_of(page, [])
+        page.goto(f"http://127.0.0.1:{service.port}/")
+        page.get_by_label("in", exact=True).fill("3")
+        page.get_by_role("button", name="Create").click()
+        head = page.locator("[data-key=head]")
+        sync_api.expect(head.locator(".clock")).to_contain_text("until the call")
+        # Nothing is done here: the page sees by itself what happens.
+        sync_api.expect(head.get_by_role("status")).to_have_text("Succeeded", timeout=15_000)
+        sync_api.expect(head.locator(".clock")).to_contain_text("after its moment")
+        assert " ms" in head.locator(".clock strong").inner_text()
+        assert "curl -X POST" in page.content()
+        page.goto(f"http://127.0.0.1:{service.port}/demo/receiver")
+        sync_api.expect(page.locator(".delivery")).to_have_count(1)
+        sync_api.expect(page.locator("pre").first).to_contain_text("webhook-id")
+        browser.close()
+        assert complaints == []
+
+
+def test_keys_alone_do(live_server, open_page):
+    create(live_server, name="first")
+    create(live_server, name="second")
+    page = open_page(f"{live_server.url}/timers")
+    keys = page.keyboard
+    keys.press("j")
+    keys.press("j")
+    keys.press("Enter")
+    open_page.expect(page.locator("h1")).to_have_text("first")
+    open_page.expect(page.locator("html.scripted")).to_be_visible()
+    keys.press("n")
+    open_page.expect(page.locator("h1")).to_have_text("New timer")
+    page.get_by_label("URL to call").focus()
+    keys.press("Control+a")
+    keys.type("ftp://a.example")
+    keys.press("Enter")
+    # The first wrong field has the focus.
+    open_page.expect(page.get_by_label("URL to call")).to_be_focused()
+    open_page.expect(page.locator(".field.wrong .error")).to_contain_text("http")
+    keys.press("Control+a")
+    keys.type("http://a.example/typed")
+    keys.press("Tab")
+    keys.press("ArrowRight")
+    keys.press("ArrowRight")
+    keys.press("Tab")
+    keys.type("2")
+    open_page.expect(page.locator("#preview .moments li")).to_have_count(5)
+    keys.press("Enter")
+    open_page.expect(page.locator("h1")).to_contain_text("/typed")
+    open_page.expect(page.locator("[data-key=head]")).to_contain_text("PT2M")
+    open_page.expect(page.locator("html.scripted")).to_be_visible()
+    keys.press("/")
+    keys.type("typed")
+    keys.press("Enter")
+    open_page.expect(page.locator(".chip")).to_contain_text("typed")
+    open_page.expect(page.locator("html.scripted")).to_be_visible()
+    keys.press("?")
+    open_page.expect(page.locator("dialog")).to_be_visible()
+    keys.press("Escape")
+    keys.press("g")
+    keys.press("o")
+    open_page.expect(page.locator(".hero")).to_be_visible()
+
+
+def test_everything_works_without_the_script(live_server, open_page):
+    page = open_page(f"{live_server.url}/", java_script_enabled=False)
+    page.get_by_role("link", name="New timer", exact=True).click()
+    page.get_by_label("URL to call").fill("http://a.example/plain")
+    page.get_by_role("radio", name="Cron").check()
+    page.get_by_role("textbox", name="Cron").fill("0 9 * * *")
+    page.get_by_role("button", name="Preview").click()
+    open_page.expect(page.locator("#preview .moments li")).to_have_count(5)
+    page.get_by_role("button", name="Create").click()
+    open_page.expect(page.locator("h1")).to_contain_text("/plain")
+    page.get_by_role("button", name="Pause").click()
+    open_page.expect(page.locator("[data-key=head]").get_by_role("status")).to_have_text("Paused")
+    page.goto(f"{live_server.url}/timers")
+    page.get_by_role("link", name="Paused").click()
+    page.locator(".rows .c-name").click()
+    # The question opens without a script; its button does it.
+    page.locator("summary", has_text="Cancel").click()
+    page.locator("details.ask[open] button").click()
+    open_page.expect(page.locator("[data-key=head]").get_by_role("status")).to_have_text("Cancelled")
+
+
+def test_list_stands_still_while_timers_are_made(live_server, open_page):
+    create(live_server, name="old 1")
+    create(live_server, name="old 2")
+    page = open_page(f"{live_server.url}/timers")
+    names = page.locator(".rows .c-name strong")
+    open_page.expect(names).to_have_text(["old 2", "old 1"])
+    page.locator(".rows .c-name strong").first.evaluate("(one) => getSelection().selectAllChildren(one)")
+    for number in range(12):
+        created = create(live_server, name=f"new {number}")
+    open_page.expect(page.locator("#live")).to_have_text("Live, waiting while you work", timeout=6000)
+    assert page.locator("#new-rows").is_hidden()
+    page.evaluate("getSelection().removeAllRanges()")
+    open_page.expect(page.locator("#new-rows")).to_contain_text("12 new", timeout=6000)
+    open_page.expect(names).to_have_text(["old 2", "old 1"])
+    page.locator("#new-rows a").click()
+    open_page.expect(names).to_have_count(14)
+    # What is on the page is kept true where it stands.
+    request = urllib.request.Request(f"{live_server.url}/timer/{created['task_id']}", method="DELETE")
+    urllib.request.urlopen(request).close()
+    row = page.locator(f"[data-key='{created['task_id']}']")
+    open_page.expect(row).to_contain_text("Cancelled", timeout=6000)
+    open_page.expect(names.first).to_have_text("new 11")
+
+
+@pytest.mark.parametrize("language", ["en", "ar"])
+def test_phone_scrolls_one_way_only_and_colours_are_remembered(live_server, open_page, language):
+    timer = create(live_server, name="a name without end " * 8, web_url="https://a.example/" + "x" * 300)
+    page = open_page(f"{live_server.url}/", viewport={"width": 390, "height": 800}, locale=language)
+    for path in ("/", "/timers", f"/timers/{timer['task_id']}", "/timers/new", "/demo/receiver", "/login"):
+        page.goto(f"{live_server.url}{path}")
+        assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+    page.locator("header .menu summary").click()
+    page.locator("#theme").select_option("dark")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "")

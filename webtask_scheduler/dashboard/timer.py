@@ -1,0 +1,240 @@
+"""`/timers/<id>`: what will happen with one timer, what did happen, and why; and what may be done about it."""
+
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from itertools import islice
+from typing import Any, NamedTuple
+from zoneinfo import ZoneInfo
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db.models import F, Q
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_POST, require_safe
+
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard import charts
+from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.rows import shown
+from webtask_scheduler.dashboard.snippets import snippets
+from webtask_scheduler.dashboard.timers import unchanged_or
+from webtask_scheduler.dashboard.who import caller_of, may_change, page
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING
+from webtask_scheduler.scheduler.api.showing import show_timer
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.rules import options, recurrence
+from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.wording import translated
+
+# Deliveries that the list shows, and those of the streak above it.
+DELIVERIES = 20
+STREAK = 60
+# Of each delivery, its first attempt and so many of its last.
+ATTEMPTS = 8
+MOMENTS = 5
+# How often the page asks for news: often while something is about to happen.
+SOON_SECONDS = 60
+QUICK_MS, SLOW_MS = 1000, 5000
+# What can be sent again.
+LOST = (State.FAILED, State.MISSED)
+
+
+@page
+@require_safe
+def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
+    """Show a timer. One that the caller may not see is as one that is not there."""
+    caller = caller_of(request)
+    found = Timer.objects.select_related("owner").filter(pk=timer_id, **caller.visible()).first()
+    body = show_timer(timer_id, **caller.visible("timer__")) if found else None
+    if found is None or body is None:
+        raise Http404
+    now = timezone.now()
+    deliveries = _deliveries(found)
+    values: dict[str, Any] = {
+        "timer": shown(body, now=now),
+        "owner": found.owner,
+        "deliveries": deliveries[:DELIVERIES],
+        "has_older": len(deliveries) > DELIVERIES,
+        "streak": _streak(deliveries) if len(deliveries) > 1 else [],
+        "streak_width": len(deliveries) * charts.STREAK_STEP,
+        "actions": _actions(body, deliveries) if may_change(request, found) else [],
+        "every_ms": _pace(body, now=now),
+        "moments": _moments(found, now=now) if body["finished_at"] is None else [],
+    }
+    if is_live(request):
+        return unchanged_or(request, render(request, "dashboard/_timer.html", values))
+    given = as_given(body)
+    return show(
+        request,
+        "timer.html",
+        title=body.get("name") or body["web_url"],
+        at="timers",
+        given={
+            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            for name, value in given.items()
+            if name not in ("web_url", "name")
+        },
+        snippets=snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open()),
+        **values,
+    )
+
+
+class Delivered(NamedTuple):
+    """A delivery with its attempts and their drawing."""
+
+    delivery: Delivery
+    state: str
+    attempts: list[Attempt]
+    bars: list[charts.Bar]
+
+    @property
+    def first(self) -> Attempt | None:
+        return self.attempts[0] if self.attempts and self.attempts[0].number == 1 else None
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+
+def _deliveries(found: Timer) -> list[Delivered]:
+    """Return the latest deliveries with their attempts, by two statements."""
+    deliveries = list(Delivery.objects.filter(timer=found.pk).order_by("-number")[:STREAK])
+    wanted = Q(number=1) | Q(number__gt=F("delivery__attempts") - ATTEMPTS)
+    tried = [one.pk for one in deliveries if one.attempts]
+    attempts: dict[uuid.UUID, list[Attempt]] = {}
+    for attempt in Attempt.objects.filter(wanted, delivery__in=tried).order_by("delivery", "number"):
+        attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    return [_delivered(one, attempts.get(one.pk, [])) for one in deliveries]
+
+
+def _delivered(delivery: Delivery, attempts: list[Attempt]) -> Delivered:
+    calls = [
+        charts.Call(
+            attempt.started_at,
+            attempt.started_at + timedelta(milliseconds=attempt.duration_ms)
+            if attempt.duration_ms is not None
+            else None,
+            not attempt.error,
+            f"{attempt.number}: {attempt.status_code or attempt.get_error_display() or ''}".rstrip(": "),
+        )
+        for attempt in attempts
+    ]
+    state = delivery.state
+    if state == State.SCHEDULED and delivery.attempts > delivery.attempts_before:
+        state = "retrying"
+    return Delivered(delivery, state, attempts, charts.timeline(delivery.due_at, calls))
+
+
+def _streak(deliveries: list[Delivered]) -> list[charts.Square]:
+    """Return the latest deliveries as columns, the newest last."""
+    return charts.streak(
+        [
+            (
+                one.state,
+                one.first.lateness_ms if one.first else None,
+                f"{instant_text(one.delivery.due_at)} · {one.delivery.get_state_display()}"
+                + (f" · {one.first.lateness_ms} ms" if one.first else ""),
+            )
+            for one in reversed(deliveries)
+        ]
+    )
+
+
+def _pace(body: Mapping[str, Any], *, now: datetime) -> int:
+    """Return after how many milliseconds the page asks for news; 0 once the timer has ended."""
+    if body["finished_at"] is not None:
+        return 0
+    if body["next_attempt_at"] is None:
+        return SLOW_MS if body["status"] in (State.PAUSED, State.HELD) else QUICK_MS
+    left = (datetime.fromisoformat(body["next_attempt_at"]) - now).total_seconds()
+    return QUICK_MS if left < SOON_SECONDS else SLOW_MS
+
+
+def _moments(found: Timer, *, now: datetime) -> list[dict[str, str]]:
+    """Return the next moments of a schedule; none for a timer that is called once."""
+    if not found.recurring:
+        return []
+    schedule = found.recurrence
+    zone = ZoneInfo(schedule.timezone)
+    shown_moments: list[dict[str, str]] = []
+    previous: datetime | None = None
+    for moment in islice(schedule.moments(now), MOMENTS):
+        note = translated(recurrence.transition_note(moment, previous, schedule.timezone)) if schedule.cron else ""
+        shown_moments.append({"at": instant_text(moment), "local": f"{moment.astimezone(zone):%F %T %Z}", "note": note})
+        previous = moment
+    return shown_moments
+
+
+def as_given(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what creates such a timer again; one that is called once waits as long as this one did."""
+    given: dict[str, Any] = {"web_url": body["web_url"]}
+    names = ("name", *RECURRING, *BOUNDS)
+    given |= {name: body[name] for name in names if name in body}
+    if not any(name in body for name in RECURRING):
+        created, due = (datetime.fromisoformat(body[name]) for name in ("created_at", "due_at"))
+        given["seconds"] = max(0, round((due - created).total_seconds()))
+    return given | {name: body[name] for name in options.NAMES if name in body}
+
+
+class Action(NamedTuple):
+    name: str
+    label: str
+    # What is asked before it is done; empty for what is undone as easily.
+    question: str
+    is_harmful: bool = False
+
+
+def _actions(body: Mapping[str, Any], deliveries: list[Delivered]) -> list[Action]:
+    """Return what may be done with a timer as it is now."""
+    found = []
+    ended = body["finished_at"] is not None
+    if not ended:
+        found.append(Action("run", _("Run now"), _("Call the URL once more now? What is promised stands.")))
+        if body["status"] == State.PAUSED:
+            found.append(Action("resume", _("Resume"), ""))
+        else:
+            found.append(Action("pause", _("Pause"), ""))
+    if any(one.delivery.state in LOST for one in deliveries):
+        question = _("Send the latest delivery that failed or was missed again, with fresh attempts?")
+        found.append(Action("replay", _("Replay"), question))
+    if not ended:
+        question = _("Cancel it for good? It cannot be resumed, and its record stays.")
+        found.append(Action("cancel", _("Cancel"), question, is_harmful=True))
+    return found
+
+
+# What each does, and what is said then.
+_DEEDS: dict[str, tuple[Callable[[uuid.UUID], object], Callable[[], str]]] = {
+    "run": (services.run_now, lambda: _("It is called once more now.")),
+    "pause": (services.pause, lambda: _("It is paused. Resume lets it go on.")),
+    "resume": (services.resume, lambda: _("It goes on.")),
+    "replay": (services.replay, lambda: _("The delivery is sent again.")),
+    "cancel": (services.cancel, lambda: _("It is cancelled.")),
+}
+
+
+@page
+@require_POST
+def act(request: HttpRequest, timer_id: uuid.UUID, action: str) -> HttpResponse:
+    """Do what a button asks, and go back to the timer."""
+    found = Timer.objects.filter(pk=timer_id, **caller_of(request).visible()).first()
+    if found is None or action not in _DEEDS:
+        raise Http404
+    if not may_change(request, found):
+        raise PermissionDenied
+    deed, said = _DEEDS[action]
+    try:
+        deed(timer_id)
+    except ValidationError as error:
+        messages.error(request, error.messages[0])
+    except Timer.DoesNotExist as error:
+        raise Http404 from error
+    else:
+        messages.success(request, said())
+    return redirect("dashboard:timer", timer_id=timer_id)

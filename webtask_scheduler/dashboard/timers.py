@@ -1,0 +1,195 @@
+"""`/timers`: finds one, or shows many. The filter is the API's, in the URL."""
+
+import hashlib
+import re
+import uuid
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlencode
+
+from django.http import HttpRequest, HttpResponse, QueryDict
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
+from django.views.decorators.http import require_safe
+from rest_framework import exceptions
+
+from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.rows import PAGE_ROWS, look, rows
+from webtask_scheduler.dashboard.snippets import curl_of_list
+from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.scheduler.api import cursors
+from webtask_scheduler.scheduler.api.base import validated
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.problems import invalid
+from webtask_scheduler.scheduler.models import BulkOperation, Timer
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.wording import translated
+
+# The names of the filter in the URL, as in the API.
+FILTERS = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix")
+TABS = (
+    ("", gettext_lazy("All")),
+    ("scheduled", gettext_lazy("Waiting")),
+    ("claimed,running", gettext_lazy("Running")),
+    ("paused", gettext_lazy("Paused")),
+    ("held", gettext_lazy("Held")),
+    ("succeeded", gettext_lazy("Succeeded")),
+    ("failed", gettext_lazy("Failed")),
+    ("missed", gettext_lazy("Missed")),
+    ("cancelled", gettext_lazy("Cancelled")),
+)
+# The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
+ID_LEAST = 8
+ID_SCANNED = 2000
+
+
+class Chip(NamedTuple):
+    """A filter that is on, and the address without it."""
+
+    name: str
+    value: str
+    without: str
+
+
+@page
+@require_safe
+def timers(request: HttpRequest) -> HttpResponse:
+    """Show a page of the timers that fit."""
+    caller = caller_of(request)
+    query = request.GET.get("q", "").strip()
+    if query:
+        return _searched(request, query, caller)
+    error, found, wanted = "", search.Page([], None), None
+    try:
+        values = validated(FilterSerializer, _filters(request))
+        wanted = search.filter_of(values, caller=caller)
+        place = cursors.unseal(request.GET.get("cursor", ""), request=cast("Any", request), caller=caller)
+        if is_live(request):
+            return _changed(request, wanted, caller)
+        ids = _ids_from(request, caller)
+        found = look(wanted, cursor=place) if ids is None else search.Page(ids, None)
+    except exceptions.ValidationError as refused:
+        error = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(refused.detail)["errors"])
+    except search.CursorError as refused:
+        error = translated(refused)
+    listed = rows(found.timer_ids, caller=caller)
+    return show(
+        request,
+        "timers.html",
+        title=_("Timers"),
+        at="timers",
+        status=400 if error else 200,
+        error=error,
+        rows=listed,
+        tabs=[(_with(request, status=status), name, status == request.GET.get("status", "")) for status, name in TABS],
+        kinds=_kinds(request),
+        chips=_chips(request),
+        active={name: ",".join(values) for name, values in _filters(request).lists()},
+        may_act=bool(_filters(request)) and not error,
+        bulk=[(value, label) for value, label in BulkOperation.Action.choices if value != "cancel"]
+        + [("cancel", BulkOperation.Action.CANCEL.label)],
+        filtered=bool(_filters(request)) or "id" in request.GET,
+        next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
+        if found.next
+        else "",
+        is_short=bool(found.next) and len(found.timer_ids) < PAGE_ROWS,
+        is_first="cursor" not in request.GET,
+        first=_with(request),
+        live=_with(request, live="1", cursor=request.GET.get("cursor", ""), id=request.GET.get("id", "")),
+        ids=",".join(row["task_id"] for row in listed),
+        curl=curl_of_list(request.build_absolute_uri("/timer"), _filters(request).urlencode()),
+    )
+
+
+def _filters(request: HttpRequest) -> QueryDict:
+    """Return what the URL narrows the list by; an empty field of a form does not."""
+    found = QueryDict(mutable=True)
+    for name in FILTERS:
+        values = [value for value in request.GET.getlist(name) if value]
+        if values:
+            found.setlist(name, values)
+    return found
+
+
+def _with(request: HttpRequest, **changes: str) -> str:
+    """Return the address of the list with some parts changed; one that is empty is taken out. It begins anew."""
+    kept = {name: ",".join(values) for name, values in _filters(request).lists()}
+    if "mine" in request.GET:
+        kept["mine"] = "1"
+    parts = {name: value for name, value in (kept | changes).items() if value}
+    return reverse("dashboard:timers") + (f"?{urlencode(parts)}" if parts else "")
+
+
+def _kinds(request: HttpRequest) -> list[tuple[str, str, bool]]:
+    """Return the links that show timers that are called once, or again and again."""
+    at = request.GET.get("recurring", "")
+    named = (("", _("Once and recurring")), ("false", _("Once")), ("true", _("Recurring")))
+    return [(_with(request, recurring=value), name, value == at) for value, name in named]
+
+
+def _chips(request: HttpRequest) -> list[Chip]:
+    hidden = ("status", "recurring")
+    chips = [
+        Chip(name, str(value), _with(request, **{name: ""}))
+        for name, value in _filters(request).items()
+        if name not in hidden
+    ]
+    if request.GET.get("id"):
+        chips.append(Chip("id", request.GET["id"], _with(request)))
+    return chips
+
+
+def _searched(request: HttpRequest, query: str, caller: Caller) -> HttpResponse:
+    """Send on to what the one search box means: an id or its beginning, a URL's beginning, a label, or a name."""
+    kept = {"mine": "1"} if "mine" in request.GET else {}
+    short = query.lower().replace("-", "")
+    if re.fullmatch(rf"[0-9a-f]{{{ID_LEAST},32}}", short):
+        if len(short) == 32 and Timer.objects.filter(pk=uuid.UUID(short), **caller.visible()).exists():  # noqa: PLR2004
+            return redirect("dashboard:timer", timer_id=uuid.UUID(short))
+        kept["id"] = query.lower()
+    elif re.match(r"https?://", query, re.IGNORECASE):
+        kept["url_prefix"] = query
+    elif re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=\S*", query):
+        kept["label"] = query
+    else:
+        kept["name"] = query
+    return redirect(f"{reverse('dashboard:timers')}?{urlencode(kept)}")
+
+
+def _ids_from(request: HttpRequest, caller: Caller) -> list[uuid.UUID] | None:
+    """Return the timers whose id begins as `id` in the query says, the newest first; None if it says nothing."""
+    short = re.sub(r"[^0-9a-f]", "", request.GET.get("id", "").lower())[:32]
+    if "id" not in request.GET or len(short) < ID_LEAST:
+        return None
+    least, most = uuid.UUID(short.ljust(32, "0")), uuid.UUID(short.ljust(32, "f"))
+    near = Timer.objects.filter(pk__range=(least, most)).order_by("-pk").values("pk")[:ID_SCANNED]
+    found = Timer.objects.filter(pk__in=near, **caller.visible()).order_by("-pk")
+    return list(found.values_list("pk", flat=True)[:PAGE_ROWS])
+
+
+def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> HttpResponse:
+    """Return the rows that are on the page as they are now, and how many more there would be; 204 if all is as seen."""
+    ids = []
+    for text in request.GET.get("ids", "").split(",")[: PAGE_ROWS * 2]:
+        try:
+            ids.append(uuid.UUID(text))
+        except ValueError:
+            continue
+    new = 0
+    if "cursor" not in request.GET and "id" not in request.GET:
+        newest = search.page(wanted, cursor="", limit=PAGE_ROWS)
+        new = len(set(newest.timer_ids) - set(ids))
+    answer = render(request, "dashboard/_rows.html", {"rows": rows(ids, caller=caller)})
+    return unchanged_or(request, answer, new=new)
+
+
+def unchanged_or(request: HttpRequest, answer: HttpResponse, *, new: int = 0) -> HttpResponse:
+    """Return an answer to the script with its tag, or 204 if that is the tag that it has seen."""
+    tag = hashlib.sha256(answer.content + b"%d" % new).hexdigest()[:16]
+    if request.GET.get("seen") == tag:
+        answer = HttpResponse(status=204)
+    answer["X-Seen"] = tag
+    answer["X-New"] = str(new)
+    return answer

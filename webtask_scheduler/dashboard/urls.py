@@ -1,0 +1,27 @@
+"""The pages. Their application's name is what the audit log knows them by."""
+
+from django.urls import path
+
+from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, system, timer, timers
+
+app_name = "dashboard"
+
+urlpatterns = [
+    path("", overview.overview, name="overview"),
+    path("timers", timers.timers, name="timers"),
+    path("timers/new", new.new, name="new"),
+    path("timers/preview", new.preview, name="preview"),
+    path("timers/<uuid:timer_id>", timer.timer, name="timer"),
+    path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
+    path("dead", dead.dead, name="dead"),
+    path("operations", operations.operations, name="operations"),
+    path("operations/count", operations.count, name="count"),
+    path("operations/<uuid:operation_id>", operations.operation, name="operation"),
+    path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
+    path("hosts", system.hosts, name="hosts"),
+    path("system", system.system, name="system"),
+    path("login", login.LogIn.as_view(), name="login"),
+    path("logout", login.LogOut.as_view(), name="logout"),
+    path("demo/receiver", demo.receiver, name="demo"),
+    path("favicon.ico", overview.favicon, name="favicon"),
+]

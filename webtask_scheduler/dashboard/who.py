@@ -1,0 +1,105 @@
+"""Who looks at a page and what that person may see and change, by the rules of the API and the admin."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, cast
+
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils.cache import add_never_cache_headers
+from django.utils.http import urlencode
+from django.utils.translation import gettext as _
+
+from webtask_scheduler.access import limits
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.addresses import address_of
+from webtask_scheduler.scheduler.api.base import depth_of
+from webtask_scheduler.scheduler.models import Timer
+from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.users.site import second_factor_seen
+
+# What the script asks for in the background has this in its query.
+LIVE = "live"
+TOO_MANY = 429
+
+View = Callable[..., HttpResponse]
+
+
+def caller_of(request: HttpRequest) -> Caller:
+    """Return the caller whose timers a page shows.
+
+    Superusers and staff who may view timers in the admin see all, and with `mine` in the query their own. Where the API
+    is open, whoever has not logged in sees the timers that nobody owns, as in the API.
+    """
+    user: Any = request.user
+    if not user.is_authenticated:
+        return Caller()
+    return Caller(owner_id=user.pk, sees_all=sees_all(request) and "mine" not in request.GET)
+
+
+def sees_all(request: HttpRequest) -> bool:
+    """Return whether the timers of all owners may be seen."""
+    user: Any = request.user
+    if not (user.is_authenticated and second_factor_seen(user)):
+        return False
+    return bool(user.is_superuser or (user.is_staff and user.has_perm("scheduler.view_timer")))
+
+
+def sees_service(request: HttpRequest) -> bool:
+    """Return whether the state of the whole service may be seen: counts, processes, lateness."""
+    return is_open() or sees_all(request)
+
+
+def may_change(request: HttpRequest, timer: Timer) -> bool:
+    """Return whether a timer that is seen may be changed too: one's own, or with the right to do so in the admin."""
+    user: Any = request.user
+    if timer.owner_id == (user.pk if user.is_authenticated else None):
+        return True
+    return bool(sees_all(request) and user.has_perm("django_celery_beat.change_periodictask"))
+
+
+def page(view: View) -> View:
+    """Return a view that answers only those who may enter, and is kept by no cache.
+
+    A form is taken from a person only: a call of this service that could send one would make timers that make timers.
+    Forms count against the owner's limit of requests, as those of the API do.
+    """
+
+    @functools.wraps(view)
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        if not _may_enter(request):
+            if LIVE in request.GET:
+                return HttpResponse(status=401)
+            query = urlencode({"next": request.get_full_path() if request.method == "GET" else "/"})
+            return redirect(f"{reverse('dashboard:login')}?{query}")
+        if request.method == "POST":
+            if depth_of(cast("Any", request)):
+                raise PermissionDenied
+            wait = _turn(request)
+            if wait:
+                text = _("Too many requests; nothing was done. Try again in %(seconds)s s.") % {"seconds": wait}
+                return HttpResponse(text, status=TOO_MANY, content_type="text/plain; charset=utf-8")
+        found = view(request, *args, **kwargs)
+        add_never_cache_headers(found)
+        return found
+
+    return answer
+
+
+def _may_enter(request: HttpRequest) -> bool:
+    user: Any = request.user
+    return is_open() or bool(user.is_authenticated and second_factor_seen(user))
+
+
+def _turn(request: HttpRequest) -> int:
+    """Count a form against its sender's limit; return 0, or the seconds to wait."""
+    user: Any = request.user
+    owner_id = user.pk if user.is_authenticated else None
+    per_second = limits.allowed(owner_id).requests_per_second
+    if not per_second:
+        return 0
+    who = f"address:{address_of(request)}" if owner_id is None else f"owner:{owner_id}"
+    taken = limits.take(who, per_second=per_second)
+    return 0 if taken is None or taken.allowed else max(1, round(taken.wait_seconds))
