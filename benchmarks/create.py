@@ -183,3 +183,7 @@ class PlainService(rig.Service):
     def __init__(self, site: rig.Site) -> None:
         super().__init__(site)
         self.names = ["web"]
+
+    def command(self, name: str) -> list[str]:
+        # As the service's, but for the application.
+        return [*super().command(name)[:-1], "benchmarks.plain_app:application"]

@@ -344,7 +344,7 @@ class Service:
                 prefix = self._worker_prefix if name.partition("-")[0] == "worker" else ()
                 with self._log(name).open("wb") as log:
                     self.processes[name] = spawn(
-                        [*prefix, *command(name)], log, env=self.site.environment | self._variables
+                        [*prefix, *self.command(name)], log, env=self.site.environment | self._variables
                     )
             deadline = time.monotonic() + START_SECONDS
             for name in self.names:
@@ -359,10 +359,14 @@ class Service:
     def __exit__(self, *_: object) -> None:
         end(list(self.processes.values()))
 
+    def command(self, name: str) -> list[str]:
+        """Return how a process is started."""
+        return command(name)
+
     def commands(self) -> dict[str, str]:
         """Return the commands of the processes, for the report."""
         os.environ |= {"PORT": "8000", "FLOWER_PORT": "5555"}
-        return {name: shlex.join(["python", *command(name)[1:]]) for name in self.names}
+        return {name: shlex.join(["python", *self.command(name)[1:]]) for name in self.names}
 
     def cpu_seconds(self) -> dict[str, float]:
         pids = {name: process.pid for name, process in self.processes.items()}
