@@ -53,7 +53,7 @@ SELECT timer.host, lost.state, coalesce(last.error, '') AS error, last.status_co
 """
 _GROUPS = f"""
 SELECT host, state, error, status_code, count(*) AS count, min(finished_at) AS first_at, max(finished_at) AS last_at
-  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 100
+  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 50
 """  # noqa: S608 - only constants are put in
 _OF_GROUP = f"""
 SELECT * FROM ({_LOST}) lost
