@@ -13,6 +13,7 @@ from django.views.decorators.http import require_safe
 
 from webtask_scheduler.dashboard import charts, queries
 from webtask_scheduler.dashboard.frame import show
+from webtask_scheduler.dashboard.templatetags.dash import word_of
 from webtask_scheduler.dashboard.who import page, sees_service
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules import histogram
@@ -59,6 +60,7 @@ def punctuality(request: HttpRequest) -> HttpResponse:
         share=share_of(within, total),
         percentiles=_percentiles(late),
         lateness=_lateness(late),
+        bounds=[bound_text(histogram.bound_of(bucket)).removeprefix("≤ ") for bucket in range(histogram.BUCKETS)],
         outcomes=outcomes(window),
     )
 
@@ -109,6 +111,6 @@ def outcomes(window: Window) -> list[charts.Stack]:
     for number in range(first, last + 1):
         row = counted.get(number, {})
         counts = [(state, row.get(state, 0)) for state in ("succeeded", "retrying", "failed", "missed")]
-        said = " · ".join(f"{facts.shown_number(count)} {state}" for state, count in counts if count)
+        said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
         bars.append((f"{datetime.fromtimestamp(number * step, UTC):%F %H:%M} UTC · {said or 0}", counts))
     return charts.stacks(bars)
