@@ -254,7 +254,7 @@ _TAKEN = (
         "login",
         "logout",
     ),
-    *("metrics", "operations", "readyz", "signing-secret", "static", "system", "timer", "timers"),
+    *("metrics", "operations", "punctuality", "readyz", "signing-secret", "static", "system", "timer", "timers"),
 )
 ADMIN_PATH = _admin_path()
 # Whether the admin asks for a code of an app beside the password: of no account, of those that have one, of all.

@@ -51,6 +51,44 @@ def timeline(due_at: datetime, calls: Sequence[Call]) -> list[Bar]:
     return bars
 
 
+class Part(NamedTuple):
+    x: float
+    y: float
+    width: float
+    height: float
+    state: str
+
+
+class Stack(NamedTuple):
+    """One bar of a chart: its parts from the bottom up, and what is said of it."""
+
+    x: float
+    width: float
+    label: str
+    parts: list[Part]
+
+
+CHART_HEIGHT = 100.0
+
+
+def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> list[Stack]:
+    """Return bars of counts by state side by side; the highest is as high as the chart. A bar is a label and counts."""
+    most = max((sum(count for _, count in counts) for _, counts in bars), default=0) or 1
+    step = WIDTH / max(1, len(bars))
+    found = []
+    for number, (label, counts) in enumerate(bars):
+        x, width, y = round(number * step, 2), round(step * 0.8, 2), CHART_HEIGHT
+        parts = []
+        for state, count in counts:
+            if count:
+                # One of many is seen too.
+                height = max(1.0, CHART_HEIGHT * count / most)
+                y = max(0.0, y - height)
+                parts.append(Part(x, round(y, 2), width, round(height, 2), state))
+        found.append(Stack(x, width, label, parts))
+    return found
+
+
 class Square(NamedTuple):
     x: float
     y: float

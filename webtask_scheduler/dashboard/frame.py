@@ -32,9 +32,13 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "is_open": is_open(),
         "sees_service": entered and sees_service(request),
         "warnings": facts.warnings() if entered and sees_service(request) else [],
-        # The path of the admin is told to its people only.
-        "admin_path": f"/{settings.ADMIN_PATH}" if is_open() or getattr(user, "is_staff", False) else "",
+        "admin_path": f"/{settings.ADMIN_PATH}" if _may_know_admin(user) else "",
     }
+
+
+def _may_know_admin(user: Any) -> bool:
+    """Return whether the admin's path may be told: a path that was chosen is for its people only."""
+    return bool(getattr(user, "is_staff", False)) or (is_open() and settings.ADMIN_PATH == "admin/")
 
 
 def show(request: HttpRequest, template: str, *, title: str, at: str, status: int = 200, **values: Any) -> HttpResponse:

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_safe
 
 from webtask_scheduler.dashboard import demo, queries
 from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.punctuality import HOUR, PROMISE_SECONDS, outcomes, share_of
 from webtask_scheduler.dashboard.rows import rows
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
@@ -24,8 +25,6 @@ from webtask_scheduler.scheduler.services import search
 LATEST = 10
 # Lateness is told of this time.
 TOLD = timedelta(hours=24)
-# What counts as on time.
-PROMISE_SECONDS = 0.1
 # So many late timers, or one so late, are worth saying first.
 LATE_SECONDS = 2.0
 
@@ -39,7 +38,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
     values: dict[str, Any] = {"rows": latest}
     if sees_service(request):
-        values |= {"verdict": _verdict(), "tiles": _tiles()}
+        values |= {"verdict": _verdict(), "tiles": _tiles(), "outcomes": outcomes(HOUR)}
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_overview.html", values))
     return show(request, "overview.html", title=_("Overview"), at="overview", demo=demo.address(request), **values)
@@ -88,7 +87,7 @@ def _verdict() -> dict[str, str]:
     within = sum(count for bucket, count in enumerate(late) if histogram.bound_of(bucket) <= PROMISE_SECONDS)
     p99 = histogram.percentile(late, 99)
     bound = histogram.bound_of(p99) if p99 is not None else 0.0
-    values = {"share": _share(within, total), "count": facts.shown_number(total), "bound": _milliseconds(bound)}
+    values = {"share": share_of(within, total), "count": facts.shown_number(total), "bound": _milliseconds(bound)}
     more = _(
         "%(share)s %% of %(count)s calls in the last 24 hours began within 100 ms of their moment, 99 %% within"
         " %(bound)s; none began early."
@@ -99,12 +98,6 @@ def _verdict() -> dict[str, str]:
         "text": _("On time.") if on_time else _("Not always on time."),
         "more": more % values,
     }
-
-
-def _share(part: int, total: int) -> str:
-    """Return a share in per cent that is 100 only if it is."""
-    share = int(part * 1000 / total) / 10
-    return f"{share:g}"
 
 
 def _milliseconds(seconds: float) -> str:

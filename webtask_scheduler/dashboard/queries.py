@@ -26,6 +26,20 @@ def lateness_since(since: datetime) -> list[int]:
         return _histogram(cursor.fetchall())
 
 
+# The same rows, by steps of time. A step is at least as long as the rows that are that old.
+_OUTCOMES = """
+SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succeeded)::bigint AS succeeded,
+       sum(retried)::bigint AS retrying, sum(failed)::bigint AS failed, sum(missed)::bigint AS missed
+  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+ GROUP BY 1 ORDER BY 1
+"""
+
+
+def outcomes_since(since: datetime, *, step_seconds: int) -> list[dict[str, int]]:
+    """Return how many deliveries ended how, and attempts that are followed by another, by steps since the epoch."""
+    return _dicts(_OUTCOMES, {"since": since, "step": step_seconds})
+
+
 def _histogram(rows: Any) -> list[int]:
     """Return a histogram from its positions, which count from 1, and their counts."""
     total = histogram.empty()
@@ -53,7 +67,7 @@ SELECT timer.host, lost.state, coalesce(last.error, '') AS error, last.status_co
 """
 _GROUPS = f"""
 SELECT host, state, error, status_code, count(*) AS count, min(finished_at) AS first_at, max(finished_at) AS last_at
-  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 100
+  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 50
 """  # noqa: S608 - only constants are put in
 _OF_GROUP = f"""
 SELECT * FROM ({_LOST}) lost

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, system, timer, timers
+from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, punctuality, system, timer, timers
 
 app_name = "dashboard"
 
@@ -19,6 +19,7 @@ urlpatterns = [
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),
     path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
     path("hosts", system.hosts, name="hosts"),
+    path("punctuality", punctuality.punctuality, name="punctuality"),
     path("system", system.system, name="system"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),

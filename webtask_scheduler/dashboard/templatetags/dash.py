@@ -27,6 +27,11 @@ _STATES: dict[str, tuple[Any, str]] = {
 }
 
 
+def word_of(state: str) -> str:
+    """Return the word for a state."""
+    return str(_STATES[state][0])
+
+
 @register.simple_tag
 def state(name: str, *, bare: bool = False) -> SafeString:
     """Return a state as shape and word; with `bare` the shape alone, which says the word to a screen reader."""

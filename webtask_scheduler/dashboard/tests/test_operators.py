@@ -8,7 +8,7 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import BulkOperation, Delivery, HostHour, State, new_id
+from webtask_scheduler.scheduler.models import BulkOperation, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import call_all
@@ -39,7 +39,7 @@ def root(db):
 def test_pages_of_operators_are_theirs(client, user, root, settings):
     settings.WEBTASK_API_AUTH = "key"
     client.force_login(user)
-    for path in ("/system", "/hosts"):
+    for path in ("/system", "/hosts", "/punctuality"):
         assert client.get(path).status_code == 403
     assert "/system" not in text_of(client, "/")
     client.force_login(root)
@@ -173,3 +173,30 @@ def test_operations_of_others_are_not_there(client, user, root, settings):
         True,
         False,
     ]
+
+
+def minute(ago, **counts):
+    """Store what a process counted in a minute."""
+    histograms = ("first_late", "retry_late", "durations", "claims", "publishes")
+    floats = ("first_late_seconds", "retry_late_seconds", "duration_seconds", "claim_seconds", "publish_seconds")
+    numbers = ("succeeded", "failed", "cancelled", "missed", "retried", "created", "put_off", "reclaimed")
+    empty = {name: [0] * 18 for name in histograms} | {"outcomes": [0] * 13}
+    empty |= dict.fromkeys((*floats, *numbers, "led_seconds", "window_most"), 0)
+    now = timezone.now().replace(second=0, microsecond=0)
+    row = {"seconds": 60, "process": "w", "batch": new_id(), "stored_at": now, "slots": 1, "begins_at": now - ago}
+    Minute.objects.create(**row, **(empty | counts))
+
+
+def test_punctuality_is_what_was_counted_in_the_window(client):
+    minute(timedelta(minutes=5), first_late=[0, 90, 0, 0, 0, 0, 0, 0, 0, 10] + [0] * 8, succeeded=98, failed=2)
+    minute(timedelta(hours=30), first_late=[0] * 17 + [100], succeeded=100)
+    shown = client.get("/punctuality?window=1h").context
+    assert (shown["total"], shown["share"]) == (100, "90")
+    assert shown["percentiles"] == [("50 %", 2.0), ("90 %", 2.0), ("99 %", 1000.0), ("99.9 %", 1000.0)]
+    (bar,) = [bar for bar in shown["outcomes"] if bar.parts]
+    assert [(part.state, part.height) for part in bar.parts] == [("succeeded", 98.0), ("failed", 2.0)]
+    assert client.get("/punctuality?window=7d").context["total"] == 200
+    for window in ("1h", "24h", "7d", "30d"):
+        assert client.get(f"/punctuality?window={window}").status_code == 200
+    assert "90 % of 100 calls" in text_of(client, "/")
+    assert "Not always on time." in text_of(client, "/")

@@ -158,7 +158,7 @@
       target.setAttribute('aria-busy', 'true');
       try {
         const answer = await fetch(form.dataset.preview, { method: 'POST', body: new FormData(form) });
-        if (mine !== number || !answer.ok) return;
+        if (mine !== number || !answer.ok || answer.redirected) return;
         const open = all('details', target).findIndex((one) => one.open);
         target.innerHTML = await answer.text();
         if (open > 0) all('details', target).forEach((one, at) => { one.open = at === open; });

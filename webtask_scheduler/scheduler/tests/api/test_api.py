@@ -532,7 +532,7 @@ def test_other_methods_are_refused(client, method, path):
 
 
 @db
-@pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/timers", "/timer/a/b", "/timer//", "/api/v1", "/timer%0A"])
+@pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/timerz", "/timer/a/b", "/timer//", "/api/v1", "/timer%0A"])
 def test_an_address_that_leads_nowhere_is_a_problem_too(client, path):
     for method in ("GET", "POST"):
         assert_problem(client.generic(method, path, json.dumps(GOOD), JSON), 404)

@@ -1,0 +1,82 @@
+"""The look that can be computed: contrasts, sizes, drawings."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from webtask_scheduler.dashboard import charts
+from webtask_scheduler.dashboard.templatetags.dash import _STATES
+
+STATIC = Path(__file__).resolve().parents[1] / "static" / "dashboard"
+STYLE = (STATIC / "dash.css").read_text()
+COLOURS = {
+    name: (light, dark)
+    for name, light, dark in re.findall(r"--([a-z-]+): light-dark\((#[0-9a-f]{3,6}), (#[0-9a-f]{3,6})\)", STYLE)
+}
+
+
+def luminance(colour):
+    digits = colour.lstrip("#")
+    if len(digits) == 3:
+        digits = "".join(2 * digit for digit in digits)
+    parts = [int(digits[place : place + 2], 16) / 255 for place in (0, 2, 4)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one, other):
+    lighter, darker = sorted((luminance(one), luminance(other)), reverse=True)
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+@pytest.mark.parametrize("name", [*_STATES, "text", "quiet", "accent"])
+@pytest.mark.parametrize("ground", ["ground", "sheet", "hover", "raised"])
+def test_text_of_each_colour_can_be_read(name, ground, theme):
+    assert contrast(COLOURS[name][theme], COLOURS[ground][theme]) >= 4.5
+
+
+def test_text_on_a_button_can_be_read():
+    for on, accent in zip(COLOURS["on-accent"], COLOURS["accent"], strict=True):
+        assert contrast(on, accent) >= 4.5
+
+
+def test_files_are_small():
+    assert len(STYLE) < 26_000
+    assert (STATIC / "dash.js").stat().st_size < 12_000
+
+
+def test_every_state_has_a_colour():
+    for name in _STATES:
+        assert f'[data-state="{name}"]' in STYLE
+
+
+DUE = datetime(2026, 1, 5, 9, 0, tzinfo=UTC)
+
+
+def call(start, seconds, *, succeeded=False):
+    end = None if seconds is None else DUE + timedelta(seconds=start + seconds)
+    return charts.Call(DUE + timedelta(seconds=start), end, succeeded, "")
+
+
+def test_attempts_and_waits_are_bars_on_one_axis():
+    bars = charts.timeline(DUE, [call(0, 10), call(50, 50, succeeded=True)])
+    assert [bar.kind for bar in bars] == ["bad", "wait", "good"]
+    assert [round(bar.x) for bar in bars] == [0, 100, 498]
+    assert round(bars[-1].x + bars[-1].width) == charts.WIDTH - charts.LEAST
+
+
+def test_short_attempt_is_drawn_and_a_lost_one_too():
+    assert charts.timeline(DUE, []) == []
+    (bar,) = charts.timeline(DUE, [call(0, 0)])
+    assert bar.width == charts.LEAST
+    assert charts.timeline(DUE, [call(5, None)])[-1].width == charts.LEAST
+
+
+def test_later_is_higher():
+    heights = [square.height for square in charts.streak([("succeeded", late, "") for late in (None, 1, 100, 10_000)])]
+    assert heights == sorted(heights)
+    (square,) = charts.streak([("failed", 10.0**12, "")])
+    assert square.height == charts.STREAK_HEIGHT
