@@ -37,7 +37,14 @@ BUFFER_BYTES = 64 * 1024 * 1024
 # The time between two lines of the log about slow bodies.
 SAID_SECONDS = 60.0
 
-_PROBLEM = "application/problem+json"
+# As all answers have them, see pages.BrowserRules.
+_HEADERS = [
+    ("content-type", "application/problem+json"),
+    ("content-security-policy", "default-src 'none'; frame-ancestors 'none'"),
+    ("x-content-type-options", "nosniff"),
+    ("connection", "close"),
+    ("retry-after", "5"),
+]
 _TOO_SLOW = (
     b'{"type":"about:blank","title":"Request Timeout","status":408,"detail":"The body of the request did not arrive'
     b' in time, and nothing was done. Send it again, over a faster connection or in smaller parts."}'
@@ -45,6 +52,10 @@ _TOO_SLOW = (
 _CUT_OFF = (
     b'{"type":"about:blank","title":"Bad Request","status":400,"detail":"The body ended before the length that'
     b' Content-Length names, and nothing was done. Send it again."}'
+)
+_NO_ADDRESS = (
+    b'{"type":"about:blank","title":"Bad Request","status":400,"detail":"The header X-Forwarded-For is not'
+    b' ASCII, and nothing was done."}'
 )
 _TOO_MUCH = (
     b'{"type":"about:blank","title":"Service Unavailable","status":503,"detail":"Too many large requests arrive at'
@@ -71,7 +82,7 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class BodyError(Exception):
-    """A body that is not read: `status` and `problem` are the answer."""
+    """A request that the application does not see: `status` and `problem` are the answer."""
 
     def __init__(self, status: int, problem: bytes) -> None:
         super().__init__(status)
@@ -103,8 +114,7 @@ class Front:
             try:
                 body = await self._read(scope, protocol, length)
             except BodyError as error:
-                headers = [("content-type", _PROBLEM), ("connection", "close"), ("retry-after", "5")]
-                protocol.response_bytes(error.status, headers, error.problem)
+                protocol.response_bytes(error.status, _HEADERS, error.problem)
                 return
         done = asyncio.get_running_loop().create_future()
         unread = length > len(body) or "transfer-encoding" in scope.headers
@@ -169,7 +179,12 @@ class Front:
         def start_response(status: str, headers: list[tuple[str, str]], _: Any = None) -> None:
             begun[:] = int(status[:3]), headers
 
-        answer = self._application(_environ(scope, body), start_response)
+        try:
+            environ = _environ(scope, body)
+        except BodyError as error:
+            protocol.response_bytes(error.status, _HEADERS, error.problem)
+            return
+        answer = self._application(environ, start_response)
         try:
             content = b"".join(answer)
         finally:
@@ -224,6 +239,11 @@ def _environ(scope: Any, body: bytes) -> dict[str, Any]:
         said = environ.get(key)
         environ[key] = value if said is None else f"{said}{'; ' if name == 'cookie' else ','}{value}"
     for name in unread:
+        if "_" in name:
+            continue
+        if name == "x-forwarded-for":
+            # Who the client is must not depend on what the client can make unreadable.
+            raise BodyError(400, _NO_ADDRESS)
         # Granian leaves out a value that is not ASCII. Whoever reads the header is to see that there was one.
         environ[_NAMES.get(name) or _variable(name)] = UNREADABLE
     if "HTTP_HOST" not in environ:

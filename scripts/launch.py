@@ -492,6 +492,10 @@ def base_url() -> str:
 
 def welcome() -> str:
     base = base_url()
+    key, making = "", ""
+    if setting("WEBTASK_API_AUTH", "open") == "key":
+        key = '-H "Authorization: Bearer $KEY" '
+        making = "\n    .venv/bin/python manage.py api_key create NAME --owner EMAIL    # the key for programs"
     admin = f"{base}/{setting('DJANGO_ADMIN_PATH', 'admin').strip('/')}"
     flower = f"\n    Flower     {base.rpartition(':')[0]}:{setting('FLOWER_PORT', '5555')}" if shows_flower() else ""
     return f"""
@@ -503,10 +507,10 @@ def welcome() -> str:
     Tasks      {admin}/django_celery_beat/periodictask/{flower}
 
   An account for the admin, from another terminal:
-    .venv/bin/python manage.py createsuperuser
+    .venv/bin/python manage.py createsuperuser{making}
 
   A timer that fires in ten seconds; its receiver is part of the service, and shows what it got:
-    curl -X POST {base}/timer -H 'Content-Type: application/json' \\
+    curl -X POST {base}/timer {key}-H 'Content-Type: application/json' \\
       -d '{{"hours": 0, "minutes": 0, "seconds": 10, "web_url": "{base}/demo/receiver"}}'
 
   The logs below are kept in .data/log. Ctrl-C stops everything; the data stays in .data.

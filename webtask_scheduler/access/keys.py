@@ -88,6 +88,10 @@ class Holder:
     pk: int
     is_superuser: bool
     scopes: frozenset[str]
+    email: str
+
+    def get_username(self) -> str:
+        return self.email
 
     @property
     def is_authenticated(self) -> bool:
@@ -96,7 +100,7 @@ class Holder:
 
 # No copy of a row is kept between requests, so a revocation takes effect at once in all processes.
 _FIND = """
-SELECT key.id, key.digest, key.owner_id, owner.is_superuser, key.scopes,
+SELECT key.id, key.digest, key.owner_id, owner.is_superuser, key.scopes, owner.email,
        key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted
   FROM access_apikey key JOIN users_user owner ON owner.id = key.owner_id
  WHERE key.digest = %s AND key.revoked_at IS NULL AND owner.is_active
@@ -116,10 +120,10 @@ def find(text: str) -> Holder | None:
     # its digest; the comparison in constant time leaves no need to argue so.
     if row is None or not hmac.compare_digest(bytes(row[1]), digest):
         return None
-    key_id, __, owner_id, is_superuser, scopes, unnoted = row
+    key_id, __, owner_id, is_superuser, scopes, email, unnoted = row
     if unnoted:
         uses.note(key_id)
-    return Holder(key_id, owner_id, is_superuser, frozenset(scopes))
+    return Holder(key_id, owner_id, is_superuser, frozenset(scopes), email)
 
 
 class Uses:

@@ -10,6 +10,7 @@ and is taken back when it succeeds. The table has digests alone: what people typ
 
 import ipaddress
 import secrets
+import unicodedata
 from collections.abc import Iterable
 from datetime import timedelta
 from typing import Any, NamedTuple
@@ -120,9 +121,11 @@ def _allowances(request: HttpRequest, name: str) -> dict[str, Allowance]:
 
 def _account(name: str) -> str:
     """Return one digest for all spellings of an account's name."""
+    # As the form reads it.
+    name = unicodedata.normalize("NFKC", name.strip())
     users = get_user_model().objects.filter(email__iexact=name).values_list("pk", flat=True)
     pk = next(iter(users[:1]), None)
-    return _key("name", name.strip().casefold()) if pk is None else _key("user", str(pk))
+    return _key("name", name.casefold()) if pk is None else _key("user", str(pk))
 
 
 def _network(address: str) -> str:

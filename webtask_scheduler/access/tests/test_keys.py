@@ -11,8 +11,8 @@ from django.core.management import CommandError, call_command
 from django.db import IntegrityError, connection, transaction
 from django.utils import timezone
 
-from webtask_scheduler.access import keys
-from webtask_scheduler.access.models import ApiKey, Scope
+from webtask_scheduler.access import actor, keys
+from webtask_scheduler.access.models import ApiKey, AuditEntry, Scope
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -249,3 +249,9 @@ def test_key_of_a_deleted_user_is_revoked(user):
     user.delete()
     assert keys.find(made.text) is None
     assert ApiKey.objects.get().revoked_at is not None
+
+
+def test_audit_log_says_which_account_at_the_shell_made_a_key(user):
+    call_command("api_key", "create", "shop", "--owner", user.email, stdout=io.StringIO())
+    entry = AuditEntry.objects.latest("id")
+    assert (entry.action, entry.through, entry.name) == ("key.created", "command", actor.shell_user())

@@ -200,6 +200,13 @@ def refuse_called(request: Request) -> None:
 _KEY_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")
 
 
+def refuse_idempotency_key(request: Request) -> None:
+    """Refuse a key where an answer is not kept, because it holds a secret. Raises ValidationError."""
+    if "Idempotency-Key" in request.headers:
+        message = _("This answer holds a secret and is not kept, so that it cannot be repeated. Leave the header out.")
+        raise exceptions.ValidationError({"Idempotency-Key": [message]})
+
+
 def do_once(request: Request, make: Callable[[], Response]) -> Response:
     """Do what a creating request asks, or repeat the answer if its Idempotency-Key was used for the same request."""
     key = request.headers.get("Idempotency-Key")

@@ -14,7 +14,14 @@ from rest_framework.response import Response
 
 from webtask_scheduler.access import keys
 from webtask_scheduler.access.models import NAME_MAX_LENGTH, ApiKey, Scope
-from webtask_scheduler.scheduler.api.base import TimerAPIView, body_of, caller_of, newest_first, validated
+from webtask_scheduler.scheduler.api.base import (
+    TimerAPIView,
+    body_of,
+    caller_of,
+    newest_first,
+    refuse_idempotency_key,
+    validated,
+)
 from webtask_scheduler.scheduler.api.document import described, problem_answers
 from webtask_scheduler.scheduler.api.fields import InstantField, OneOfField, StrictSerializer, TextField
 from webtask_scheduler.scheduler.api.filtering import PageSerializer
@@ -116,6 +123,7 @@ class KeysView(TimerAPIView):
 
     @create_key
     def post(self, request: Request) -> Response:
+        refuse_idempotency_key(request)
         values = validated(NewKeySerializer, body_of(request))
         try:
             made = keys.make(

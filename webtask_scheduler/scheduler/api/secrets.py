@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.api.base import TimerAPIView, body_of, caller_of, validated
+from webtask_scheduler.scheduler.api.base import TimerAPIView, body_of, caller_of, refuse_idempotency_key, validated
 from webtask_scheduler.scheduler.api.document import described, problem_answers
 from webtask_scheduler.scheduler.api.fields import StrictSerializer, TextField
 from webtask_scheduler.scheduler.api.problems import (
@@ -124,6 +124,7 @@ class SecretsView(TimerAPIView):
 
     @create_secret
     def post(self, request: Request) -> Response:
+        refuse_idempotency_key(request)
         values = validated(NewSecretSerializer, body_of(request))
         owner_id = caller_of(request).owner_id
         secret = services.add_secret(values.get("secret"), owner_id=owner_id, hosts=values.get("hosts", ()))

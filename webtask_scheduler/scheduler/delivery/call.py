@@ -160,6 +160,7 @@ def _request(call: Started, *, called_at: datetime, timeout_seconds: float) -> R
         method=method,
         headers=headers,
         body=body,
+        sensitive=options.sensitive,
         timeout_seconds=timeout_seconds,
         redirects=REDIRECTS_MOST if options.follows_redirects else 0,
     )

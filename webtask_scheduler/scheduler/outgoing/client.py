@@ -176,6 +176,8 @@ def _redirected(request: Request, status_code: int, location: str, egress: Egres
         method, body, dropped = "GET", None, _OF_A_BODY
     headers = request.headers
     if _origin(url) != _origin(request.url):
+        if body is not None and request.sensitive:
+            raise CallError("redirect", "The redirect leads to another server, and the body is sensitive.")
         headers = {name: value for name, value in headers.items() if _is_for_anybody(name.lower())}
     else:
         # A user and password are meant for the host, and a Location rarely repeats them.

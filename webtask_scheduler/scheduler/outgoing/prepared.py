@@ -32,6 +32,8 @@ class Request:
     # If a name repeats in another case, the last one counts.
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    # A body that is for the server alone that the timer names.
+    sensitive: bool = False
     # For all hops together.
     timeout_seconds: float
     # Redirects that are followed. With 0, a redirect is an answer like any other.

@@ -158,7 +158,8 @@ begun AS (
 )
 SELECT held.left, held.late, held.exhausted, begun.attempts,
        held.id, held.lease_token, held.timer_id, held.web_url, held.host, held.due_at,
-       begun.meant_for, held.now, held.occurrence, held.tries, held.since, held.options, held.terms, held.secrets
+       begun.meant_for, held.now, held.occurrence, held.tries, held.since, held.options, held.terms, held.secrets,
+       statement_timestamp()
   FROM held LEFT JOIN begun ON begun.id = held.id WHERE NOT held.stopped
 """  # noqa: S608 - only constants are put in
 
@@ -269,6 +270,8 @@ class _StartRow(NamedTuple):
     options: str | None
     terms: str | None
     secrets: list[str]
+    # When the statement arrived, by the clock of `now`.
+    arrived: datetime
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID]:
@@ -297,7 +300,8 @@ def _started(row: _StartRow, *, begun: float) -> Started:
         meant_for=row.meant_for or row.due_at,
         attempt=row.attempt or 0,
         started_at=row.now,
-        started=begun,
+        # This process's clock at `now`: the statement may have waited for rows before it read that.
+        started=begun + max(0.0, (row.now - row.arrived).total_seconds()),
         occurrence=row.occurrence,
         tries=row.tries,
         since=row.since,

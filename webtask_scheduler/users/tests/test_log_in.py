@@ -90,6 +90,12 @@ def test_spellings_of_an_account_are_one(client):
     assert fail(client, 1) == [429]
 
 
+def test_name_with_spaces_around_it_is_the_account_whose_tries_are_taken_back(client):
+    for _ in range(8):
+        assert log_in(Client(), name=" ada@example.com ").status_code == 302
+    assert log_in(client).status_code == 302
+
+
 def test_names_that_do_not_exist_are_throttled_alike(client):
     assert fail(client, 6, name="nobody@example.com") == [200] * 5 + [429]
 

@@ -11,7 +11,7 @@ from django.db import transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from webtask_scheduler.access import keys
+from webtask_scheduler.access import actor, keys
 from webtask_scheduler.access.models import ApiKey, Scope
 
 DAYS_MOST = 36_500
@@ -41,6 +41,7 @@ class Command(BaseCommand):
         revoke = actions.add_parser("revoke", help=_("refuse keys from now on"))
         revoke.add_argument("ids", nargs="+", type=int, metavar="ID", help=_("as `list` shows it"))
 
+    @actor.at_shell()
     def handle(self, *__: Any, action: str, **options: Any) -> None:
         getattr(self, f"_{action}")(options)
 

@@ -838,6 +838,7 @@ def test_over_http_a_timer_is_stored_before_it_is_answered(web):
         (HEAD + b"Content-Length: 400\r\n\r\n", 400, True),
         (HEAD + b"Content-Length: 2\r\nAccept: text/html\r\n\r\n{}", 400, False),
         (HEAD + b"Idempotency-Key: \xe9\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY), 400, False),
+        (HEAD + b"X-Forwarded-For: \xe9, 192.0.2.1\r\nContent-Length: %d\r\n\r\n%s" % (len(BODY), BODY), 400, False),
         (HEAD + b"Cookie: sessionid=nonsense; csrftoken=%00\r\nContent-Length: 2\r\n\r\n{}", 400, False),
         (HEAD.replace(b"json", b"json\xff") + b"Content-Length: 2\r\n\r\n{}", 415, False),
         (
@@ -846,13 +847,21 @@ def test_over_http_a_timer_is_stored_before_it_is_answered(web):
             False,
         ),
     ],
-    ids=["chunked", "length", "deep", "cut off", "missing", "html", "key", "cookie", "type", "host"],
+    ids=["chunked", "length", "deep", "cut off", "missing", "html", "key", "address", "cookie", "type", "host"],
 )
 def test_over_http_bad_requests_are_problems(web, request_, status, end):
     found, headers, body = exchange(web.port, request_, end=end)
     assert (found, headers["Content-Type"]) == (status, PROBLEM), body
     assert json.loads(body)["status"] == status
     assert stored() == [0, 0, 0, 0]
+
+
+@pytest.mark.django_db(transaction=True)
+def test_over_http_a_header_with_an_underscore_is_not_one_of_ours_whatever_its_value(web):
+    head = HEAD + b"Content-Length: %d\r\n" % len(BODY)
+    for value in (b"key", b"\xff"):
+        status, headers, _ = exchange(web.port, head + b"Idempotency_Key: " + value + b"\r\n\r\n" + BODY)
+        assert (status, "Idempotency-Replayed" in headers) == (201, False)
 
 
 @db

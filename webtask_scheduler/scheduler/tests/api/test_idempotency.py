@@ -11,10 +11,10 @@ from django.test import Client
 from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, Timer
+from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, SigningSecret, Timer
 from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
-from webtask_scheduler.scheduler.tests.support.api import URL, create, fields_of, post, send, stored
+from webtask_scheduler.scheduler.tests.support.api import URL, bearer, create, fields_of, post, send, stored
 
 db = pytest.mark.django_db
 
@@ -204,6 +204,13 @@ def test_key_is_forgotten_after_a_day(client):
     assert keyed(client, ONE | {"seconds": 5}).json() == second.json()
     IdempotencyKey.objects.update(created_at=almost - timedelta(minutes=2))
     assert idempotency.prune() == 1
+
+
+@db
+def test_answer_that_holds_a_secret_is_not_kept_and_the_key_refused(client, user):
+    for address, headers in (("/signing-secret", {}), ("/api-key", bearer(user))):
+        assert fields_of(keyed(client, {}, address, **headers)) == ["Idempotency-Key"]
+    assert SigningSecret.objects.count() == 0
 
 
 @db

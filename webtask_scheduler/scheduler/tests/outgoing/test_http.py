@@ -204,6 +204,17 @@ def test_redirect_to_another_origin_takes_nothing_along_that_the_timer_gave(clie
     assert elsewhere.calls[0].headers["Host"] == f"127.0.0.1:{elsewhere.port}"
 
 
+def test_redirect_to_another_origin_takes_no_sensitive_body_along(client, receiver, elsewhere):
+    url = receiver.redirect(307, elsewhere.url("/there"))
+    failed = error(client, url, sensitive=True, redirects=1)
+    assert (failed.kind, elsewhere.calls) == ("redirect", [])
+    assert "the body is sensitive" in str(failed)
+    # One without a body may go.
+    url = receiver.redirect(303, elsewhere.url("/there"))
+    assert call(client, url, sensitive=True, redirects=1).status_code == 200
+    assert [seen.body for seen in elsewhere.calls] == [b""]
+
+
 def test_redirect_takes_the_password_of_the_url_along_within_its_origin_only(client, receiver, elsewhere):
     with_password = receiver.url().replace("127.0.0.1", "me:secret@127.0.0.1").rstrip("/")
     for location in ("/relative", receiver.url("/absolute"), elsewhere.url("/there")):

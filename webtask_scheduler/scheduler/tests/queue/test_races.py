@@ -3,6 +3,8 @@
 Each interleaving is forced: one transaction is kept open, the other is begun in a thread and seen to wait for a lock.
 """
 
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -491,3 +493,29 @@ def test_success_of_a_promise_that_has_moved_into_the_future_is_written_with_wha
     Delivery.objects.filter(timer=timer).update(due_at=future, next_attempt_at=future)
     assert succeed(call) == 1
     assert states(timer) == [(1, "succeeded"), (2, "scheduled")]
+
+
+def test_start_that_waits_for_a_row_knows_when_it_began(make_timer):
+    """What the database's clock says of the start is carried on by this process's clock, from the same instant."""
+    timer = make_timer(delay_seconds=-1)
+    held = claim_due(timer_id=timer.pk).held
+    other = connection.copy()
+    other.inc_thread_sharing()
+    try:
+        other.set_autocommit(False)
+        with other.cursor() as cursor:
+            cursor.execute("SELECT id FROM scheduler_delivery WHERE timer_id = %s FOR UPDATE", [timer.pk])
+            release = threading.Timer(0.5, other.rollback)
+            release.start()
+            (call,) = start_attempts([(item.delivery_id, item.token) for item in held]).started
+            release.join()
+    finally:
+        other.close()
+    with connection.cursor() as cursor:
+        began = time.monotonic()
+        cursor.execute("SELECT clock_timestamp()")
+        (now,) = cursor.fetchone()
+        ended = time.monotonic()
+    passed = (now - call.started_at).total_seconds()
+    # Half the lock's wait is far more than a round trip takes.
+    assert began - call.started - 0.25 < passed < ended - call.started + 0.25
