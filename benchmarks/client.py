@@ -3,12 +3,14 @@
     python -m benchmarks.client < JSON
 
 The JSON names the port and path, the number of connections, and either `seconds` (each connection sends its next
-request when the last is answered) or `at` (one request at each of these moments). `bodies` are sent in turn. Prints a
+request when the last is answered) or `at` (one request at each of these moments). `bodies` are sent in turn, with
+`headers`, and where `keyed` is true each with an Idempotency-Key of its own. Prints a
 JSON list of [sent, answered, status, number of the request] when it is done; the status is 0 where no answer came.
 """
 
 import json
 import queue
+import secrets
 import socket
 import sys
 import threading
@@ -16,6 +18,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+EOL = "\r\n"
 Answered = tuple[float, float, int, int]
 
 
@@ -23,7 +26,8 @@ def request(order: dict[str, Any], body: str) -> bytes:
     data = body.encode()
     return (
         f"POST {order['path']} HTTP/1.1\r\nHost: 127.0.0.1:{order['port']}\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(data)}\r\n\r\n"
+        f"Content-Length: {len(data)}\r\n"
+        f"{''.join(f'{name}: {value}{EOL}' for name, value in order.get('headers', {}).items())}\r\n"
     ).encode() + data
 
 
@@ -72,9 +76,13 @@ class Client:
     def _work(self, first: int) -> None:
         connection = self._connect()
         for number in iter(self._wanted.get, None) if "at" in self._order else self._numbers(first):
+            data = self._requests[number % len(self._requests)]
+            if self._order.get("keyed"):
+                key = f"Idempotency-Key: {secrets.token_hex(16)}\r\n\r\n"
+                data = data.replace(b"\r\n\r\n", b"\r\n" + key.encode(), 1)
             sent = time.time()
             try:
-                status = exchange(connection, self._requests[number % len(self._requests)])
+                status = exchange(connection, data)
             except OSError:
                 status = 0
             self.answered.append((sent, time.time(), status, number))
