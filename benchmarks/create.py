@@ -14,7 +14,7 @@ from benchmarks.report import Result, bar, median, table
 TIMES = 5.0
 # With an API key, an Idempotency-Key and every limit on.
 GUARDED_TIMES = 3.5
-GUARDED = {
+GUARDED: dict[str, Any] = {
     "WEBTASK_API_AUTH": "key",
     "WEBTASK_LIMIT_REQUESTS_PER_SECOND": "1000000",
     "WEBTASK_LIMIT_TIMERS_WAITING": "1000000000",

@@ -21,5 +21,5 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
-REST_FRAMEWORK: dict[str, object] = {}
+REST_FRAMEWORK = {}
 ROOT_URLCONF = "benchmarks.plain_urls"
