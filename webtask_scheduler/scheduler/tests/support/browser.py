@@ -24,7 +24,12 @@ def complaints_of(page: Any, complaints: list[str]) -> list[str]:
         if message.type in ("error", "warning"):
             complaints.append(message.text)
 
+    def fail(request: Any) -> None:
+        # What a page was still loading when it was left is given up by the browser itself.
+        if request.failure != "net::ERR_ABORTED":
+            complaints.append(request.url)
+
     page.on("console", hear)
     page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("requestfailed", lambda request: complaints.append(request.url))
+    page.on("requestfailed", fail)
     return complaints
