@@ -316,7 +316,8 @@ def test_recovery_codes_stay_usable_however_often_the_app_is_used(client, ada):
     out = io.StringIO()
     call_command("second_factor", "add", "ada@example.com", "--noinput", stdout=out)
     device = TOTPDevice.objects.get()
-    for step in (-1, 0, 1):
+    # Not one of the future: with a code whose half minute ended just now, the library takes the app's clock to be slow.
+    for step in (-1, 0):
         assert log_in(Client(), otp_token=code_of(device, step=step)).status_code == 302
     assert log_in(client, otp_token=out.getvalue().split()[-1]).status_code == 302
 
