@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+import redis
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection
@@ -114,6 +115,19 @@ def sql() -> Callable[..., list[tuple[Any, ...]]]:
 @pytest.fixture
 def user() -> Any:
     return get_user_model().objects.create_user("me@example.com", "secret")
+
+
+@pytest.fixture
+def empty_store(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis.Redis]:
+    """The Redis that holds limits, empty, with all of a test's patience."""
+    # A busy machine is not to be taken for an absent Redis.
+    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 10.0)
+    limits.forget()
+    with redis.Redis.from_url(settings.REDIS_URL) as broker:
+        broker.flushdb()
+        yield broker
+        broker.flushdb()
+    limits.forget()
 
 
 @pytest.fixture(scope="module")

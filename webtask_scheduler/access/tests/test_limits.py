@@ -6,23 +6,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-import redis
 
 from webtask_scheduler.access import limits
 
+pytestmark = pytest.mark.usefixtures("empty_store")
 CLIENTS = 12
-
-
-@pytest.fixture(autouse=True)
-def empty_store(settings, monkeypatch):
-    # A busy machine is not to be taken for an absent Redis.
-    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 10.0)
-    limits.forget()
-    with redis.Redis.from_url(settings.REDIS_URL) as broker:
-        broker.flushdb()
-        yield broker
-        broker.flushdb()
-    limits.forget()
 
 
 def at_once(function, *, times, clients=CLIENTS):

@@ -25,21 +25,10 @@ from webtask_scheduler.scheduler.services import quotas
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import URL, create, fields_of, path, post, send
 
+pytestmark = pytest.mark.usefixtures("empty_store")
 db = pytest.mark.django_db
 threaded = pytest.mark.django_db(transaction=True)
 CLIENTS = 12
-
-
-@pytest.fixture(autouse=True)
-def empty_store(settings, monkeypatch):
-    # A busy machine is not to be taken for an absent Redis.
-    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 10.0)
-    limits.forget()
-    with redis.Redis.from_url(settings.REDIS_URL) as broker:
-        broker.flushdb()
-        yield broker
-        broker.flushdb()
-    limits.forget()
 
 
 @pytest.fixture
