@@ -443,6 +443,14 @@ def test_timers_of_a_deleted_user_are_cancelled_and_stay_that_user_s(ann, bob, s
     assert ask("GET", "/timer", None).json()["timers"] == []
 
 
+def test_user_with_as_many_bulk_operations_as_allowed_is_deleted_all_the_same(ann, settings):
+    settings.WEBTASK_LIMIT_BULK_OPEN = 1
+    assert ask("POST", "/timer/bulk", ann.key, {"action": "cancel", "filter": {}}).status_code == 409
+    ann.user.delete()
+    assert BulkOperation.objects.filter(owner=ann.user.pk, action="cancel", dry_run=False).count() == 1
+    assert ask("GET", "/timer", ann.key).status_code == 401
+
+
 def test_timer_that_was_being_made_while_its_owner_was_deleted_is_cancelled_too(ann):
     ann.user.delete()
     operation = BulkOperation.objects.get(action="cancel", dry_run=False)
