@@ -5,10 +5,11 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.db.models.functions import Now
 from django.utils import timezone
 
-from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import BulkOperation, Delivery, HostHour, Minute, State, new_id
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import Beat, BulkOperation, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import call_all
@@ -53,6 +54,22 @@ def test_system_says_what_is_missing(client):
     assert "no worker was ever seen" in shown
     seen = client.get("/system?live=1")["X-Seen"]
     assert client.get(f"/system?live=1&seen={seen}").status_code == 204
+
+
+def all_at_work():
+    """Store what a beat and the workers store of themselves."""
+    Beat.objects.create(name="beat", seen_at=Now())
+    for kind in (facts.CALLS, facts.UPKEEP):
+        facts.note_worker(name=kind, kind=kind, starter_idle_seconds=0, held=0, running=0)
+    facts.forget()
+
+
+def test_nothing_is_said_to_be_ready_while_something_is_missing(client):
+    shown = text_of(client, "/")
+    assert "no worker was ever seen" in shown
+    assert "All is ready." not in shown
+    all_at_work()
+    assert "All is ready." in text_of(client, "/")
 
 
 def test_hosts_are_those_of_the_day_with_failures_first(client):
@@ -198,5 +215,6 @@ def test_punctuality_is_what_was_counted_in_the_window(client):
     assert client.get("/punctuality?window=7d").context["total"] == 200
     for window in ("1h", "24h", "7d", "30d"):
         assert client.get(f"/punctuality?window={window}").status_code == 200
+    all_at_work()
     assert "90 % of 100 calls" in text_of(client, "/")
     assert "Not always on time." in text_of(client, "/")
