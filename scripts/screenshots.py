@@ -2,8 +2,9 @@
 
     ./scripts/screenshots [DIRECTORY]     docs/screenshots, if none is named
 
-The service is a real one that has run for a minute. Its receivers are played by a proxy that answers for them, and the
-day before is filled in, because nobody wants to wait for it.
+The service is a real one that has run for a minute. Its receivers are played by a proxy that answers for them, under
+names of a hosts file that only this process sees (`unshare`, on Linux). The week before is filled in, because nobody
+wants to wait for it.
 """
 
 import argparse
@@ -20,7 +21,6 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[1]
 PICTURES = ROOT / "docs" / "screenshots"
@@ -51,9 +51,14 @@ class _Receivers(http.server.BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
+    def do_CONNECT(self) -> None:
+        # What follows on this connection is meant for the receiver, which is here.
+        self.send_response_only(200)
+        self.end_headers()
+
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"] or 0))
-        status, wait_ms, share = RECEIVERS.get(urlsplit(self.path).hostname or "", (404, 1, 100))
+        status, wait_ms, share = RECEIVERS.get(self.headers["host"], (404, 1, 100))
         time.sleep(wait_ms / 1000)
         if DICE.random() * 100 >= share:
             status = 500
@@ -134,16 +139,19 @@ def fill_the_week_before() -> None:
     nothing |= {name: histogram.empty() for name in ("retry_late", "claims", "publishes", "outcomes")}
     nothing |= dict.fromkeys(("retry_late_seconds", "claim_seconds", "publish_seconds", "led_seconds"), 0.0)
     nothing |= {"process": "", "batch": uuid.UUID(int=0), "slots": 32}
-    for hour in range(1, 24 * 7):
-        begins_at = now - timedelta(hours=hour)
-        calls = int(DICE.uniform(300, 500) * (2 if 7 <= begins_at.hour <= 19 else 1))  # noqa: PLR2004 - a day's work
+    hours = [(now - timedelta(hours=number), 3600) for number in range(1, 24 * 7)]
+    minute = datetime.now(UTC).replace(second=0, microsecond=0)
+    minutes = [(minute - timedelta(minutes=number), 60) for number in range(1, 60)]
+    for begins_at, seconds in hours + minutes:
+        busy = 2 if 7 <= begins_at.hour <= 19 else 1  # noqa: PLR2004 - a day's work
+        calls = int(DICE.uniform(300, 500) * busy) if seconds > 60 else int(DICE.uniform(80, 160))  # noqa: PLR2004
         late, durations, failed = histogram.empty(), histogram.empty(), DICE.randrange(6)
         for _ in range(calls):
             late[histogram.bucket_of(DICE.lognormvariate(-4.4, 0.5))] += 1
             durations[histogram.bucket_of(DICE.lognormvariate(-3.5, 0.6))] += 1
         counted = {"succeeded": calls - failed, "failed": failed, "retried": failed * 2, "created": calls}
         times = {"first_late": late, "first_late_seconds": calls * 0.012, "durations": durations}
-        times |= {"duration_seconds": calls * 0.03, "begins_at": begins_at, "stored_at": begins_at, "seconds": 3600}
+        times |= {"duration_seconds": calls * 0.03, "begins_at": begins_at, "stored_at": begins_at, "seconds": seconds}
         Minute.objects.create(**nothing | counted | times)
 
 
