@@ -1,0 +1,71 @@
+"""Every page by the rules of axe-core, in both themes and right to left, and by its Content-Security-Policy."""
+
+import json
+import re
+import urllib.request
+
+import pytest
+
+from webtask_scheduler.dashboard.urls import urlpatterns
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason=MISSING),
+    pytest.mark.django_db(transaction=True),
+]
+
+# Forms, pictures and parts of pages.
+NO_PAGES = {"preview", "act", "count", "begin", "logout", "favicon"}
+OTHERS = ("nonsense", "admin/login/")
+RULES = {"resultTypes": ["violations"]}
+# The colours are all that another theme changes.
+COLOURS = RULES | {"runOnly": ["color-contrast"]}
+VARIANTS = {
+    "light": ({"color_scheme": "light"}, RULES),
+    "dark": ({"color_scheme": "dark"}, COLOURS),
+    "arabic": ({"locale": "ar"}, RULES),
+    "phone": ({"viewport": {"width": 390, "height": 844}}, RULES),
+}
+
+
+def post(server, path, body):
+    headers = {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{server.url}/{path}", json.dumps(body).encode(), headers)
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def pages(server):
+    """Return the paths of all pages, with something on each."""
+    once = post(server, "timer", {"web_url": "http://a.example/hook", "seconds": 3600, "name": "once"})
+    post(server, f"timer/{once['task_id']}/run", {})
+    again = post(server, "timer", {"web_url": "http://b.example/hook", "cron": "0 9 * * *", "labels": {"team": "a"}})
+    bulk = post(server, "timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
+    values = {"timer_id": again["task_id"], "operation_id": bulk["bulk_id"], "host": "a.example", "number": "1"}
+    found = [
+        re.sub(r"<(?:\w+:)?(\w+)>", lambda name: values[name[1]], str(pattern.pattern))
+        for pattern in urlpatterns
+        if pattern.name not in NO_PAGES
+    ]
+    return [*found, f"timers/{once['task_id']}", *OTHERS]
+
+
+def test_every_page_is_accessible_in_every_theme(live_server):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    paths, faults, complaints = pages(live_server), [], []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        for variant, (settings, rules) in VARIANTS.items():
+            page = browser.new_context(**settings).new_page()
+            complaints_of(page, complaints)
+            for path in paths:
+                page.goto(f"{live_server.url}/{path}")
+                for found in axe.run(page, options=rules).response["violations"]:
+                    if found["impact"] in ("serious", "critical"):
+                        where = "; ".join(node["html"][:200] for node in found["nodes"][:3])
+                        faults.append(f"/{path} ({variant}) {found['id']}: {found['help']}: {where}")
+        browser.close()
+    assert faults == []
+    assert [said for said in complaints if "404 (Not Found)" not in said and "live=1" not in said] == []
