@@ -12,6 +12,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from webtask_scheduler.scheduler.rules.options import METHODS
+from webtask_scheduler.scheduler.rules.recurrence import parse_duration
 
 # The field of the form in which a field of the API is, where the names differ.
 _PLACES = {
@@ -22,6 +23,9 @@ _PLACES = {
     "retry": "max_attempts",
 }
 _UNITS = {"seconds": "S", "minutes": "M", "hours": "H", "days": "D"}
+_LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
+# What the form says of when, in the API's words.
+_WHEN = frozenset(("hours", "minutes", "seconds", "due_at", "every", "cron", "timezone"))
 
 
 def _text(label: Any, help_text: Any = "", *, area: int = 0, **attrs: Any) -> forms.CharField:
@@ -178,6 +182,72 @@ class TimerForm(forms.Form):
 
     def _given(self, name: str) -> str:
         return str(self.cleaned_data.get(name) or "")
+
+
+def form_of(body: Mapping[str, Any]) -> dict[str, str]:
+    """Return the fields of the form that say what a timer of the API was given."""
+    copied = (
+        *("web_url", "name", "method", "content_type", "timeout_seconds", "on_missed"),
+        *("callback_url", "failure_callback_url"),
+    )
+    found = {name: str(body[name]) for name in copied if name in body}
+    for name, mark in (("headers", ": "), ("labels", "=")):
+        found[name] = "\n".join(f"{key}{mark}{value}" for key, value in body.get(name, {}).items())
+    given = body.get("body", "")
+    found["body"] = given if isinstance(given, str) else json.dumps(given, ensure_ascii=False, indent=2)
+    if not isinstance(given, str):
+        found.setdefault("content_type", "application/json")
+    retry = body.get("retry", {})
+    found |= {"max_attempts": str(retry.get("max_attempts", "")), "first_wait": str(retry.get("min_seconds", ""))}
+    return found | _when_of(body)
+
+
+def _when_of(body: Mapping[str, Any]) -> dict[str, str]:
+    if "cron" in body:
+        return {"when": "cron", "cron": body["cron"], "timezone": body["timezone"]}
+    if "every" in body:
+        seconds = parse_duration(body["every"])
+        unit = next((unit for unit, length in _LENGTHS.items() if seconds % length == 0), "seconds")
+        return {"when": "every", "every": f"{seconds / _LENGTHS[unit]:g}", "every_unit": unit}
+    if "seconds" in body:
+        return {"when": "in", "seconds": str(body["seconds"])}
+    return {"when": "at", "at": body["due_at"][:19], "at_zone": "UTC"}
+
+
+def changes(shown: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the merge patch (RFC 7396) that makes of what was shown what is given.
+
+    Of what says when, either all is in the patch or nothing: together it is one answer.
+    """
+    patch = _patch({name: value for name, value in shown.items() if name not in _WHEN}, given)
+    when = {name: given[name] for name in given if name in _WHEN}
+    if when == {name: shown[name] for name in shown if name in _WHEN}:
+        return {name: value for name, value in patch.items() if name not in _WHEN}
+    return patch | when
+
+
+def _patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    patch: dict[str, Any] = {}
+    for name in (*new, *(name for name in old if name not in new)):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and name != "body":
+            # What the form does not show of it stays.
+            after = _patch(before, after or {})
+            if after:
+                patch[name] = after
+        elif before != after:
+            patch[name] = after
+    return patch
+
+
+def body_of(text: str, shown: Any) -> Any:
+    """Return a body as the API takes it: JSON where JSON was shown, if it is any; else the text."""
+    if isinstance(shown, str) and shown[:1] in ("{", "["):
+        try:
+            return json.loads(text)
+        except (ValueError, RecursionError):
+            return text
+    return text
 
 
 def _read(text: str) -> Any:

@@ -2,28 +2,35 @@
 
 import dataclasses
 import functools
+import json
+import uuid
 from datetime import datetime
 from typing import Any
 from zoneinfo import available_timezones
 
 from django.contrib import messages
 from django.core.exceptions import ValidationError
-from django.http import HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 from rest_framework import exceptions
 
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import demo
-from webtask_scheduler.dashboard.forms import TimerForm, json_trouble, zone_trouble
+from webtask_scheduler.dashboard.forms import TimerForm, form_of, json_trouble, zone_trouble
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.snippets import snippets
+from webtask_scheduler.dashboard.timer import as_given
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue, invalid
 from webtask_scheduler.scheduler.api.reading import read_timer
+from webtask_scheduler.scheduler.api.schedules import WHEN
+from webtask_scheduler.scheduler.api.showing import show_timer
+from webtask_scheduler.scheduler.sealing import MASK
 from webtask_scheduler.scheduler.services import quotas
 
 # Fields that a link may fill in.
@@ -37,17 +44,18 @@ def new(request: HttpRequest) -> HttpResponse:
     if request.method != "POST":
         filled = {name: request.GET[name] for name in _FILLED if name in request.GET}
         start: dict[str, Any] = {"web_url": demo.address(request), "when": "in", "seconds": "10"}
-        return _form(request, TimerForm(initial=start | filled))
+        return _form(request, TimerForm(initial=start | _copied(request) | filled))
     form = TimerForm(request.POST)
     given = form.as_json()
     if "preview" in request.POST:
         # Without the script, a button of the form asks for it.
         return _form(request, form, **_previewed(request, form))
+    is_test = "test" in request.POST
+    if is_test:
+        given = _test_of(given)
     timer = None
     try:
-        for field, trouble in (("at", zone_trouble(form)), ("body", json_trouble(form))):
-            if trouble:
-                form.add_error(field, trouble)
+        check(form)
         if form.is_valid():
             timer = read_timer(given)
     except (exceptions.ValidationError, PastDue) as error:
@@ -62,16 +70,55 @@ def new(request: HttpRequest) -> HttpResponse:
     except ValidationError as error:
         form.add_error(None, error.messages[0])
         return _form(request, form, status=409)
+    if is_test:
+        return _form(request, form, test_timer=stored.timer_id, **_previewed(request, form))
     messages.success(request, _("The timer is stored."))
     return redirect("dashboard:timer", timer_id=stored.timer_id)
 
 
+def _test_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a timer that makes the same call at once, and only once: a record of its own, by its label."""
+    what = {name: value for name, value in given.items() if name not in WHEN and name not in ("timezone", "on_missed")}
+    labels = given.get("labels")
+    return what | {"seconds": 0, "labels": (labels if isinstance(labels, dict) else {}) | {"test": "1"}}
+
+
+def _copied(request: HttpRequest) -> dict[str, Any]:
+    """Return the fields of the timer that `copy` in the query names; nothing if the caller sees no such timer."""
+    try:
+        timer_id = uuid.UUID(request.GET["copy"])
+    except (KeyError, ValueError):
+        return {}
+    body = show_timer(timer_id, **caller_of(request).visible("timer__"))
+    if body is None:
+        raise Http404
+    if MASK in json.dumps([body.get("headers"), body["web_url"], body.get("body")]):
+        messages.info(request, _("Secret values are not copied: write them where *** stands."))
+    return form_of(body | as_given(body))
+
+
+def check(form: TimerForm) -> None:
+    """Put beside the fields what the API's reader could not say of them."""
+    for field, trouble in (("at", zone_trouble(form)), ("body", json_trouble(form))):
+        if trouble:
+            form.add_error(field, trouble)
+
+
 def _form(request: HttpRequest, form: TimerForm, *, status: int = 200, **values: Any) -> HttpResponse:
+    action, preview_url = reverse("dashboard:new"), reverse("dashboard:preview")
+    values |= {"action": action, "preview_url": preview_url}
+    return form_page(request, form, title=_("New timer"), at="new", status=status, **values)
+
+
+def form_page(
+    request: HttpRequest, form: TimerForm, *, title: str, at: str, status: int, **values: Any
+) -> HttpResponse:
+    """Return the page of the form."""
     return show(
         request,
         "new.html",
-        title=_("New timer"),
-        at="new",
+        title=title,
+        at=at,
         status=status,
         form=form,
         request_fields=[form[name] for name in TimerForm.REQUEST],
@@ -105,8 +152,12 @@ def _local(text: str) -> str:
 
 
 def _previewed(request: HttpRequest, form: TimerForm) -> dict[str, Any]:
-    """Return the next moments, or what is wrong with when, and the request that would create the timer."""
-    given = form.as_json()
+    url = request.build_absolute_uri("/timer")
+    return previewed_values(form, url=url, given=form.as_json(), method="POST")
+
+
+def previewed_values(form: TimerForm, *, url: str, given: dict[str, Any], method: str) -> dict[str, Any]:
+    """Return the next moments, or what is wrong with when, and the request of a program that does the same."""
     found: dict[str, Any] = {
         "moments": [],
         "more": False,
@@ -123,5 +174,5 @@ def _previewed(request: HttpRequest, form: TimerForm) -> dict[str, Any]:
                 moment["local"] = _local(moment["local"])
     except exceptions.ValidationError as error:
         found["trouble"] = " ".join(one["detail"] for one in invalid(error.detail)["errors"])
-    code = snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open())
+    code = snippets(url, given, with_key=not is_open(), method=method)
     return {"preview": found, "snippets": code}

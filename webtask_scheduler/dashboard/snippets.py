@@ -13,38 +13,39 @@ class Snippet(NamedTuple):
     code: str
 
 
-def snippets(url: str, body: Mapping[str, Any], *, with_key: bool) -> list[Snippet]:
-    """Return a POST of JSON to a URL in each language; `with_key` as a service takes it that asks for a key."""
+def snippets(url: str, body: Mapping[str, Any], *, with_key: bool, method: str = "POST") -> list[Snippet]:
+    """Return a request with JSON to a URL in each language; `with_key` as a service takes it that asks for a key."""
     return [
-        Snippet("curl", "curl", _curl(url, body, with_key=with_key)),
-        Snippet("python", "Python", _python(url, body, with_key=with_key)),
-        Snippet("javascript", "JavaScript", _javascript(url, body, with_key=with_key)),
+        Snippet("curl", "curl", _curl(url, body, with_key=with_key, method=method)),
+        Snippet("python", "Python", _python(url, body, with_key=with_key, method=method)),
+        Snippet("javascript", "JavaScript", _javascript(url, body, with_key=with_key, method=method)),
     ]
 
 
-def _curl(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
-    lines = [f"curl -X POST {shlex.quote(url)}", "  -H 'content-type: application/json'"]
+def _curl(url: str, body: Mapping[str, Any], *, with_key: bool, method: str) -> str:
+    lines = [f"curl -X {method} {shlex.quote(url)}", "  -H 'content-type: application/json'"]
     if with_key:
         lines.append('  -H "Authorization: Bearer $WEBTASK_KEY"')
     lines.append(f"  -d {shlex.quote(json.dumps(body, ensure_ascii=False))}")
     return " \\\n".join(lines)
 
 
-def _python(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
+def _python(url: str, body: Mapping[str, Any], *, with_key: bool, method: str) -> str:
     given = pprint.pformat(dict(body), width=88, sort_dicts=False).replace("\n", "\n    ")
     key = '    headers={"Authorization": f"Bearer {os.environ[\'WEBTASK_KEY\']}"},\n' if with_key else ""
     imports = "import os\n\nimport requests" if with_key else "import requests"
+    send = f"requests.{method.lower()}"
     return (
-        f"{imports}\n\nanswer = requests.post(\n    {json.dumps(url)},\n    json={given},\n{key}    timeout=10,\n)\n"
+        f"{imports}\n\nanswer = {send}(\n    {json.dumps(url)},\n    json={given},\n{key}    timeout=10,\n)\n"
         'answer.raise_for_status()\nprint(answer.json()["task_id"])'
     )
 
 
-def _javascript(url: str, body: Mapping[str, Any], *, with_key: bool) -> str:
+def _javascript(url: str, body: Mapping[str, Any], *, with_key: bool, method: str) -> str:
     given = json.dumps(body, ensure_ascii=False, indent=2).replace("\n", "\n  ")
     key = ", authorization: `Bearer ${process.env.WEBTASK_KEY}`" if with_key else ""
     return (
-        f"const answer = await fetch({json.dumps(url)}, {{\n  method: 'POST',\n"
+        f"const answer = await fetch({json.dumps(url)}, {{\n  method: '{method}',\n"
         f"  headers: {{'content-type': 'application/json'{key}}},\n  body: JSON.stringify({given}),\n}});\n"
         "if (!answer.ok) throw new Error(await answer.text());\nconsole.log((await answer.json()).task_id);"
     )

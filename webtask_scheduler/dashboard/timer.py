@@ -63,7 +63,8 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "has_older": len(deliveries) > DELIVERIES,
         "streak": _streak(deliveries) if len(deliveries) > 1 else [],
         "streak_width": len(deliveries) * charts.STREAK_STEP,
-        "actions": _actions(body, deliveries) if may_change(request, found) else [],
+        "may_act": may_change(request, found),
+        "actions": _actions(body, deliveries),
         "every_ms": _pace(body, now=now),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
     }

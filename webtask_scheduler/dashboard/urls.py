@@ -2,7 +2,19 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, punctuality, system, timer, timers
+from webtask_scheduler.dashboard import (
+    dead,
+    demo,
+    edit,
+    login,
+    new,
+    operations,
+    overview,
+    punctuality,
+    system,
+    timer,
+    timers,
+)
 
 app_name = "dashboard"
 
@@ -12,6 +24,8 @@ urlpatterns = [
     path("timers/new", new.new, name="new"),
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
+    path("timers/<uuid:timer_id>/edit", edit.edit, name="edit"),
+    path("timers/<uuid:timer_id>/edit/preview", edit.preview, name="edit_preview"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
     path("dead", dead.dead, name="dead"),
     path("operations", operations.operations, name="operations"),

@@ -220,6 +220,7 @@
     else if (event.key === 'g') leader = Date.now();
     else if (event.key === '/') { event.preventDefault(); document.getElementById('find')?.focus(); }
     else if (event.key === 'n') go('.bar .button.primary');
+    else if (event.key === 'e') go('[data-edit]');
     else if (event.key === '?') document.getElementById('keys').showModal();
     else if (event.key === 'j' || event.key === 'k') {
       const names = all('.rows .c-name');
