@@ -1,4 +1,4 @@
-"""The API's reference as Markdown, made of the OpenAPI document, so that it cannot say anything else than the service."""
+"""The API's reference as Markdown, made of the OpenAPI document, so that it says what the service does."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
 """Build the documentation as a site, into `.cache/site`: `./scripts/site [build | serve]`.
 
-MkDocs calls the functions `on_…` (mkdocs.yml names this file). They put in what is made anew each time: the reference of
-the API, from the document that the service itself answers at `/api/schema`, and the changelog. `build` then holds the
-pages against what the site promises: that a reader's browser asks nobody else for anything.
+MkDocs calls the functions `on_…` (mkdocs.yml names this file). They put in what is made anew each time: the reference
+of the API, from the document that the service itself answers at `/api/schema`, and the changelog. `build` then checks
+what the site promises: that a reader's browser asks nobody else for anything.
 """
 
 import json
