@@ -215,6 +215,7 @@ HEAD = """# Benchmarks
 
 Every figure here was printed by the command beside it; run it to have your own:
 
+<!-- commands: example: measurements, which take minutes to hours -->
 ```console
 $ ./scripts/bench lateness --waiting 1000000 --rate 50
 $ ./scripts/bench burst --due 10000

@@ -194,7 +194,7 @@ def refuse_called(request: Request) -> None:
     A run or a replay has no timer of its own that could carry its depth, so no depth is allowed.
     """
     if depth_of(request):
-        raise LoopDetected(_("A call of this service led to this request, and it would lead to another: a loop."))
+        raise LoopDetected(_("This request comes from a call of this service, and would make another call: a loop."))
 
 
 _KEY_PATTERN = re.compile(rf"[\x21-\x7e]{{1,{KEY_MAX_LENGTH}}}")

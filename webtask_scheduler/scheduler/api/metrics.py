@@ -49,8 +49,8 @@ from webtask_scheduler.telemetry.events import event
 SCRAPE_SECONDS = 2.0
 
 CLOSED = gettext_lazy(
-    "Metrics are for operators. Set METRICS_TOKEN and send it as `Authorization: Bearer …`, or set METRICS_PORT, where"
-    " they are answered without one."
+    "Metrics are for operators. Set METRICS_TOKEN and send it as `Authorization: Bearer …`, or set METRICS_PORT: that"
+    " port asks for no token."
 )
 
 

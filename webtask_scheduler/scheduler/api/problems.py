@@ -65,8 +65,8 @@ class TooManyRequests(exceptions.APIException):
 class LoopDetected(exceptions.APIException):
     status_code = HTTPStatus.LOOP_DETECTED
     default_detail = _(
-        "This request was led to by a call of a timer that was itself made so: a loop. If the request is a client's"
-        " own, send it without the headers `webtask-timer-id` and `webtask-depth`."
+        "This request comes from a call of a timer that an earlier call had made: a loop. If that is not so, send it"
+        " without the headers `webtask-timer-id` and `webtask-depth`."
     )
     default_code = "loop"
 

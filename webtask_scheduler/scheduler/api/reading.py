@@ -258,8 +258,8 @@ def _too_close(given: Mapping[str, Any]) -> dict[str, Any]:
         return {}
     name = "delays_seconds" if policy.backoff == "list" else "min_seconds"
     text = _(
-        "With its jitter the shortest wait is %(wait)s s, and on this service it is %(least)s s at least: the operator"
-        " sets it with WEBTASK_LIMIT_GAP_SECONDS."
+        "The shortest wait, jitter included, is %(wait)s s. This service allows no less than %(least)s s; the operator"
+        " sets that with WEBTASK_LIMIT_GAP_SECONDS."
     )
     return {"retry": {name: [text % {"wait": f"{policy.least_wait:g}", "least": f"{gap:g}"}]}}
 

@@ -259,7 +259,7 @@ def _waits(  # noqa: PLR0911 - as above
             return f"{last} {_('It is tried again at next_attempt_at.')}"
         if delivery.due_at > now:
             return _(NOT_YET)
-        return _("All places for calls that wait are taken by slow hosts; it is called at next_attempt_at.")
+        return _("Calls to slow hosts fill the workers; it is called at next_attempt_at.")
     found = facts.gather()
     cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)
     if delivery.state == State.SCHEDULED:

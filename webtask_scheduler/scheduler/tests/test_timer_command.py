@@ -519,7 +519,7 @@ def test_a_dry_run_makes_nothing(run, cron_file):
 def test_importing_goes_on_after_a_line_that_it_refuses(capsys, cron_file):
     lines = ["0 * * * * curl http://a.example/ | sh", "0 * * * * curl -X GET -d a http://a.example/"]
     cron_file.write_text("\n".join([*lines, f"@daily {URL}"]))
-    assert refuse("import", str(cron_file)) == "2 of the lines could not be taken over; 1 are there."
+    assert refuse("import", str(cron_file)) == "2 of the lines could not be taken over; 1 could."
     said = capsys.readouterr().out.splitlines()
     assert said[0] == "line 1: not made: a pipe is for a shell, and there is none here"
     assert said[1] == "line 2: not made: body: GET carries no body."

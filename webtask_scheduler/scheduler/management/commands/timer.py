@@ -195,7 +195,7 @@ class Command(terminal.Command):
             refused += not is_made
             self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": terminal.one_line(said)})
         if refused:
-            text = _("%(refused)s of the lines could not be taken over; %(made)s are there.")
+            text = _("%(refused)s of the lines could not be taken over; %(made)s could.")
             raise CommandError(text % {"refused": refused, "made": made})
         text = _("All %(count)s can be made.") if options["dry_run"] else _("All %(count)s are there.")
         self.stdout.write(text % {"count": made})
