@@ -7,7 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import beats, budget, burst, create, footprint, isolation, lateness, pages, report, rig, slow, storage, upkeep
+from benchmarks import (
+    beats,
+    budget,
+    burst,
+    create,
+    footprint,
+    isolation,
+    lateness,
+    pages,
+    report,
+    rig,
+    slow,
+    storage,
+    upkeep,
+)
 from benchmarks.report import Result
 from scripts import servers
 
@@ -165,7 +179,9 @@ def run_storage(sites: rig.Sites, given: argparse.Namespace) -> Result:
 
 
 def run_pages(sites: rig.Sites, given: argparse.Namespace) -> Result:
-    waiting, ended = (5000, 1000) if given.quick else (getattr(given, "waiting", 10**6), getattr(given, "ended", 200_000))
+    waiting, ended = (
+        (5000, 1000) if given.quick else (getattr(given, "waiting", 10**6), getattr(given, "ended", 200_000))
+    )
     return pages.measure(sites, waiting=waiting, ended=ended, runs=given.runs)
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from django.contrib import admin
 from django.contrib.admin.templatetags.admin_urls import admin_urlname
@@ -27,7 +27,7 @@ from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State, T
 
 DASHBOARD, ADMIN = "dashboard", "admin"
 # Links of one page to itself with another query: more are more of the same.
-LINKS_MOST = 60
+LINKS_MOST = 30
 TABLES = ("scheduler_timer", "scheduler_delivery", "scheduler_attempt")
 _SCAN = re.compile(rf"Seq Scan on ({'|'.join(TABLES)})\b")
 _LINK = re.compile(r"""\b(?:href|data-live)="([^"#]+)""")
@@ -161,7 +161,9 @@ def _with_links(visitor: Visitor, of: str, page: str, path: str, queries: Sequen
             continue
         links = (urljoin(path, html.unescape(link)) for link in _LINK.findall(text))
         # Fragments may have an address of their own; another page has a turn of its own.
-        same = [link for link in links if urlsplit(link).path == urlsplit(path).path and "_changelist_filters" not in link]
+        same = [
+            link for link in links if urlsplit(link).path == urlsplit(path).path and "_changelist_filters" not in link
+        ]
         found += list(dict.fromkeys(same))[:LINKS_MOST]
         if of == ADMIN:
             named = sorted(set(_FIELD.findall(text)) - {"q"}) if " " not in page else []
@@ -176,7 +178,9 @@ def _samples() -> dict[str, list[Any]]:
     """Return what stands in addresses, by the name of the part: a few rows that differ."""
     timers = list(Timer.objects.order_by("-pk").values_list("pk", flat=True)[:2])
     timers += Timer.objects.exclude(cron="").order_by("-pk").values_list("pk", flat=True)[:1]
-    failed = Delivery.objects.filter(state=State.FAILED).order_by("-due_at").values_list("pk", "timer", "number").first()
+    failed = (
+        Delivery.objects.filter(state=State.FAILED).order_by("-due_at").values_list("pk", "timer", "number").first()
+    )
     if failed is not None:
         timers.append(failed[1])
     number = failed[2] if failed else 1
@@ -234,8 +238,8 @@ def _admin_queries(page: Any, samples: dict[str, list[Any]]) -> Iterator[str]:
         yield from (f"o={number}", f"o=-{number}")
     yield from ("p=2", "all=")
     if page.search_fields:
-        yield from (f"q={term.format(timer_id=str(samples['timer_id'][-1]))}" for term in SEARCHES)
-    if page.list_filter:
+        yield from (f"q={quote(term.format(timer_id=str(samples['timer_id'][-1])))}" for term in SEARCHES)
+    if page.search_fields and page.list_filter:
         yield from ADMIN_QUERIES
 
 
@@ -244,4 +248,3 @@ def _rows(model: type[models.Model]) -> list[Any]:
     newest = list(model._default_manager.order_by("-pk").values_list("pk", flat=True)[:1])  # noqa: SLF001
     first = list(model._default_manager.order_by("pk").values_list("pk", flat=True)[:1])  # noqa: SLF001
     return list(dict.fromkeys(newest + first))
-

@@ -147,7 +147,7 @@ def form_of(task, **changes):
 
 
 def run_action(client, action, rows, **fields):
-    data = {"action": action, "_selected_action": [row.pk for row in rows], **fields}
+    data = {"action": action, "_selected_action": [row.pk for row in rows], "confirmed": "yes", **fields}
     answer = client.post(TASKS, data, follow=True)
     assert answer.status_code == 200
     return [str(message) for message in answer.context["messages"]]
@@ -163,7 +163,7 @@ def message_texts(answer):
 def test_list_shows_a_timer(page, ended):
     timer = ended(State.FAILED, web_url="http://shop.example/hook", status_code=503)
     text = page(TASKS)
-    assert f"timer {timer.pk}" in text
+    assert f'title="{timer.pk}">{str(timer.pk)[:13]}…{str(timer.pk)[-4:]}<' in text
     assert "http://shop.example/hook" in text
     assert change(timer) in text
     for column, shown in [("status_code", "503"), ("lateness", "5.0"), ("attempts", "1")]:
@@ -174,9 +174,10 @@ def test_list_shows_a_timer(page, ended):
 def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
     other_task()
     text = page(TASKS)
-    for column in ("url", "due", "status", "attempts", "status_code", "lateness"):
+    for column in ("url", "attempts", "status_code", "lateness"):
         assert f'<td class="field-{column}">-</td>' in text
-    assert "every day" in text
+    assert "every day" in re.search(r'<td class="field-due">.*?</td>', text)[0]
+    assert "Enabled" in re.search(r'<td class="field-status">.*?</td>', text)[0]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
 def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, address, kind, words):
     recurring(kind, name="nightly <report>")
     text = page(address)
-    assert words in re.search(r'<td class="field-schedule_shown">.*?</td>', text)[0]
+    assert words in re.search(r'<td class="field-due">.*?</td>', text)[0]
     assert "nightly &lt;report&gt;" in text
 
 
@@ -203,9 +204,21 @@ def test_period_in_words(seconds, words):
 
 
 @pytest.mark.parametrize("address", [TASKS, TIMERS])
-def test_timer_that_does_not_recur_is_called_once(page, make_timer, address):
-    make_timer()
-    assert "once" in re.search(r'<td class="field-schedule_shown">.*?</td>', page(address))[0]
+def test_timer_that_ended_is_not_shown_as_disabled(page, ended, address):
+    """A cross for the row that is disabled would say of a success that it is an error."""
+    ended(name="paid")
+    text = page(address)
+    assert "icon-no" not in text
+    assert "Succeeded" in re.search(r'<td class="field-status">.*?</td>', text)[0]
+    # The name comes first.
+    assert text.index(">paid<") < text.index('class="wt-id"')
+
+
+def test_times_say_their_zone(page, ended):
+    timer = ended()
+    for address in (TASKS, TIMERS, DELIVERIES, ATTEMPTS, change(timer), change(timer.periodic_task)):
+        for shown in re.findall(r'class="wt-time" title="[^"]*">([^<]*)<', page(address)):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{3})? UTC", shown), address
 
 
 def test_every_state_can_be_shown(page, make_timer, sql):
@@ -416,7 +429,7 @@ def test_filter_by_host(listed, ended, address, host):
 
 def test_host_filter_is_a_field_that_keeps_the_other_filters(page):
     text = page(TASKS, status="failed", host="a.example", q="x")
-    form = re.search(r'<form method="get" style.*?</form>', text, re.DOTALL)[0]
+    form = re.search(r'<form method="get">.*?</form>', text, re.DOTALL)[0]
     assert 'name="host" value="a.example"' in form
     assert 'name="status" value="failed"' in form
     assert 'name="q" value="x"' in form
@@ -518,7 +531,10 @@ def test_search_looks_at_the_newest_timers_only(listed, make_timer, monkeypatch)
 def test_form_of_a_timer_offers_what_an_operator_may_change(admin_client, make_timer):
     timer = make_timer("http://shop.example/x", name="a name")
     answer = admin_client.get(change(timer.periodic_task))
-    assert set(answer.context["adminform"].form.fields) == {"enabled", "description", "interval", "crontab", "clocked"}
+    assert set(answer.context["adminform"].form.fields) == {
+        *("enabled", "description", "interval", "crontab", "clocked"),
+        *("at", "every", "every_unit", "cron", "cron_zone"),
+    }
     text = answer.content.decode()
     assert change(timer) in text
     assert "Scheduled" in text
@@ -776,7 +792,7 @@ def test_select_all_of_more_than_a_list_shows_says_how_many(admin_client, make_t
 def test_select_all_keeps_to_the_filter(admin_client, make_timer):
     inside, outside = make_timer("http://a.example/"), make_timer("http://b.example/")
     data = {"action": "disable_tasks", "_selected_action": [inside.periodic_task.pk], "select_across": "1"}
-    admin_client.post(TASKS + "?host=a.example", data)
+    admin_client.post(TASKS + "?host=a.example", data | {"confirmed": "yes"})
     assert Delivery.objects.get(timer=inside).state == State.PAUSED
     assert Delivery.objects.get(timer=outside).state == State.SCHEDULED
 
@@ -804,7 +820,7 @@ def test_our_pages_can_only_be_looked_at(admin_client, ended, what):
     base = f"/admin/scheduler/{what}/"
     assert admin_client.get(change(row)).status_code == 200
     assert admin_client.post(change(row), {"web_url": "http://x.example/"}).status_code == 403
-    assert admin_client.get(base + "add/").status_code == 403
+    assert admin_client.get(base + "add/").status_code == (302 if what == "timer" else 403)
     assert admin_client.post(f"{base}{row.pk}/delete/", {"post": "yes"}).status_code == 403
     assert "delete_selected" not in admin_client.get(base).content.decode()
 
@@ -843,7 +859,7 @@ def test_timer_page_shows_deliveries_and_attempts_newest_first(page, ended):
     extra.save(force_insert=True)
     text = page(change(timer))
     promised = Delivery.objects.get(timer=timer, extra=False).pk
-    assert text.index(f">{extra.pk}<") < text.index(f">{promised}<")
+    assert text.index(f'title="{extra.pk}"') < text.index(f'title="{promised}"')
     assert ">500<" in text
 
 
