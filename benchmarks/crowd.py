@@ -38,7 +38,8 @@ SELECT number, is_ended, recurs, state, made_at,
        nextval(pg_get_serial_sequence('django_celery_beat_clockedschedule', 'id')) AS clocked_id,
        nextval(pg_get_serial_sequence('django_celery_beat_crontabschedule', 'id')) AS crontab_id,
        nextval(pg_get_serial_sequence('django_celery_beat_intervalschedule', 'id')) AS interval_id,
-       CASE WHEN number %% 3 = 0 THEN 'shop.example' ELSE 'host-' || number * 7919 %% %(hosts)s || '.example' END AS host,
+       CASE WHEN number %% 3 = 0 THEN 'shop.example'
+            ELSE 'host-' || number * 7919 %% %(hosts)s || '.example' END AS host,
        CASE WHEN number %% 5 = 0 THEN NULL ELSE %(owners)s::bigint[] END AS owners,
        CASE WHEN number %% 2 = 0 THEN '' ELSE
             (ARRAY['Invoice', 'Reminder', 'Nightly report', 'Payment retry'])[1 + number / 2 %% 4] || ' ' || number
@@ -82,7 +83,8 @@ SELECT task_id, 'timer ' || timer_id, 'webtask_scheduler.scheduler.tasks.call_ti
        CASE WHEN NOT recurs THEN clocked_id END, CASE WHEN recurs AND number % 100 = 7 THEN crontab_id END,
        CASE WHEN recurs AND number % 100 <> 7 THEN interval_id END, '[]',
        '{"timer_id": "' || timer_id || '"}', '{}', '', NOT recurs, NOT is_ended AND state <> 'paused',
-       CASE WHEN is_ended AND attempts > 0 THEN due_at END, CASE WHEN is_ended AND attempts > 0 THEN 1 ELSE 0 END, made_at
+       CASE WHEN is_ended AND attempts > 0 THEN due_at END, CASE WHEN is_ended AND attempts > 0 THEN 1 ELSE 0 END,
+       made_at
   FROM item
 """
 _TIMERS = """
@@ -95,7 +97,8 @@ SELECT timer_id, task_id, owners[1 + number % cardinality(owners)], 'https://' |
        CASE WHEN recurs AND number % 100 <> 7 THEN (1 + number % 90) * 86400 END,
        CASE WHEN recurs AND number % 100 <> 7 THEN due_at END,
        CASE WHEN team IS NOT NULL THEN
-            json_build_object('labels', json_strip_nulls(json_build_object('team', substr(team, 6), 'order', substr(of_order, 7))))
+            json_build_object('labels', json_strip_nulls(
+              json_build_object('team', substr(team, 6), 'order', substr(of_order, 7))))
        END
   FROM item
 """
@@ -195,8 +198,9 @@ def _records(*, timers: int) -> None:
     )
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO access_auditentry (at, action, kind, object_id, owner_id, user_id, name, key, address, through,"
-            " request_id) SELECT now() - n * interval '1 s', 'timer.paused', 'timer', uuidv7()::text, 1 + n %% 20,"
+            "INSERT INTO access_auditentry (at, action, kind, object_id, owner_id, user_id, name, key, address,"
+            " through, request_id) SELECT now() - n * interval '1 s', 'timer.paused', 'timer', uuidv7()::text,"
+            " 1 + n %% 20,"
             " 1 + n %% 20, 'person-' || n %% 20 || '@example.com', '', '192.0.2.' || n %% 250,"
             " (ARRAY['api', 'admin', 'dashboard'])[1 + n %% 3], 'r-' || n FROM generate_series(1, %s) n",
             [timers // 4],
@@ -211,18 +215,18 @@ def _rollups() -> None:
             cursor.execute(
                 "INSERT INTO scheduler_minute (seconds, begins_at, process, batch, stored_at, slots, first_late,"  # noqa: S608
                 " retry_late, durations, claims, publishes, outcomes, first_late_seconds, retry_late_seconds,"
-                " duration_seconds, claim_seconds, publish_seconds, succeeded, failed, cancelled, missed, retried, created,"
-                " put_off, reclaimed, led_seconds, window_most)"
-                f" SELECT %s, date_trunc('hour', now()) - n * %s * interval '1 s', process, uuidv7(), now(), 32, {counts},"
-                " 1, 1, 1, 1, 1, 50, 1, 0, 0, 1, 50, 0, 0, 0, 0"
+                " duration_seconds, claim_seconds, publish_seconds, succeeded, failed, cancelled, missed, retried,"
+                " created, put_off, reclaimed, led_seconds, window_most)"
+                f" SELECT %s, date_trunc('hour', now()) - n * %s * interval '1 s', process, uuidv7(), now(), 32,"
+                f" {counts}, 1, 1, 1, 1, 1, 50, 1, 0, 0, 1, 50, 0, 0, 0, 0"
                 "  FROM generate_series(1, %s) n, unnest(ARRAY['a', 'b']) process",
                 [seconds, seconds, rows],
             )
         two = counts.split(", ")[0]
         cursor.execute(
             "INSERT INTO scheduler_hosthour (hour, host, process, batch, calls, failed, put_off, late, durations)"  # noqa: S608
-            " SELECT date_trunc('hour', now()) - hour * interval '1 h', 'host-' || host || '.example', 'a', uuidv7(), 40,"
-            f" host %% 3, 0, {two}, {two} FROM generate_series(0, 167) hour, generate_series(0, 199) host",
+            " SELECT date_trunc('hour', now()) - hour * interval '1 h', 'host-' || host || '.example', 'a', uuidv7(),"
+            f" 40, host %% 3, 0, {two}, {two} FROM generate_series(0, 167) hour, generate_series(0, 199) host",
             [],
         )
 

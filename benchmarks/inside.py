@@ -122,8 +122,8 @@ def fill_crowd(waiting: int, ended: int) -> None:
 def visit_all() -> None:
     """A superuser looks at everything; a person without a timer at the dashboard, where much is searched for little."""
     persons = get_user_model().objects
-    root = visits.Visitor(persons.get(email=crowd.ADMIN), name="superuser")
-    person = visits.Visitor(persons.get(email=crowd.WITHOUT), name="person")
+    root = visits.Visitor(persons.get(email=crowd.ADMIN))
+    person = visits.Visitor(persons.get(email=crowd.WITHOUT))
     found = [*visits.visits(root), *visits.visits(person, of=[visits.DASHBOARD])]
     cookies = {one.name: one.cookie for one in (root, person)}
     print(json.dumps({"visits": [asdict(one) for one in found], "cookies": cookies}))
