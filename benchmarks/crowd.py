@@ -26,6 +26,8 @@ USERS = 1000
 ADMIN = "bench@example.com"
 # Somebody who owns no timer.
 WITHOUT = f"person-{USERS - 1}@example.com"
+# Hosts of which hours are counted.
+HOSTS_COUNTED = 200
 # Past deliveries of each timer that recurs.
 PAST = 10
 
@@ -226,8 +228,8 @@ def _rollups() -> None:
         cursor.execute(
             "INSERT INTO scheduler_hosthour (hour, host, process, batch, calls, failed, put_off, late, durations)"  # noqa: S608
             " SELECT date_trunc('hour', now()) - hour * interval '1 h', 'host-' || host || '.example', 'a', uuidv7(),"
-            f" 40, host %% 3, 0, {two}, {two} FROM generate_series(0, 167) hour, generate_series(0, 199) host",
-            [],
+            f" 40, host %% 3, 0, {two}, {two} FROM generate_series(0, 167) hour, generate_series(1, %s) host",
+            [HOSTS_COUNTED],
         )
 
 

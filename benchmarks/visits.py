@@ -149,13 +149,14 @@ def visits(visitor: Visitor, *, of: Sequence[str] = (DASHBOARD, ADMIN)) -> Itera
     if DASHBOARD in of:
         # Whoever owns no timer is shown none.
         for page, path in _dashboard(samples if visitor.sees_all else {}):
-            yield from _with_links(visitor, DASHBOARD, page, path, _queries(page, samples))
+            yield from with_links(visitor, DASHBOARD, page, path, _queries(page, samples))
     if ADMIN in of:
         for page, path in _admin(samples):
-            yield from _with_links(visitor, ADMIN, page, path, [])
+            yield from with_links(visitor, ADMIN, page, path, [])
 
 
-def _with_links(visitor: Visitor, of: str, page: str, path: str, queries: Sequence[str]) -> Iterator[Visit]:
+def with_links(visitor: Visitor, of: str, page: str, path: str, queries: Sequence[str]) -> Iterator[Visit]:
+    """Visit a page, what its own links lead to, and the page with these queries."""
     found = [f"{path}?{query}" for query in queries]
     for visit, text in visitor.visit(of, page, path):
         yield visit

@@ -11,7 +11,6 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
-from django.urls import reverse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import format_lazy
@@ -73,7 +72,7 @@ NEWEST = format_lazy(_("newest {count}"), count=lazy_number(INLINE_ROWS))
 
 @admin.register(Timer)
 class TimerAdmin(TimerColumns, AskingAdmin, ReadOnlyAdmin):
-    list_display = ("name_shown", "status", "due", "url", "attempts", "status_code", "lateness", "owner")
+    list_display = ("name_shown", "status", "due", "url", "attempts", "status_code", "lateness", "owner_shown")
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
     actions = ("replay",)
@@ -125,10 +124,11 @@ class TimerAdmin(TimerColumns, AskingAdmin, ReadOnlyAdmin):
     def why(self, timer: Timer) -> str:
         return reason_of(timer, self._delivery(timer), self._attempt(timer))
 
-    @admin.display(description=_("dashboard"))
-    def on_dashboard(self, timer: Timer) -> SafeString:
-        address = reverse("dashboard:timer", args=[timer.pk])
-        return format_html('<a href="{}">{}</a>', address, gettext("Its page on the dashboard"))
+    @admin.display(description=_("owner"))
+    def owner_shown(self, timer: Timer) -> SafeString | str:
+        if timer.owner is None:
+            return NOTHING
+        return format_html('<span class="wt-clip" dir="ltr" title="{0}">{0}</span>', timer.owner)
 
     @admin.display(description=_("web URL"))
     def whole_url(self, timer: Timer) -> str:

@@ -290,6 +290,14 @@ class TimerColumns:
             return NOTHING
         return attempt.status_code or attempt.get_error_display()
 
+    @admin.display(description=_("dashboard"))
+    def on_dashboard(self, row: Any) -> SafeString | str:
+        timer = self._timer(row)
+        if timer is None:
+            return NOTHING
+        address = reverse("dashboard:timer", args=[timer.pk])
+        return format_html('<a href="{}">{}</a>', address, gettext("Its page on the dashboard"))
+
     @admin.display(description=_("lateness (ms)"))
     def lateness(self, row: Any) -> str:
         return shown_lateness(self._attempt(row))

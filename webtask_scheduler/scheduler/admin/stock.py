@@ -164,9 +164,10 @@ class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
             self.add_error(given[1], gettext("Give one of these: a time, an interval or a cron expression."))
             return None
         if given == ["at"]:
-            if data["at"] <= timezone.now():
+            at = data["at"]
+            if at <= timezone.now():
                 self.add_error("at", gettext("This time has passed."))
-            return ClockedSchedule(clocked_time=data["at"])
+            return ClockedSchedule(clocked_time=at)
         if given == ["every"]:
             return IntervalSchedule(every=data["every"], period=data["every_unit"] or IntervalSchedule.MINUTES)
         return self._crontab(data["cron"], data["cron_zone"] or "UTC") if given == ["cron"] else None
@@ -237,7 +238,11 @@ class PeriodicTaskAdmin(TimerColumns, AskingAdmin, FilteredAdmin, StockPeriodicT
     timer_fieldsets = (
         (
             None,
-            {"fields": ("name", "timer_name", "url_link", "status_line", "why", "enabled", "description")},
+            {
+                "fields": (
+                    *("name", "timer_name", "url_link", "on_dashboard", "status_line", "why", "enabled", "description"),
+                ),
+            },
         ),
         (
             _("Schedule"),

@@ -525,6 +525,44 @@ def test_search_looks_at_the_newest_timers_only(listed, make_timer, monkeypatch)
     assert listed(q="example/old") == []
 
 
+def test_search_says_how_far_it_looked_and_goes_on(admin_client, make_timer, monkeypatch):
+    monkeypatch.setattr(admin_lists, "WINDOW", 2)
+    timers = [make_timer(f"http://a.example/{path}", name="nightly") for path in ("old", "new-1", "new-2")]
+    for address in (TASKS, TIMERS):
+        found = admin_client.get(address, {"q": "example/old"})
+        assert "The newest 2 timers were searched" in found.content.decode()
+        older = found.context["cl"].older
+        assert str(timers[1].pk) in older
+        found = admin_client.get(f"{address}{older}")
+        assert len(found.context["cl"].result_list) == 1
+        assert "there are no older ones" in found.content.decode()
+        # The form of the search begins with the newest again.
+        assert 'name="before"' not in found.content.decode()
+    whole = admin_client.get(TASKS, {"q": "example/new-1"}).content.decode()
+    monkeypatch.setattr(admin_lists, "WINDOW", 3)
+    assert "were searched" in whole
+    assert "were searched" not in admin_client.get(TASKS, {"q": "example/new-1"}).content.decode()
+    assert admin_client.get(TASKS, {"q": "nightly", "before": "nonsense"}).status_code == 200
+
+
+@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+def test_order_that_no_index_gives_is_not_taken(admin_client, ended, address):
+    rows = [ended() for _ in range(3)]
+    newest_first = [row.pk for row in admin_client.get(address).context["cl"].result_list]
+    for number in range(2, 8):
+        listed = admin_client.get(address, {"o": f"-{number}"}).context["cl"].result_list
+        assert [row.pk for row in listed] == newest_first
+    assert len(rows) == len(newest_first)
+
+
+def test_pages_of_what_a_filter_finds_hold_each_row_once(admin_client, ended, monkeypatch):
+    monkeypatch.setattr(stock.PeriodicTaskAdmin, "list_per_page", 2)
+    tasks = [ended(delay_seconds=-30 - number).periodic_task for number in range(5)]
+    for query, wanted in (({"status": "succeeded"}, tasks[::-1]), ({"due": "past-hour"}, tasks)):
+        pages = [admin_client.get(TASKS, query | {"p": str(page)}).context["cl"].result_list for page in (1, 2, 3)]
+        assert [task for page in pages for task in page] == wanted
+
+
 # The form of a timer's row
 
 
@@ -588,6 +626,85 @@ def test_rescheduling_an_ended_timer_is_an_error_of_the_form(admin_client, ended
     answer = admin_client.post(change(timer.periodic_task), form_of(timer.periodic_task, clocked=other.pk))
     assert f"Timer {timer.pk} has ended" in answer.content.decode()
     assert PeriodicTask.objects.get(timer=timer).clocked_id == timer.periodic_task.clocked_id
+
+
+def another_time(task, **given):
+    """Return the form of a timer's row with another schedule in words."""
+    at = given.pop("at", None)
+    parts = {"at_0": f"{at:%Y-%m-%d}", "at_1": f"{at:%H:%M:%S}"} if at else {}
+    return form_of(task) | parts | given
+
+
+def test_timer_is_moved_without_the_id_of_a_schedule(admin_client, make_timer):
+    timer = make_timer("http://a.example/")
+    at = (timezone.now() + timedelta(days=2)).replace(microsecond=0)
+    assert admin_client.post(change(timer.periodic_task), another_time(timer.periodic_task, at=at)).status_code == 302
+    assert Delivery.objects.get(timer=timer, state=State.SCHEDULED).due_at == at
+    task = PeriodicTask.objects.get(timer=timer)
+    assert task.clocked.clocked_time == at
+
+    assert admin_client.post(change(task), another_time(task, every="2", every_unit="hours")).status_code == 302
+    timer.refresh_from_db()
+    assert (timer.every_seconds, timer.cron) == (7200, "")
+
+    task = PeriodicTask.objects.get(timer=timer)
+    data = another_time(task, cron="0 9 * * mon-fri", cron_zone="Europe/Berlin")
+    assert admin_client.post(change(task), data).status_code == 302
+    timer.refresh_from_db()
+    assert (timer.every_seconds, timer.cron, timer.timezone) == (None, "0 9 * * 1-5", "Europe/Berlin")
+    # Nothing is left of the schedules in between.
+    task = PeriodicTask.objects.get(timer=timer)
+    assert (task.one_off, task.interval, task.clocked) == (False, None, None)
+    assert not IntervalSchedule.objects.exists()
+
+
+def test_time_that_cannot_be_is_an_error_of_the_form(admin_client, make_timer, ended):
+    task = make_timer().periodic_task
+    past = timezone.now() - timedelta(days=1)
+    for given, said in (
+        ({"at": past}, "This time has passed."),
+        ({"every": "5", "cron": "* * * * *"}, "Give one of these"),
+        ({"every": "0"}, "greater than or equal to 1"),
+        ({"cron": "* * *"}, "Five fields are needed"),
+        ({"cron": "99 * * * *"}, "99"),
+        ({"cron": "* * * * *", "cron_zone": "Europe/Nowhere"}, "Nowhere"),
+    ):
+        answer = admin_client.post(change(task), another_time(task, **given))
+        assert answer.status_code == 200, given
+        assert said in answer.content.decode(), given
+    over = ended().periodic_task
+    answer = admin_client.post(change(over), another_time(over, every="5", every_unit="minutes"))
+    assert "has ended" in answer.content.decode()
+    assert not IntervalSchedule.objects.exists()
+    assert not CrontabSchedule.objects.exists()
+
+
+def test_pages_say_why_a_timer_was_not_called(page, ended, make_timer):
+    failed, waiting = ended(State.FAILED, status_code=500), make_timer()
+    for timer, said in ((failed, "It was given up after 1 attempt."), (waiting, "Its moment has not come yet.")):
+        for address in (change(timer), change(timer.periodic_task)):
+            assert said in page(address)
+
+
+def test_delivery_that_has_ended_has_no_next_attempt(page, ended):
+    delivery = Delivery.objects.get(timer=ended(State.FAILED, status_code=500))
+    shown = re.search(r'field-next_attempt.*?class="readonly">(.*?)</div>', page(change(delivery)), re.DOTALL)
+    assert shown[1].strip() == "-"
+
+
+def test_adding_a_timer_leads_to_the_form_over_the_checks_of_the_api(admin_client, staff):
+    assert admin_client.get(TIMERS + "add/")["Location"] == "/timers/new"
+    assert 'href="/timers/new"' in admin_client.get(TASKS).content.decode()
+    assert staff("view_timer").get(TIMERS + "add/").status_code == 403
+
+
+def test_every_page_leads_to_the_dashboard_and_says_what_is_stopped(page, make_timer):
+    services.stop_calls(everything=True)
+    timer = make_timer()
+    for address in ("/admin/", TASKS, change(timer), change(timer.periodic_task), "/admin/users/user/"):
+        text = page(address)
+        assert 'href="/">Dashboard</a>' in text
+        assert "All calls are stopped" in text
 
 
 def test_taking_the_schedule_away_is_an_error_of_the_form(admin_client, make_timer):
