@@ -6,6 +6,7 @@ most of the timers, several owners, names, labels, timers that recur and their p
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Any
 
 from django.contrib.auth import get_user_model
 from django.contrib.auth.hashers import make_password
@@ -142,7 +143,8 @@ def fill(*, waiting: int, ended: int, say: Callable[[str], None] = lambda _: Non
     total = waiting + ended
     for first in range(0, total, PORTION):
         last = min(first + PORTION, total) - 1
-        values = {"first": first, "last": last, "total": total, "ended": ended, "hosts": HOSTS, "owners": owners}
+        values: dict[str, Any] = {"first": first, "last": last, "total": total, "ended": ended}
+        values |= {"hosts": HOSTS, "owners": owners}
         with transaction.atomic(), connection.cursor() as cursor:
             # The rows are right: foreign keys need no look at each, and a crash of this database loses nothing.
             cursor.execute("SET LOCAL session_replication_role = replica")

@@ -86,7 +86,7 @@ class FilteredAdmin(BoundedAdmin):
 class ViewOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Read-only pages for staff who may view."""
 
-    actions = None
+    actions: Any = None
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False

@@ -190,7 +190,7 @@ class RowFilter:
         """Return how far a search for a text came; None for one by id, which looks everywhere, and for none."""
         if not self.term or ids_in(self.term) is not None:
             return None
-        values = {"host": self.host, "before": self.before, "window": WINDOW}
+        values: dict[str, Any] = {"host": self.host, "before": self.before, "window": WINDOW}
         with connection.cursor() as cursor:
             cursor.execute(_LAST_OF_HOST if self.host else _LAST, values)
             rows = cursor.fetchall()
@@ -302,7 +302,7 @@ class BoundedPaginator(Paginator):  # type: ignore[type-arg]
         number = self.validate_number(number)
         wanted = keys[(number - 1) * self.per_page : number * self.per_page]
         found = {row.pk: row for row in rows.all().order_by().filter(pk__in=wanted)} if wanted else {}
-        return self._get_page([found[key] for key in wanted if key in found], number, self)
+        return Page([found[key] for key in wanted if key in found], number, self)
 
 
 _KEYS = "_keys_in_order"
@@ -318,7 +318,7 @@ class BoundedChangeList(ChangeList):
     """A change list that is ordered by what has an index, whatever its address asks for."""
 
     def get_ordering_field(self, field_name: Any) -> Any:
-        return super().get_ordering_field(field_name) if field_name in self.sortable_by else None
+        return super().get_ordering_field(field_name) if field_name in (self.sortable_by or ()) else None
 
 
 class FilteredChangeList(BoundedChangeList):
