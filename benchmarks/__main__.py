@@ -7,11 +7,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from benchmarks import beats, budget, burst, create, footprint, isolation, lateness, report, rig, slow, storage, upkeep
+from benchmarks import (
+    beats,
+    budget,
+    burst,
+    create,
+    footprint,
+    isolation,
+    lateness,
+    pages,
+    report,
+    rig,
+    slow,
+    storage,
+    upkeep,
+)
 from benchmarks.report import Result
 from scripts import servers
 
-ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "isolation", "upkeep", "storage")
+ALL = ("lateness", "peers", "burst", "create", "memory", "beats", "slow", "isolation", "upkeep", "storage", "pages")
 Measure = Callable[[rig.Sites, argparse.Namespace], Result]
 
 
@@ -59,6 +73,9 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--seconds", type=float, default=20.0)
     one = add("storage", "bytes on disk for a timer that waits, and for one that was called")
     one.add_argument("--timers", type=int, default=100_000)
+    one = add("pages", "how long each page of the dashboard and the admin takes, with a million timers waiting")
+    one.add_argument("--waiting", type=int, default=1_000_000)
+    one.add_argument("--ended", type=int, default=200_000)
     one = add("peers", "stock django-celery-beat and procrastinate, newest releases")
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=20.0)
@@ -161,6 +178,13 @@ def run_storage(sites: rig.Sites, given: argparse.Namespace) -> Result:
     return storage.measure(sites, count=2000 if given.quick else getattr(given, "timers", 100_000))
 
 
+def run_pages(sites: rig.Sites, given: argparse.Namespace) -> Result:
+    waiting, ended = (
+        (5000, 1000) if given.quick else (getattr(given, "waiting", 10**6), getattr(given, "ended", 200_000))
+    )
+    return pages.measure(sites, waiting=waiting, ended=ended, runs=given.runs)
+
+
 SUBJECTS: dict[str, Measure] = {
     "lateness": run_lateness,
     "peers": run_peers,
@@ -173,6 +197,7 @@ SUBJECTS: dict[str, Measure] = {
     "isolation": run_isolation,
     "upkeep": run_upkeep,
     "storage": run_storage,
+    "pages": run_pages,
 }
 
 

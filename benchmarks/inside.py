@@ -4,12 +4,15 @@ python -m benchmarks.inside fill COUNT        timers due in two to ten hours
 python -m benchmarks.inside ended COUNT       timers that were called and ended forty days ago
 python -m benchmarks.inside schedule < JSON   [[due in seconds since 1970, URL], ...]
 python -m benchmarks.inside claims REPEATS    the seconds that claiming 500 takes, as a JSON list
+python -m benchmarks.inside crowd N ENDED     N timers that wait and ENDED that ended, see benchmarks.crowd
+python -m benchmarks.inside visits            every page and its plans, see benchmarks.visits, and who looked, as JSON
 python -m benchmarks.inside settings          the settings that matter here, as JSON
 """
 
 import json
 import sys
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 
 import django
@@ -17,8 +20,10 @@ import django
 django.setup()
 
 from django.conf import settings  # noqa: E402 - needs the line above
+from django.contrib.auth import get_user_model  # noqa: E402
 from django.db import connection  # noqa: E402
 
+from benchmarks import crowd, visits  # noqa: E402
 from webtask_scheduler.dispatch.queue import Portion  # noqa: E402
 from webtask_scheduler.dispatch.share import CLAIM_LIMIT  # noqa: E402
 from webtask_scheduler.scheduler import services  # noqa: E402
@@ -109,6 +114,21 @@ def claims(repeats: int) -> None:
     print(json.dumps(took))
 
 
+def fill_crowd(waiting: int, ended: int) -> None:
+    crowd.fill(waiting=waiting, ended=ended, say=lambda text: print(text, flush=True))
+    crowd.settle()
+
+
+def visit_all() -> None:
+    """A superuser looks at everything; a person without a timer at the dashboard, where much is searched for little."""
+    persons = get_user_model().objects
+    root = visits.Visitor(persons.get(email=crowd.ADMIN))
+    person = visits.Visitor(persons.get(email=crowd.WITHOUT))
+    found = [*visits.visits(root), *visits.visits(person, of=[visits.DASHBOARD])]
+    cookies = {one.name: one.cookie for one in (root, person)}
+    print(json.dumps({"visits": [asdict(one) for one in found], "cookies": cookies}))
+
+
 def tell_settings() -> None:
     names = [name for name in dir(settings) if name.startswith("WEBTASK_")]
     names += ["CELERY_WORKER_SEND_TASK_EVENTS", "CELERY_TASK_SEND_SENT_EVENT", "CELERY_WORKER_PREFETCH_MULTIPLIER"]
@@ -125,6 +145,10 @@ if __name__ == "__main__":
             schedule()
         case ["claims", number]:
             claims(int(number))
+        case ["crowd", waiting, ended]:
+            fill_crowd(int(waiting), int(ended))
+        case ["visits"]:
+            visit_all()
         case ["settings"]:
             tell_settings()
         case _:

@@ -105,6 +105,8 @@ def log_in_answered(request: HttpRequest, response: HttpResponse, *, path: str) 
 
 class Site(AdminSite):
     login_form = LogInForm
+    # The lists need the width; the index and the crumbs lead everywhere.
+    enable_nav_sidebar = False
 
     def has_permission(self, request: HttpRequest) -> bool:
         """Return whether a request comes from staff whose second factor, if there is one, was seen in this session."""

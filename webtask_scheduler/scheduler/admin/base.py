@@ -5,15 +5,15 @@ from typing import Any
 
 from django.contrib import admin, messages
 from django.db.models import QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest
 from django.utils.safestring import SafeString
 from django.utils.text import format_lazy
 from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
-from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.admin.lists import (
     WINDOW,
+    BoundedChangeList,
     BoundedPaginator,
     FilteredChangeList,
     Found,
@@ -33,15 +33,13 @@ class BoundedAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     show_facets = admin.ShowFacets.NEVER
     change_list_template = "scheduler/bounded_change_list.html"
     list_per_page = 100
-    list_max_show_all = 500
+    list_max_show_all = 100
     ordering = ("-pk",)
     # A table of a million rows can be ordered by its key only; any other order reads all of it.
     sortable_by = ()
 
-    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
-        """Show the list below the present warnings for operators."""
-        answer: HttpResponse = super().changelist_view(request, {"banner": facts.warnings()} | (extra_context or {}))
-        return answer
+    def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[BoundedChangeList]:  # noqa: ARG002 - theirs
+        return BoundedChangeList
 
     def get_actions(self, request: HttpRequest) -> Any:
         actions: Any = super().get_actions(request)
@@ -74,12 +72,12 @@ class FilteredAdmin(BoundedAdmin):
     ) -> tuple[QuerySet[Any], bool]:
         return queryset, False
 
-    def narrow(self, rows: QuerySet[Any], row_filter: RowFilter) -> tuple[QuerySet[Any], bool]:
-        """Return the rows that fit the filter, and whether there may be more."""
+    def narrow(self, rows: QuerySet[Any], row_filter: RowFilter) -> tuple[QuerySet[Any], Found | None]:
+        """Return the rows that fit the filter, and their keys if they were found by them."""
         raise NotImplementedError
 
-    def _among(self, rows: QuerySet[Any], found: Found | None) -> tuple[QuerySet[Any], bool]:
-        return (rows, False) if found is None else (rows.filter(pk__in=found.keys), found.more)
+    def _among(self, rows: QuerySet[Any], found: Found | None) -> tuple[QuerySet[Any], Found | None]:
+        return (rows, None) if found is None else (rows.filter(pk__in=found.keys), found)
 
     def in_due_order(self, rows: QuerySet[Any], *, latest_first: bool) -> QuerySet[Any]:  # noqa: ARG002
         return rows
@@ -88,7 +86,7 @@ class FilteredAdmin(BoundedAdmin):
 class ViewOnlyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     """Read-only pages for staff who may view."""
 
-    actions = None
+    actions: Any = None
 
     def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False

@@ -1,13 +1,15 @@
 """Our own pages: timers, deliveries and attempts to look at, stops of calls, bulk operations, signing secrets."""
 
+from contextlib import suppress
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.postgres.forms import SimpleArrayField
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
@@ -16,9 +18,10 @@ from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.admin.actions import AskingAdmin
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, ReadOnlyAdmin, ViewOnlyAdmin
 from webtask_scheduler.scheduler.admin.lists import (
-    SHOWN,
+    LISTED,
     WINDOW,
     ChoiceFilter,
     DueFilter,
@@ -36,8 +39,11 @@ from webtask_scheduler.scheduler.admin.showing import (
     deliveries_table,
     lazy_number,
     link,
+    next_attempt,
+    reason_of,
     shown_bounds,
     shown_json,
+    shown_kind,
     shown_lateness,
     shown_name,
     shown_status,
@@ -59,29 +65,26 @@ from webtask_scheduler.scheduler.sealing import shown as shown_options
 from webtask_scheduler.scheduler.sealing import shown_url as shown_web_url
 from webtask_scheduler.wording import translated
 
+# Each is a transaction of its own.
+DELIVERIES_AT_ONCE = 100
 NEWEST = format_lazy(_("newest {count}"), count=lazy_number(INLINE_ROWS))
 
 
 @admin.register(Timer)
-class TimerAdmin(TimerColumns, ReadOnlyAdmin):
-    list_display = (
-        "id_shown",
-        "status",
-        "due",
-        "schedule_shown",
-        "url",
-        "attempts",
-        "status_code",
-        "lateness",
-        "owner",
-        "created",
-    )
+class TimerAdmin(TimerColumns, AskingAdmin, ReadOnlyAdmin):
+    list_display = ("name_shown", "status", "due", "url", "attempts", "status_code", "lateness", "owner_shown")
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("owner",)
+    actions = ("replay",)
     fieldsets = (
         (
             None,
-            {"fields": ("id", "name", "whole_url", "host", "status", "owner", "created", "made_by_shown", "task")},
+            {
+                "fields": (
+                    *("id", "name", "whole_url", "host", "status", "why", "owner", "created", "made_by_shown"),
+                    *("task", "on_dashboard"),
+                ),
+            },
         ),
         (_("Schedule"), {"fields": ("due", "schedule_shown", "bounds", "max_lateness_seconds")}),
         (_("Options"), {"fields": ("options_shown",)}),
@@ -93,15 +96,39 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
         rows: QuerySet[Timer] = super().get_queryset(request)
         return rows.prefetch_related(with_latest(""))
 
-    def narrow(self, rows: QuerySet[Timer], row_filter: RowFilter) -> tuple[QuerySet[Timer], bool]:
+    def narrow(self, rows: QuerySet[Timer], row_filter: RowFilter) -> tuple[QuerySet[Timer], Found | None]:
         return self._among(rows, row_filter.found(of_timer="pk", of_delivery="timer"))
 
     def _timer(self, row: Timer) -> Timer:
         return row
 
-    @admin.display(description=_("id"))
-    def id_shown(self, row: Timer) -> SafeString:
-        return shown_name(super().id_shown(row), row)
+    def has_add_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
+        return bool(request.user.has_perm("scheduler.add_timer"))
+
+    def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:  # noqa: ARG002
+        """Lead to the one form of a new timer, which is over the API's own checks and shows what it would do."""
+        if not self.has_add_permission(request):
+            raise PermissionDenied
+        return redirect("dashboard:new")
+
+    @admin.action(description=_("Replay selected timers that failed or were missed"), permissions=["replay"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Timer]) -> HttpResponse | None:
+        ids = queryset.prefetch_related(None).select_related(None).values_list("pk", flat=True)
+        return self.replay_timers(request, list(ids[:LISTED]))
+
+    @admin.display(description=_("name"))
+    def name_shown(self, row: Timer) -> SafeString:
+        return shown_name(row)
+
+    @admin.display(description=_("reason"))
+    def why(self, timer: Timer) -> str:
+        return reason_of(timer, self._delivery(timer), self._attempt(timer))
+
+    @admin.display(description=_("owner"))
+    def owner_shown(self, timer: Timer) -> SafeString | str:
+        if timer.owner is None:
+            return NOTHING
+        return format_html('<span class="wt-clip" dir="ltr" title="{0}">{0}</span>', timer.owner)
 
     @admin.display(description=_("web URL"))
     def whole_url(self, timer: Timer) -> str:
@@ -148,8 +175,9 @@ class TimerAdmin(TimerColumns, ReadOnlyAdmin):
 
 
 @admin.register(Delivery)
-class DeliveryAdmin(ReadOnlyAdmin):
-    list_display = ("id_shown", "status", "due", "timer_url", "extra", "attempts", "started", "finished")
+class DeliveryAdmin(AskingAdmin, ReadOnlyAdmin):
+    list_display = ("id_shown", "status", "due", "timer_url", "kind", "attempts", "finished")
+    actions = ("replay",)
     list_filter = (StatusFilter, DueFilter, HostFilter)
     list_select_related = ("timer",)
     fieldsets = (
@@ -160,7 +188,7 @@ class DeliveryAdmin(ReadOnlyAdmin):
                     "id",
                     "timer_url",
                     "number",
-                    "extra",
+                    "kind",
                     "status",
                     "due",
                     "next_attempt",
@@ -173,11 +201,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
         (_("Attempts"), {"fields": ("attempts", "attempts_made")}),
     )
 
-    def narrow(self, rows: QuerySet[Delivery], row_filter: RowFilter) -> tuple[QuerySet[Delivery], bool]:
+    def narrow(self, rows: QuerySet[Delivery], row_filter: RowFilter) -> tuple[QuerySet[Delivery], Found | None]:
         found = row_filter.found(of_timer="pk", of_delivery="pk")
         if found is not None and row_filter.states is None and not row_filter.has_due:
             # Those keys are timers: show all their deliveries, including extra and replaced ones.
-            found = Found.of(Delivery.objects.filter(timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
+            found = Found.of(Delivery.objects.filter(timer__in=found.keys).order_by("-pk"), "pk")
         return self._among(rows, found)
 
     @admin.display(description=_("timer"))
@@ -186,9 +214,31 @@ class DeliveryAdmin(ReadOnlyAdmin):
             delivery.timer, shown_url(delivery.timer.web_url), title=gettext("Timer %(id)s") % {"id": delivery.timer_id}
         )
 
+    @admin.action(description=_("Replay selected deliveries"), permissions=["replay"])
+    def replay(self, request: HttpRequest, queryset: QuerySet[Delivery]) -> HttpResponse | None:
+        rows = list(queryset.select_related(None).values_list("pk", "timer_id")[: DELIVERIES_AT_ONCE + 1])
+        if len(rows) > DELIVERIES_AT_ONCE:
+            text = gettext("Replay at most %(most)s deliveries at once; the list of timers replays more.")
+            self.message_user(request, text % {"most": DELIVERIES_AT_ONCE}, messages.ERROR)
+            return None
+        asked = self.ask(request, title=gettext("Replay?"), timer_ids=[timer_id for _, timer_id in rows])
+        if asked is not None:
+            return asked
+        done = 0
+        for delivery_id, timer_id in rows:
+            with suppress(services.NothingToReplayError, services.TooManyRunsError, Timer.DoesNotExist):
+                services.replay(timer_id, delivery_id=delivery_id)
+                done += 1
+        self.said_replayed(request, done, len(rows) - done)
+        return None
+
+    @admin.display(description=_("kind"))
+    def kind(self, delivery: Delivery) -> str:
+        return shown_kind(delivery)
+
     @admin.display(description=_("due"))
     def due(self, delivery: Delivery) -> SafeString | str:
-        return shown_time(delivery.due_at)
+        return shown_time(delivery.due_at, brief=True)
 
     @admin.display(description=_("status"))
     def status(self, delivery: Delivery) -> SafeString | str:
@@ -196,15 +246,11 @@ class DeliveryAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("next attempt"))
     def next_attempt(self, delivery: Delivery) -> SafeString | str:
-        return shown_time(delivery.next_attempt_at)
-
-    @admin.display(description=_("started"))
-    def started(self, delivery: Delivery) -> SafeString | str:
-        return shown_time(delivery.started_at)
+        return next_attempt(delivery)
 
     @admin.display(description=_("ended"))
     def finished(self, delivery: Delivery) -> SafeString | str:
-        return shown_time(delivery.finished_at)
+        return shown_time(delivery.finished_at, brief=True)
 
     @admin.display(description=NEWEST)
     def attempts_made(self, delivery: Delivery) -> SafeString | str:
@@ -254,10 +300,11 @@ class AttemptAdmin(ReadOnlyAdmin):
         rows: QuerySet[Attempt] = super().get_queryset(request)
         return rows.select_related("delivery__timer")
 
-    def narrow(self, rows: QuerySet[Attempt], row_filter: RowFilter) -> tuple[QuerySet[Attempt], bool]:
+    def narrow(self, rows: QuerySet[Attempt], row_filter: RowFilter) -> tuple[QuerySet[Attempt], Found | None]:
         found = row_filter.found(of_timer="pk", of_delivery="timer")
         if found is not None:
-            found = Found.of(Attempt.objects.filter(delivery__timer__in=found.keys).order_by("-pk")[:SHOWN], "pk")
+            # Of the rows, which another filter has narrowed.
+            found = Found.of(rows.filter(delivery__timer__in=found.keys).order_by("-pk"), "pk")
         return self._among(rows, found)
 
     @admin.display(description=_("timer"))
@@ -275,7 +322,7 @@ class AttemptAdmin(ReadOnlyAdmin):
 
     @admin.display(description=_("started"))
     def started(self, attempt: Attempt) -> SafeString | str:
-        return shown_time(attempt.started_at)
+        return shown_time(attempt.started_at, brief=True)
 
     @admin.display(description=_("lateness (ms)"))
     def lateness(self, attempt: Attempt) -> str:
@@ -313,14 +360,18 @@ class CallStopAdmin(BoundedAdmin):
     """The kill switch: adding a row stops calls at once, deleting it lets them go on."""
 
     form = CallStopForm
-    list_display = ("__str__", "reason", "created_at")
+    list_display = ("__str__", "reason", "created")
     fields = ("host", "everything", "reason")
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False
 
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
-        return super().get_fields(request, obj) if obj is None else ("host", "reason")
+        return super().get_fields(request, obj) if obj is None else ("host", "reason", "created")
+
+    @admin.display(description=_("created at"))
+    def created(self, stop: CallStop) -> SafeString | str:
+        return shown_time(stop.created_at, brief=True)
 
     def add_view(self, request: HttpRequest, form_url: str = "", extra_context: Any = None) -> HttpResponse:
         """Add a stop; ask for confirmation before all calls are stopped."""

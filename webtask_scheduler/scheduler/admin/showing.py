@@ -28,23 +28,27 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
+from webtask_scheduler.scheduler.services import reasons
 
 NOTHING = "-"
 # A number in a text that is made before a language is known.
 lazy_number = lazy(shown_number, str)
 # Rows of a table inside a page.
 INLINE_ROWS = 50
-URL_SHOWN = 48
-COLOURS = {
-    State.SCHEDULED: "#1f78c1",
-    State.CLAIMED: "#7b5cc4",
-    State.RUNNING: "#7b5cc4",
-    State.PAUSED: "#c98a00",
-    State.HELD: "#c98a00",
-    State.SUCCEEDED: "#2e8540",
-    State.FAILED: "#c9302c",
-    State.CANCELLED: "#808080",
-    State.MISSED: "#c9302c",
+URL_SHOWN = 60
+# The longest id that is shown whole.
+ID_SHOWN = 24
+# The shape of each state; the word beside it and a colour of the style sheet say the same.
+SHAPES = {
+    State.SCHEDULED: "○",
+    State.CLAIMED: "◔",
+    State.RUNNING: "●",
+    State.PAUSED: "‖",
+    State.HELD: "■",
+    State.SUCCEEDED: "✓",
+    State.FAILED: "✕",
+    State.CANCELLED: "⊘",
+    State.MISSED: "◌",
 }
 
 
@@ -88,29 +92,51 @@ def shown_status(delivery: Delivery | None) -> SafeString | str:
     if delivery is None:
         return NOTHING
     state = State(delivery.state)
-    label = gettext("Cancelling") if state == State.RUNNING and delivery.cancel_requested_at else state.label
-    dot = format_html('<span style="color: {}" aria-hidden="true">&#9679;</span>', COLOURS[state])
-    return format_html('<span style="white-space: nowrap">{} {}</span>', dot, label)
+    if state == State.RUNNING and delivery.cancel_requested_at:
+        return shown_state(state.value, SHAPES[state], gettext("Cancelling"))
+    if state == State.SCHEDULED and delivery.attempts > delivery.attempts_before:
+        return shown_state("retrying", "↻", gettext("Retrying"))
+    return shown_state(state.value, SHAPES[state], state.label)
 
 
-def shown_time(moment: datetime | None) -> SafeString | str:
-    """Return a time to the millisecond, in the server's time zone."""
+def shown_state(name: str, shape: str, word: object) -> SafeString:
+    text = '<span class="wt-state" data-state="{}"><i aria-hidden="true">{}</i> {}</span>'
+    return format_html(text, name, shape, word)
+
+
+def shown_time(moment: datetime | None, *, brief: bool = False) -> SafeString | str:
+    """Return a time to the millisecond, or to the second if it is to be brief, with the zone that it is in."""
     if moment is None:
         return NOTHING
     local = timezone.localtime(moment)
-    text = f"{local:%Y-%m-%d %H:%M:%S}.{local.microsecond // 1000:03d}"
-    return format_html('<bdi dir="ltr" style="white-space: nowrap" title="{}">{}</bdi>', moment.isoformat(), text)
+    fraction = "" if brief else f".{local.microsecond // 1000:03d}"
+    text = f"{local:%Y-%m-%d %H:%M:%S}{fraction} {local:%Z}"
+    return format_html('<bdi dir="ltr" class="wt-time" title="{}">{}</bdi>', moment.isoformat(), text)
 
 
-def shown_id(text: object, *, width: str = "auto") -> SafeString:
-    """Return an id in two lines, not four."""
-    style = f"display: inline-block; min-width: 13.5em; width: {width}; white-space: normal"
-    return format_html('<span style="{}"><bdi dir="ltr">{}</bdi></span>', style, text)
+def shown_id(pk: object) -> SafeString:
+    """Return the beginning of an id, by which it can be searched for, and its end."""
+    text = str(pk)
+    short = f"{text[:13]}…{text[-4:]}" if len(text) > ID_SHOWN else text
+    return format_html('<bdi dir="ltr"><span class="wt-id" title="{}">{}</span></bdi>', text, short)
 
 
-def shown_name(shown: SafeString, timer: Timer | None) -> SafeString:
-    """Return a row's title, with the timer's name in a line of its own."""
-    return format_html("{}<br>{}", shown, timer.name) if timer and timer.name else shown
+def shown_name(timer: Timer) -> SafeString:
+    """Return a timer's name, if it has one, above its short id."""
+    short = shown_id(timer.pk)
+    return format_html('<span class="wt-name">{}</span>{}', timer.name, short) if timer.name else short
+
+
+def next_attempt(delivery: Delivery) -> SafeString | str:
+    """Return when a delivery is called next, as the API says it: of one that waits only."""
+    return shown_time(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else NOTHING
+
+
+def reason_of(timer: Timer, delivery: Delivery | None, attempt: Attempt | None) -> str:
+    """Return why a timer has not been called successfully, in the sentence of the API."""
+    if delivery is None:
+        return NOTHING
+    return reasons.reason(timer.host, delivery, now=timezone.now(), last=attempt) or NOTHING
 
 
 def shown_lateness(attempt: Attempt | None) -> str:
@@ -121,13 +147,12 @@ def shown_url(web_url: str) -> SafeString:
     """Return the beginning of a URL without its user-info, broken where the column ends."""
     text = sealing.shown_url(web_url)
     text = text if len(text) <= URL_SHOWN else text[: URL_SHOWN - 1] + "…"
-    style = "display: inline-block; min-width: 14em; overflow-wrap: anywhere"
-    return format_html('<span style="{}"><bdi dir="ltr">{}</bdi></span>', style, text)
+    return format_html('<bdi dir="ltr" class="wt-url">{}</bdi>', text)
 
 
 def shown_json(data: Any) -> SafeString:
     text = json.dumps(data, indent=2, ensure_ascii=False)[:20_000]
-    return format_html('<pre dir="ltr" style="white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>', text)
+    return format_html('<pre dir="ltr" class="wt-json">{}</pre>', text)
 
 
 Linked: TypeAlias = Timer | Delivery | PeriodicTask | ClockedSchedule | CrontabSchedule | IntervalSchedule
@@ -141,14 +166,11 @@ def link(to: Linked, text: str, *, title: str = "") -> SafeString:
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], *, empty: str) -> SafeString | str:
     if not rows:
         return empty
-    cells = [
-        [format_html_join("", '<td style="white-space: nowrap">{}</td>', [(cell,) for cell in row[:-1]]), row[-1]]
-        for row in rows
-    ]
+    cells = [[format_html_join("", "<td>{}</td>", [(cell,) for cell in row])] for row in rows]
     return format_html(
-        '<div style="overflow-x: auto"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>',
+        '<div class="wt-wide"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>',
         format_html_join("", "<th>{}</th>", [(name,) for name in head]),
-        format_html_join("", "<tr>{}<td>{}</td></tr>", cells),
+        format_html_join("", "<tr>{}</tr>", cells),
     )
 
 
@@ -166,12 +188,12 @@ def deliveries_table(timer: Timer) -> SafeString | str:
         ],
         [
             [
-                link(delivery, shown_id(delivery.pk, width="12em")),
-                _kind(delivery),
+                link(delivery, shown_id(delivery.pk)),
+                shown_kind(delivery),
                 shown_time(delivery.due_at),
                 shown_status(delivery),
                 delivery.attempts,
-                NOTHING if delivery.is_final else shown_time(delivery.next_attempt_at),
+                next_attempt(delivery),
                 shown_time(delivery.finished_at),
             ]
             for delivery in deliveries
@@ -180,7 +202,7 @@ def deliveries_table(timer: Timer) -> SafeString | str:
     )
 
 
-def _kind(delivery: Delivery) -> str:
+def shown_kind(delivery: Delivery) -> str:
     if delivery.replayed_at:
         return gettext("replayed")
     return gettext("run now") if delivery.extra else gettext("promised")
@@ -232,10 +254,9 @@ class TimerColumns:
         return next(iter(getattr(self._delivery(row), "latest", [])), None)
 
     @admin.display(description=_("schedule"))
-    def schedule_shown(self, row: Any) -> SafeString:
+    def schedule_shown(self, row: Any) -> str:
         timer = self._timer(row)
-        text = str(row.scheduler) if timer is None else shown_schedule(timer)
-        return format_html('<span style="display: inline-block; min-width: 9em">{}</span>', text)
+        return str(row.scheduler) if timer is None else shown_schedule(timer)
 
     @admin.display(description=_("URL"))
     def url(self, row: Any) -> SafeString | str:
@@ -246,8 +267,12 @@ class TimerColumns:
 
     @admin.display(description=_("due"))
     def due(self, row: Any) -> SafeString | str:
-        delivery = self._delivery(row)
-        return NOTHING if delivery is None else shown_time(delivery.due_at)
+        timer, delivery = self._timer(row), self._delivery(row)
+        shown = NOTHING if delivery is None else shown_time(delivery.due_at, brief=True)
+        if timer is not None and not timer.recurring:
+            return shown
+        more = format_html('<span class="wt-more">{}</span>', self.schedule_shown(row))
+        return more if timer is None else format_html("{}{}", shown, more)
 
     @admin.display(description=_("status"))
     def status(self, row: Any) -> SafeString | str:
@@ -264,6 +289,14 @@ class TimerColumns:
         if attempt is None:
             return NOTHING
         return attempt.status_code or attempt.get_error_display()
+
+    @admin.display(description=_("dashboard"))
+    def on_dashboard(self, row: Any) -> SafeString | str:
+        timer = self._timer(row)
+        if timer is None:
+            return NOTHING
+        address = reverse("dashboard:timer", args=[timer.pk])
+        return format_html('<a href="{}">{}</a>', address, gettext("Its page on the dashboard"))
 
     @admin.display(description=_("lateness (ms)"))
     def lateness(self, row: Any) -> str:

@@ -1,16 +1,21 @@
 """The pages of django-celery-beat: timers among the PeriodicTasks, and their schedules."""
 
+import copy
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
 from django import forms
 from django.contrib import admin, messages
+from django.contrib.admin.utils import flatten_fieldsets
+from django.contrib.admin.widgets import AdminSplitDateTime
 from django.core.exceptions import ValidationError
 from django.db import transaction
 from django.db.models import OuterRef, Q, QuerySet, Subquery
 from django.forms.models import BaseInlineFormSet
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
+from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.text import format_lazy
@@ -25,11 +30,11 @@ from django_celery_beat.admin import PeriodicTaskInline as StockPeriodicTaskInli
 from django_celery_beat.models import ClockedSchedule, CrontabSchedule, IntervalSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import sealing, services
+from webtask_scheduler.scheduler.admin.actions import AskingAdmin
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, FilteredAdmin
 from webtask_scheduler.scheduler.admin.lists import (
     LISTED,
     NOT_WAITING,
-    SHOWN,
     WAITING,
     DueFilter,
     EnabledFilter,
@@ -47,17 +52,21 @@ from webtask_scheduler.scheduler.admin.showing import (
     TimerColumns,
     lazy_number,
     link,
+    reason_of,
     shown_bounds,
-    shown_id,
     shown_lateness,
     shown_name,
     shown_schedule,
+    shown_state,
     shown_status,
     shown_time,
 )
 from webtask_scheduler.scheduler.facts import shown_number
+from webtask_scheduler.scheduler.mirror import CRONTAB, EVERY_MOST
 from webtask_scheduler.scheduler.models import (
+    CRON_MAX_LENGTH,
     TASK_NAME,
+    BulkOperation,
     Delivery,
     Timer,
 )
@@ -84,10 +93,46 @@ class TaskForm(StockPeriodicTaskForm):  # type: ignore[misc]
 
 
 SCHEDULES = ("interval", "crontab", "clocked")
+# Another schedule, without a row of its own to choose.
+ANOTHER = ("at", "every", "every_unit", "cron", "cron_zone")
 
 
 class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
-    """The fields of a timer's row that an operator may change."""
+    """The fields of a timer's row that an operator may change.
+
+    Another schedule is given in words, and gets a row when the form is saved; or it is another row that is chosen.
+    """
+
+    at = forms.SplitDateTimeField(
+        label=_("Call at"), required=False, widget=AdminSplitDateTime, help_text=_("In UTC, in the future.")
+    )
+    every = forms.IntegerField(
+        label=_("Or every"), required=False, min_value=1, max_value=EVERY_MOST, help_text=_("From now on.")
+    )
+    every_unit = forms.ChoiceField(
+        label=_("Unit"),
+        required=False,
+        choices=[
+            (IntervalSchedule.SECONDS, _("seconds")),
+            (IntervalSchedule.MINUTES, _("minutes")),
+            (IntervalSchedule.HOURS, _("hours")),
+            (IntervalSchedule.DAYS, _("days")),
+        ],
+        initial=IntervalSchedule.MINUTES,
+    )
+    cron = forms.CharField(
+        label=_("Or by cron"),
+        required=False,
+        max_length=CRON_MAX_LENGTH,
+        widget=forms.TextInput(attrs={"placeholder": "0 9 * * MON-FRI", "spellcheck": "false", "dir": "ltr"}),
+        help_text=_("Minute, hour, day of month, month, weekday."),
+    )
+    cron_zone = forms.CharField(
+        label=_("Time zone"),
+        required=False,
+        max_length=64,
+        widget=forms.TextInput(attrs={"placeholder": "UTC", "spellcheck": "false", "dir": "ltr"}),
+    )
 
     class Meta:
         model = PeriodicTask
@@ -100,46 +145,83 @@ class TimerTaskForm(forms.ModelForm):  # type: ignore[type-arg]
             "clocked": _("At this moment."),
         }
 
+    # The schedule that is given in words; its row is not stored yet.
+    another: services.Schedule | None = None
+
     def clean(self) -> dict[str, Any]:
         data: dict[str, Any] = super().clean() or self.cleaned_data
         # The stock model requires this of a clocked row, and no form of a timer offers it.
         self.instance.one_off = data.get("clocked") is not None
         self.instance.solar = None
+        if not self.errors:
+            self.another = self._another(data)
         return data
+
+    def _another(self, data: dict[str, Any]) -> services.Schedule | None:
+        """Return the schedule that is given in words, if there is one and nothing is wrong with it."""
+        given = [name for name in ("at", "every", "cron") if data.get(name)]
+        if len(given) > 1:
+            self.add_error(given[1], gettext("Give one of these: a time, an interval or a cron expression."))
+            return None
+        if given == ["at"]:
+            at = data["at"]
+            if at <= timezone.now():
+                self.add_error("at", gettext("This time has passed."))
+            return ClockedSchedule(clocked_time=at)
+        if given == ["every"]:
+            return IntervalSchedule(every=data["every"], period=data["every_unit"] or IntervalSchedule.MINUTES)
+        return self._crontab(data["cron"], data["cron_zone"] or "UTC") if given == ["cron"] else None
+
+    def _crontab(self, cron: str, zone: str) -> CrontabSchedule | None:
+        parts = cron.split()
+        if len(parts) != len(CRONTAB):
+            self.add_error("cron", gettext("Five fields are needed: minute, hour, day of month, month, weekday."))
+            return None
+        crontab = CrontabSchedule(**dict(zip(CRONTAB, parts, strict=True)), timezone=zone)
+        try:
+            crontab.full_clean()
+        except ValidationError as error:
+            for name, texts in error.message_dict.items():
+                self.add_error("cron_zone" if name == "timezone" else "cron", texts)
+            return None
+        return crontab
 
     def _post_clean(self) -> None:
         # The page is one transaction, so the result of this check still holds when the row is saved.
         timers = services.lock_for_edit([self.instance.pk])
         super()._post_clean()  # type: ignore[misc]
-        schedule = self.instance.interval or self.instance.crontab
+        schedule = self.another or self.instance.interval or self.instance.crontab
         if not self.errors:
+            wanted = copy.copy(self.instance)
+            if self.another is not None:
+                # Whichever row it will be, it is another one.
+                wanted.clocked_id = wanted.crontab_id = wanted.interval_id = 0
             try:
-                services.check_edit(self.instance)
-                if schedule is not None and not {"interval", "crontab"}.isdisjoint(self.changed_data):
+                services.check_edit(wanted)
+                if self.another is not None or (
+                    schedule is not None and not {"interval", "crontab"}.isdisjoint(self.changed_data)
+                ):
                     services.check_schedule(timers, schedule)
             except ValidationError as error:
                 self.add_error(None, error)
 
+    def store_another(self) -> bool:
+        """Store the schedule that is given in words and have the row use it; return whether there is one."""
+        if self.another is None:
+            return False
+        self.another.save(force_insert=True)
+        for name, model in (("interval", IntervalSchedule), ("crontab", CrontabSchedule), ("clocked", ClockedSchedule)):
+            setattr(self.instance, name, self.another if isinstance(self.another, model) else None)
+        self.instance.one_off = self.instance.clocked is not None
+        return True
 
-class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  # type: ignore[misc]
+
+class PeriodicTaskAdmin(TimerColumns, AskingAdmin, FilteredAdmin, StockPeriodicTaskAdmin):  # type: ignore[misc]
     """The stock page, with timers shown as such."""
 
     form = TaskForm
     date_hierarchy = None
-    list_display = (
-        "name_shown",
-        "enabled",
-        "status",
-        "due",
-        "schedule_shown",
-        "url",
-        "attempts",
-        "status_code",
-        "lateness",
-        "start_time",
-        "last_run_at",
-        "one_off",
-    )
+    list_display = ("name_shown", "status", "due", "url", "attempts", "status_code", "lateness")
     list_filter = (StatusFilter, DueFilter, HostFilter, EnabledFilter, KindFilter)
     # Its column has an index.
     sortable_by = ("name_shown",)  # type: ignore[assignment]
@@ -149,47 +231,68 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         timers=FilteredAdmin.search_help_text,
         others=_("Of other tasks, a part of the name or task."),
     )
-    actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks")
+    actions = ("enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks", "replay_tasks")
     # The stock template lists every crontab there is.
     change_form_template = None
-    timer_editable = ("enabled", "description", *SCHEDULES)
+    timer_editable = ("enabled", "description", *ANOTHER, *SCHEDULES)
     timer_fieldsets = (
-        (None, {"fields": ("name", "timer_name", "url_link", "status_line", "enabled", "description")}),
         (
-            _("Schedule"),
+            None,
             {
-                "fields": ("schedule_line", "due", *SCHEDULES, "last_run_at", "total_run_count", "date_changed"),
-                "description": _(
-                    "One of interval, crontab and clocked. Choose another one, or follow the link beside it to change"
-                    " it."
+                "fields": (
+                    *("name", "timer_name", "url_link", "on_dashboard", "status_line", "why", "enabled", "description"),
                 ),
             },
         ),
-        (_("What Celery finds"), {"fields": ("task", "args", "kwargs", "one_off"), "classes": ("collapse",)}),
+        (
+            _("Schedule"),
+            {
+                "fields": ("schedule_line", "due", "at", ("every", "every_unit"), ("cron", "cron_zone")),
+                "description": _("To call it at another time, fill in one of the three."),
+            },
+        ),
+        (
+            _("What Celery finds"),
+            {
+                "fields": (
+                    *SCHEDULES,
+                    *("last_run_at", "total_run_count", "date_changed", "task", "args", "kwargs", "one_off"),
+                ),
+                "classes": ("collapse",),
+            },
+        ),
     )
+
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        more = {"new_timer_url": reverse("dashboard:new")} | (extra_context or {})
+        answer: HttpResponse = super().changelist_view(request, more)
+        return answer
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[PeriodicTask]:
         rows: QuerySet[PeriodicTask] = super().get_queryset(request)
         schedules = ("interval", "crontab", "solar", "clocked")
         return rows.select_related(*schedules, "timer").prefetch_related(with_latest("timer__"))
 
-    def narrow(self, rows: QuerySet[PeriodicTask], row_filter: RowFilter) -> tuple[QuerySet[PeriodicTask], bool]:
+    def narrow(
+        self, rows: QuerySet[PeriodicTask], row_filter: RowFilter
+    ) -> tuple[QuerySet[PeriodicTask], Found | None]:
         others = PeriodicTask.objects.exclude(task=TASK_NAME)
         # A filter by something that only timers have leaves the other tasks out.
         only_timers = (
             row_filter.kind == "timers" or bool(row_filter.host) or row_filter.states is not None or row_filter.has_due
         )
         if row_filter.enabled is not None:
-            rows = rows.filter(enabled=row_filter.enabled)
+            others = others.filter(enabled=row_filter.enabled)
             # No index finds enabled rows; the states of deliveries do, and have one.
             row_filter = row_filter.among(WAITING if row_filter.enabled else NOT_WAITING)
         if row_filter.kind == "timers":
             rows = rows.filter(task=TASK_NAME)
         if row_filter.kind == "other":
-            return rows.none() if only_timers else self._named(rows.exclude(task=TASK_NAME), row_filter.term), False
+            shown = rows.filter(pk__in=self._named(others, row_filter.term).order_by("-pk").values("pk"))
+            return rows.none() if only_timers else shown, None
         found = row_filter.found(of_timer="periodic_task", of_delivery="timer__periodic_task")
         if found is not None and not only_timers and ids_in(row_filter.term) is None:
-            found += Found.of(self._named(others, row_filter.term)[:SHOWN], "pk")
+            found += Found.of(self._named(others, row_filter.term).order_by("-pk"), "pk")
         return self._among(rows, found)
 
     def in_due_order(self, rows: QuerySet[PeriodicTask], *, latest_first: bool) -> QuerySet[PeriodicTask]:
@@ -205,13 +308,39 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
 
     @admin.display(description=_("name"), ordering="name")
     def name_shown(self, task: PeriodicTask) -> SafeString:
-        return shown_name(shown_id(task.name), timer_of(task))
+        timer = timer_of(task)
+        return format_html('<span class="wt-name">{}</span>', task.name) if timer is None else shown_name(timer)
+
+    @admin.display(description=_("status"))
+    def status(self, row: PeriodicTask) -> SafeString | str:
+        if timer_of(row) is not None:
+            return super().status(row)
+        # Of a timer this would say the same again, and of one that has ended the wrong thing.
+        return (
+            shown_state("succeeded", "✓", gettext("Enabled"))
+            if row.enabled
+            else shown_state("paused", "‖", gettext("Disabled"))
+        )
+
+    @admin.display(description=_("due"))
+    def due(self, row: PeriodicTask) -> SafeString | str:
+        shown = super().due(row)
+        if timer_of(row) is None and row.last_run_at is not None:
+            last = f"{timezone.localtime(row.last_run_at):%Y-%m-%d %H:%M:%S %Z}"
+            text = gettext("last run %(time)s") % {"time": last}
+            shown = format_html('{}<span class="wt-more">{}</span>', shown, text)
+        return shown
+
+    @admin.display(description=_("reason"))
+    def why(self, task: PeriodicTask) -> str:
+        timer = timer_of(task)
+        return NOTHING if timer is None else reason_of(timer, self._delivery(task), self._attempt(task))
 
     # The form
 
     def get_form(self, request: HttpRequest, obj: Any = None, change: bool = False, **kwargs: Any) -> Any:
         if timer_of(obj) is not None:
-            kwargs["form"] = TimerTaskForm
+            kwargs["form"] = TimerTaskForm if self.has_change_permission(request, obj) else forms.ModelForm
         return super().get_form(request, obj, change=change, **kwargs)
 
     def changeform_view(
@@ -228,12 +357,17 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         return answer
 
     def get_fieldsets(self, request: HttpRequest, obj: Any = None) -> Any:
-        return super().get_fieldsets(request, obj) if timer_of(obj) is None else self.timer_fieldsets
+        if timer_of(obj) is None:
+            return super().get_fieldsets(request, obj)
+        if self.has_change_permission(request, obj):
+            return self.timer_fieldsets
+        first, schedule, rest = self.timer_fieldsets
+        return (first, (schedule[0], {"fields": ("schedule_line", "due")}), rest)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         if timer_of(obj) is None:
             return super().get_readonly_fields(request, obj)
-        shown = [field for _, options in self.get_fieldsets(request, obj) for field in options["fields"]]
+        shown = flatten_fieldsets(self.get_fieldsets(request, obj))
         return [field for field in shown if field not in self.timer_editable]
 
     @admin.display(description=_("timer"))
@@ -276,10 +410,14 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         if timer_of(obj) is None:
             super().save_model(request, obj, form, change)
-        elif form.changed_data:
+            return
+        fields = set(form.changed_data) - set(ANOTHER)
+        if form.store_another():
+            fields |= set(SCHEDULES)
+        if fields:
             # Only changed fields are saved: a run while the page was open may have written to the same row. The stock
             # model clears the last run of a disabled row.
-            fields = {*form.changed_data, "date_changed", *(["last_run_at"] if "enabled" in form.changed_data else [])}
+            fields |= {"date_changed", *(["last_run_at"] if "enabled" in fields else [])}
             if not fields.isdisjoint(SCHEDULES):
                 fields |= {"one_off", "solar"}
             obj.save(update_fields=fields)
@@ -287,34 +425,45 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
     # The actions. They get the rows of the list, or the selected ones.
 
     @admin.action(description=_("Enable selected tasks"), permissions=["change"])
-    def enable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    def enable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> HttpResponse | None:
         timers, others = self._split(request, queryset)
+        if asked := self._ask(request, gettext("Enable?"), timers, others, bulk=BulkOperation.Action.RESUME.value):
+            return asked
         if others.exists():
             super().enable_tasks(request, others)
         if timers:
             self._switch(request, [task_id for task_id, _, _ in timers], enabled=True)
+        return None
 
     @admin.action(description=_("Disable selected tasks"), permissions=["change"])
-    def disable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    def disable_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> HttpResponse | None:
         timers, others = self._split(request, queryset)
+        if asked := self._ask(request, gettext("Disable?"), timers, others, bulk=BulkOperation.Action.PAUSE.value):
+            return asked
         if others.exists():
             super().disable_tasks(request, others)
         if timers:
             self._switch(request, [task_id for task_id, _, _ in timers], enabled=False)
+        return None
 
     @admin.action(description=_("Toggle activity of selected tasks"), permissions=["change"])
-    def toggle_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    def toggle_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> HttpResponse | None:
         timers, others = self._split(request, queryset)
+        if asked := self._ask(request, gettext("Toggle activity?"), timers, others):
+            return asked
         if others.exists():
             super().toggle_tasks(request, others)
         for enabled in (True, False):
             ids = [task_id for task_id, _, was_enabled in timers if was_enabled != enabled]
             if ids:
                 self._switch(request, ids, enabled=enabled)
+        return None
 
     @admin.action(description=_("Run selected tasks"), permissions=["change"])
-    def run_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> None:
+    def run_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> HttpResponse | None:
         timers, others = self._split(request, queryset)
+        if asked := self._ask(request, gettext("Run now?"), timers, others):
+            return asked
         if others.exists():
             super().run_tasks(request, others)
         if timers:
@@ -335,6 +484,27 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
                 )
                 values = {"count": shown_number(len(ran.full)), "most": services.EXTRA_OPEN_MOST}
                 self.message_user(request, text % values, messages.WARNING)
+        return None
+
+    @admin.action(description=_("Replay selected timers that failed or were missed"), permissions=["change"])
+    def replay_tasks(self, request: HttpRequest, queryset: QuerySet[PeriodicTask]) -> HttpResponse | None:
+        timers, others = self._split(request, queryset)
+        if others.exists():
+            self.message_user(request, gettext("Other tasks are left out: they have no deliveries."), messages.WARNING)
+        return self.replay_timers(request, [timer_id for _, timer_id, _ in timers]) if timers else None
+
+    def _ask(
+        self,
+        request: HttpRequest,
+        title: str,
+        timers: Sequence[tuple[int, Any, bool]],
+        others: QuerySet[PeriodicTask],
+        *,
+        bulk: str = "",
+    ) -> HttpResponse | None:
+        """Ask before something is done to timers. Other tasks alone are left to the stock page, which asks nothing."""
+        ids = [timer_id for _, timer_id, _ in timers]
+        return self.ask(request, title=title, timer_ids=ids, others=others.count(), bulk=bulk) if ids else None
 
     def _switch(self, request: HttpRequest, ids: Sequence[int], *, enabled: bool) -> None:
         switched = services.switch_many(ids, enabled=enabled)
@@ -366,7 +536,7 @@ class PeriodicTaskAdmin(TimerColumns, FilteredAdmin, StockPeriodicTaskAdmin):  #
         """Return the timers' rows, as (id, timer id, enabled) and at most as many as a list shows; and other tasks."""
         bare = queryset.prefetch_related(None).select_related(None)
         rows = list(bare.filter(task=TASK_NAME).values_list("pk", "timer", "enabled")[: LISTED + 1])
-        if len(rows) > LISTED:
+        if len(rows) > LISTED and "confirmed" in request.POST:
             text = gettext("More timers were selected than a list shows: this is about the first %(count)s.")
             self.message_user(request, text % {"count": shown_number(LISTED)}, messages.WARNING)
         # By their keys, because an action may change columns that the list's filters use.

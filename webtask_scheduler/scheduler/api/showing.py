@@ -8,12 +8,10 @@ from typing import Any
 
 from django.db import connection
 from django.db.models import F, QuerySet
-from django.utils.translation import gettext as _
-from django.utils.translation import gettext_noop, ngettext
 from drf_spectacular.utils import extend_schema_field
 from rest_framework import serializers
 
-from webtask_scheduler.scheduler import facts, sealing, services
+from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING, schedule_given
 from webtask_scheduler.scheduler.models import (
@@ -24,10 +22,10 @@ from webtask_scheduler.scheduler.models import (
     ErrorKind,
     State,
     Timer,
-    host_of,
 )
 from webtask_scheduler.scheduler.rules import options
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.scheduler.services import reasons
 
 # Enum attribute access is slow on this path.
 SCHEDULED = State.SCHEDULED.value
@@ -38,8 +36,6 @@ GIVEN = frozenset((*options.NAMES, "depth"))
 # What the rest of a timer and one of its attempts may take in an answer, in bytes.
 TIMER_BYTES = 1024
 ATTEMPT_BYTES = 512
-NOT_YET = gettext_noop("Its moment has not come yet.")
-NOT_CLAIMED = gettext_noop("It is due and waits for a beat to claim it.")
 
 
 class AttemptSerializer(serializers.ModelSerializer[Attempt]):
@@ -122,7 +118,7 @@ def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[st
         "time_left_in_seconds": max(0, left),
         "next_attempt_at": due_at,
         "finished_at": None,
-        "reason": _(NOT_YET) if left > 0 else facts.gather().cause(host_of(timer.web_url)) or _(NOT_CLAIMED),
+        "reason": reasons.not_started(timer.web_url, is_due=left <= 0),
         "attempts": [],
     }
     if timer.name:
@@ -148,7 +144,7 @@ def timer_body(
         "time_left_in_seconds": delivery.time_left_seconds(now=now),
         "next_attempt_at": instant_text(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else None,
         "finished_at": delivery.finished_at and instant_text(delivery.finished_at),
-        "reason": _reason(timer.host, delivery, now=now, attempts=attempts),
+        "reason": reasons.reason(timer.host, delivery, now=now, last=attempts[-1] if attempts else None),
         "attempts": AttemptSerializer(attempts, many=True).data if attempts else [],
     }
     if timer.name:
@@ -216,62 +212,6 @@ class TimersSerializer(serializers.Serializer[Any]):
 
     timers = ListedTimerSerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
-
-
-def _reason(  # noqa: PLR0911 - a sentence for each state
-    host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]
-) -> str | None:
-    """Return in a sentence why a timer has not been called successfully."""
-    last = attempts[-1].message if attempts else ""
-    if delivery.cancel_requested_at and not delivery.is_final:
-        return _("It was cancelled while its call was in flight; that call may still land, no retry follows.")
-    if not delivery.is_final and delivery.state != State.PAUSED:
-        return _waits(host, delivery, now=now, attempts=attempts)
-    if delivery.fault:
-        return _("This service could not go on with it: %(fault)s") % {"fault": delivery.fault}
-    match delivery.state:
-        case State.PAUSED:
-            return _("It is paused; resume it to let it go on.")
-        case State.FAILED:
-            given_up = ngettext(
-                "It was given up after %(count)s attempt.",
-                "It was given up after %(count)s attempts.",
-                delivery.attempts,
-            )
-            return f"{given_up % {'count': delivery.attempts}} {last}".strip()
-        case State.CANCELLED:
-            return _("It was cancelled.")
-        case State.MISSED:
-            return _("Its moment had passed by more than its allowed lateness.")
-    return None
-
-
-def _waits(  # noqa: PLR0911 - as above
-    host: str, delivery: Delivery, *, now: datetime, attempts: list[Attempt]
-) -> str:
-    """Return in a sentence what an open delivery waits for and what prevents it."""
-    last = ""
-    if attempts and attempts[-1].message:
-        failed = {"number": attempts[-1].number, "message": attempts[-1].message}
-        last = _("Attempt %(number)s failed: %(message)s") % failed
-    if delivery.state == State.SCHEDULED and delivery.next_attempt_at > now:
-        if last:
-            return f"{last} {_('It is tried again at next_attempt_at.')}"
-        if delivery.due_at > now:
-            return _(NOT_YET)
-        return _("Calls to slow hosts fill the workers; it is called at next_attempt_at.")
-    found = facts.gather()
-    cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)
-    if delivery.state == State.SCHEDULED:
-        return f"{last} {cause or _('It is due to be tried again.')}" if last else cause or _(NOT_CLAIMED)
-    if delivery.state == State.CLAIMED:
-        behind = _("A beat has claimed it; %(behind)s") % {"behind": found.behind} if found.behind else ""
-        return cause or behind or _("A beat has claimed it; a worker calls it at its moment.")
-    if delivery.state == State.HELD:
-        return cause or _("Calls to its host were stopped and are resumed; it is called within seconds.")
-    if found.has_live_worker:
-        return _("A worker is calling it now.")
-    return _("A worker was calling it, and no worker is at work now; what became of the call is not known yet.")
 
 
 def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) -> list[dict[str, Any]]:

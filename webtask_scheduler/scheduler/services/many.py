@@ -91,12 +91,33 @@ def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
 def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
     """Replay the latest promised delivery of each timer whose status is failed or missed; return how many."""
     with transaction.atomic():
-        timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
-        latest = [one.pk for one in states.latest_promised(list(timers))]
-        lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
-        for delivery in lost:
-            replay_locked(timers[delivery.timer_id], delivery)
-    return len(lost)
+        return len(_replay(timer_ids))
+
+
+# Timers of one transaction of replays, each of which takes some statements.
+REPLAY_ROWS = 100
+
+
+def replay_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
+    """As `replay_many`, as a deed of the present actor, in transactions of REPLAY_ROWS each."""
+    done = 0
+    for start in range(0, len(timer_ids), REPLAY_ROWS):
+        with transaction.atomic():
+            replayed = _replay(timer_ids[start : start + REPLAY_ROWS])
+            audit.record_each("timer.replayed", kind=TIMER, owners=replayed)
+        done += len(replayed)
+    event("timers_replayed", timers=done)
+    return done
+
+
+def _replay(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int | None]:
+    """Replay in a transaction; return the timers whose delivery is replayed, with their owners."""
+    timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
+    latest = [one.pk for one in states.latest_promised(list(timers))]
+    lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
+    for delivery in lost:
+        replay_locked(timers[delivery.timer_id], delivery)
+    return {delivery.timer_id: timers[delivery.timer_id].owner_id for delivery in lost}
 
 
 def begin_bulk(operation: BulkOperation) -> None:

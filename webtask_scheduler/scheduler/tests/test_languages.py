@@ -176,7 +176,7 @@ def test_lists_of_the_admin_are_translated(client, language, make_timer):
     for name in ("timer", "delivery", "attempt", "bulkoperation", "callstop", "signingsecret"):
         for place in ("", "add/"):
             answer = client.get(f"/admin/scheduler/{name}/{place}", headers={"accept-language": language})
-            if answer.status_code == 403:
+            if answer.status_code in (302, 403):
                 assert place == "add/"
                 continue
             assert answer.status_code == 200

@@ -147,7 +147,7 @@ def form_of(task, **changes):
 
 
 def run_action(client, action, rows, **fields):
-    data = {"action": action, "_selected_action": [row.pk for row in rows], **fields}
+    data = {"action": action, "_selected_action": [row.pk for row in rows], "confirmed": "yes", **fields}
     answer = client.post(TASKS, data, follow=True)
     assert answer.status_code == 200
     return [str(message) for message in answer.context["messages"]]
@@ -163,7 +163,7 @@ def message_texts(answer):
 def test_list_shows_a_timer(page, ended):
     timer = ended(State.FAILED, web_url="http://shop.example/hook", status_code=503)
     text = page(TASKS)
-    assert f"timer {timer.pk}" in text
+    assert f'title="{timer.pk}">{str(timer.pk)[:13]}…{str(timer.pk)[-4:]}<' in text
     assert "http://shop.example/hook" in text
     assert change(timer) in text
     for column, shown in [("status_code", "503"), ("lateness", "5.0"), ("attempts", "1")]:
@@ -174,9 +174,10 @@ def test_list_shows_a_timer(page, ended):
 def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
     other_task()
     text = page(TASKS)
-    for column in ("url", "due", "status", "attempts", "status_code", "lateness"):
+    for column in ("url", "attempts", "status_code", "lateness"):
         assert f'<td class="field-{column}">-</td>' in text
-    assert "every day" in text
+    assert "every day" in re.search(r'<td class="field-due">.*?</td>', text)[0]
+    assert "Enabled" in re.search(r'<td class="field-status">.*?</td>', text)[0]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
 def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, address, kind, words):
     recurring(kind, name="nightly <report>")
     text = page(address)
-    assert words in re.search(r'<td class="field-schedule_shown">.*?</td>', text)[0]
+    assert words in re.search(r'<td class="field-due">.*?</td>', text)[0]
     assert "nightly &lt;report&gt;" in text
 
 
@@ -203,9 +204,21 @@ def test_period_in_words(seconds, words):
 
 
 @pytest.mark.parametrize("address", [TASKS, TIMERS])
-def test_timer_that_does_not_recur_is_called_once(page, make_timer, address):
-    make_timer()
-    assert "once" in re.search(r'<td class="field-schedule_shown">.*?</td>', page(address))[0]
+def test_timer_that_ended_is_not_shown_as_disabled(page, ended, address):
+    """A cross for the row that is disabled would say of a success that it is an error."""
+    ended(name="paid")
+    text = page(address)
+    assert "icon-no" not in text
+    assert "Succeeded" in re.search(r'<td class="field-status">.*?</td>', text)[0]
+    # The name comes first.
+    assert text.index(">paid<") < text.index('class="wt-id"')
+
+
+def test_times_say_their_zone(page, ended):
+    timer = ended()
+    for address in (TASKS, TIMERS, DELIVERIES, ATTEMPTS, change(timer), change(timer.periodic_task)):
+        for shown in re.findall(r'class="wt-time" title="[^"]*">([^<]*)<', page(address)):
+            assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d{3})? UTC", shown), address
 
 
 def test_every_state_can_be_shown(page, make_timer, sql):
@@ -416,7 +429,7 @@ def test_filter_by_host(listed, ended, address, host):
 
 def test_host_filter_is_a_field_that_keeps_the_other_filters(page):
     text = page(TASKS, status="failed", host="a.example", q="x")
-    form = re.search(r'<form method="get" style.*?</form>', text, re.DOTALL)[0]
+    form = re.search(r'<form method="get">.*?</form>', text, re.DOTALL)[0]
     assert 'name="host" value="a.example"' in form
     assert 'name="status" value="failed"' in form
     assert 'name="q" value="x"' in form
@@ -512,13 +525,54 @@ def test_search_looks_at_the_newest_timers_only(listed, make_timer, monkeypatch)
     assert listed(q="example/old") == []
 
 
+def test_search_says_how_far_it_looked_and_goes_on(admin_client, make_timer, monkeypatch):
+    monkeypatch.setattr(admin_lists, "WINDOW", 2)
+    timers = [make_timer(f"http://a.example/{path}", name="nightly") for path in ("old", "new-1", "new-2")]
+    for address in (TASKS, TIMERS):
+        found = admin_client.get(address, {"q": "example/old"})
+        assert "The newest 2 timers were searched" in found.content.decode()
+        older = found.context["cl"].older
+        assert str(timers[1].pk) in older
+        found = admin_client.get(f"{address}{older}")
+        assert len(found.context["cl"].result_list) == 1
+        assert "there are no older ones" in found.content.decode()
+        # The form of the search begins with the newest again.
+        assert 'name="before"' not in found.content.decode()
+    whole = admin_client.get(TASKS, {"q": "example/new-1"}).content.decode()
+    monkeypatch.setattr(admin_lists, "WINDOW", 3)
+    assert "were searched" in whole
+    assert "were searched" not in admin_client.get(TASKS, {"q": "example/new-1"}).content.decode()
+    assert admin_client.get(TASKS, {"q": "nightly", "before": "nonsense"}).status_code == 200
+
+
+@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+def test_order_that_no_index_gives_is_not_taken(admin_client, ended, address):
+    rows = [ended() for _ in range(3)]
+    newest_first = [row.pk for row in admin_client.get(address).context["cl"].result_list]
+    for number in range(2, 8):
+        listed = admin_client.get(address, {"o": f"-{number}"}).context["cl"].result_list
+        assert [row.pk for row in listed] == newest_first
+    assert len(rows) == len(newest_first)
+
+
+def test_pages_of_what_a_filter_finds_hold_each_row_once(admin_client, ended, monkeypatch):
+    monkeypatch.setattr(stock.PeriodicTaskAdmin, "list_per_page", 2)
+    tasks = [ended(delay_seconds=-30 - number).periodic_task for number in range(5)]
+    for query, wanted in (({"status": "succeeded"}, tasks[::-1]), ({"due": "past-hour"}, tasks)):
+        pages = [admin_client.get(TASKS, query | {"p": str(page)}).context["cl"].result_list for page in (1, 2, 3)]
+        assert [task for page in pages for task in page] == wanted
+
+
 # The form of a timer's row
 
 
 def test_form_of_a_timer_offers_what_an_operator_may_change(admin_client, make_timer):
     timer = make_timer("http://shop.example/x", name="a name")
     answer = admin_client.get(change(timer.periodic_task))
-    assert set(answer.context["adminform"].form.fields) == {"enabled", "description", "interval", "crontab", "clocked"}
+    assert set(answer.context["adminform"].form.fields) == {
+        *("enabled", "description", "interval", "crontab", "clocked"),
+        *("at", "every", "every_unit", "cron", "cron_zone"),
+    }
     text = answer.content.decode()
     assert change(timer) in text
     assert "Scheduled" in text
@@ -572,6 +626,85 @@ def test_rescheduling_an_ended_timer_is_an_error_of_the_form(admin_client, ended
     answer = admin_client.post(change(timer.periodic_task), form_of(timer.periodic_task, clocked=other.pk))
     assert f"Timer {timer.pk} has ended" in answer.content.decode()
     assert PeriodicTask.objects.get(timer=timer).clocked_id == timer.periodic_task.clocked_id
+
+
+def another_time(task, **given):
+    """Return the form of a timer's row with another schedule in words."""
+    at = given.pop("at", None)
+    parts = {"at_0": f"{at:%Y-%m-%d}", "at_1": f"{at:%H:%M:%S}"} if at else {}
+    return form_of(task) | parts | given
+
+
+def test_timer_is_moved_without_the_id_of_a_schedule(admin_client, make_timer):
+    timer = make_timer("http://a.example/")
+    at = (timezone.now() + timedelta(days=2)).replace(microsecond=0)
+    assert admin_client.post(change(timer.periodic_task), another_time(timer.periodic_task, at=at)).status_code == 302
+    assert Delivery.objects.get(timer=timer, state=State.SCHEDULED).due_at == at
+    task = PeriodicTask.objects.get(timer=timer)
+    assert task.clocked.clocked_time == at
+
+    assert admin_client.post(change(task), another_time(task, every="2", every_unit="hours")).status_code == 302
+    timer.refresh_from_db()
+    assert (timer.every_seconds, timer.cron) == (7200, "")
+
+    task = PeriodicTask.objects.get(timer=timer)
+    data = another_time(task, cron="0 9 * * mon-fri", cron_zone="Europe/Berlin")
+    assert admin_client.post(change(task), data).status_code == 302
+    timer.refresh_from_db()
+    assert (timer.every_seconds, timer.cron, timer.timezone) == (None, "0 9 * * 1-5", "Europe/Berlin")
+    # Nothing is left of the schedules in between.
+    task = PeriodicTask.objects.get(timer=timer)
+    assert (task.one_off, task.interval, task.clocked) == (False, None, None)
+    assert not IntervalSchedule.objects.exists()
+
+
+def test_time_that_cannot_be_is_an_error_of_the_form(admin_client, make_timer, ended):
+    task = make_timer().periodic_task
+    past = timezone.now() - timedelta(days=1)
+    for given, said in (
+        ({"at": past}, "This time has passed."),
+        ({"every": "5", "cron": "* * * * *"}, "Give one of these"),
+        ({"every": "0"}, "greater than or equal to 1"),
+        ({"cron": "* * *"}, "Five fields are needed"),
+        ({"cron": "99 * * * *"}, "99"),
+        ({"cron": "* * * * *", "cron_zone": "Europe/Nowhere"}, "Nowhere"),
+    ):
+        answer = admin_client.post(change(task), another_time(task, **given))
+        assert answer.status_code == 200, given
+        assert said in answer.content.decode(), given
+    over = ended().periodic_task
+    answer = admin_client.post(change(over), another_time(over, every="5", every_unit="minutes"))
+    assert "has ended" in answer.content.decode()
+    assert not IntervalSchedule.objects.exists()
+    assert not CrontabSchedule.objects.exists()
+
+
+def test_pages_say_why_a_timer_was_not_called(page, ended, make_timer):
+    failed, waiting = ended(State.FAILED, status_code=500), make_timer()
+    for timer, said in ((failed, "It was given up after 1 attempt."), (waiting, "Its moment has not come yet.")):
+        for address in (change(timer), change(timer.periodic_task)):
+            assert said in page(address)
+
+
+def test_delivery_that_has_ended_has_no_next_attempt(page, ended):
+    delivery = Delivery.objects.get(timer=ended(State.FAILED, status_code=500))
+    shown = re.search(r'field-next_attempt.*?class="readonly">(.*?)</div>', page(change(delivery)), re.DOTALL)
+    assert shown[1].strip() == "-"
+
+
+def test_adding_a_timer_leads_to_the_form_over_the_checks_of_the_api(admin_client, staff):
+    assert admin_client.get(TIMERS + "add/")["Location"] == "/timers/new"
+    assert 'href="/timers/new"' in admin_client.get(TASKS).content.decode()
+    assert staff("view_timer").get(TIMERS + "add/").status_code == 403
+
+
+def test_every_page_leads_to_the_dashboard_and_says_what_is_stopped(page, make_timer):
+    services.stop_calls(everything=True)
+    timer = make_timer()
+    for address in ("/admin/", TASKS, change(timer), change(timer.periodic_task), "/admin/users/user/"):
+        text = page(address)
+        assert 'href="/">Dashboard</a>' in text
+        assert "All calls are stopped" in text
 
 
 def test_taking_the_schedule_away_is_an_error_of_the_form(admin_client, make_timer):
@@ -776,7 +909,7 @@ def test_select_all_of_more_than_a_list_shows_says_how_many(admin_client, make_t
 def test_select_all_keeps_to_the_filter(admin_client, make_timer):
     inside, outside = make_timer("http://a.example/"), make_timer("http://b.example/")
     data = {"action": "disable_tasks", "_selected_action": [inside.periodic_task.pk], "select_across": "1"}
-    admin_client.post(TASKS + "?host=a.example", data)
+    admin_client.post(TASKS + "?host=a.example", data | {"confirmed": "yes"})
     assert Delivery.objects.get(timer=inside).state == State.PAUSED
     assert Delivery.objects.get(timer=outside).state == State.SCHEDULED
 
@@ -804,7 +937,7 @@ def test_our_pages_can_only_be_looked_at(admin_client, ended, what):
     base = f"/admin/scheduler/{what}/"
     assert admin_client.get(change(row)).status_code == 200
     assert admin_client.post(change(row), {"web_url": "http://x.example/"}).status_code == 403
-    assert admin_client.get(base + "add/").status_code == 403
+    assert admin_client.get(base + "add/").status_code == (302 if what == "timer" else 403)
     assert admin_client.post(f"{base}{row.pk}/delete/", {"post": "yes"}).status_code == 403
     assert "delete_selected" not in admin_client.get(base).content.decode()
 
@@ -843,7 +976,7 @@ def test_timer_page_shows_deliveries_and_attempts_newest_first(page, ended):
     extra.save(force_insert=True)
     text = page(change(timer))
     promised = Delivery.objects.get(timer=timer, extra=False).pk
-    assert text.index(f">{extra.pk}<") < text.index(f">{promised}<")
+    assert text.index(f'title="{extra.pk}"') < text.index(f'title="{promised}"')
     assert ">500<" in text
 
 

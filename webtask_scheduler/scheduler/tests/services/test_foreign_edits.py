@@ -426,7 +426,8 @@ def test_ended_timer_is_not_enabled_by_the_admin(ended, admin_client, how):
     before = list(Delivery.objects.values())
     assert b"has ended" in admin_client.post(address_of(task), form(task, enabled="on")).content
     for action in ("enable_tasks", "toggle_tasks"):
-        answer = admin_client.post(TASKS, {"action": action, "_selected_action": [task.pk]}, follow=True)
+        data = {"action": action, "_selected_action": [task.pk], "confirmed": "yes"}
+        answer = admin_client.post(TASKS, data, follow=True)
         assert b"has ended and stays as it is" in answer.content
     assert not PeriodicTask.objects.get().enabled
     assert list(Delivery.objects.values()) == before

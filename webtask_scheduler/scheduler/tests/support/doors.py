@@ -46,7 +46,9 @@ def address_of(row: Any, page: str = "change") -> str:
 
 
 def act(client: Any, action: str, *rows: Any, **fields: Any) -> Any:
-    answer = client.post(TASKS, {"action": action, "_selected_action": [row.pk for row in rows], **fields})
+    answer = client.post(
+        TASKS, {"action": action, "_selected_action": [row.pk for row in rows], "confirmed": "yes"} | fields
+    )
     assert answer.status_code == 302
     return answer
 

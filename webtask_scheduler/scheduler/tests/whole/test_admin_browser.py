@@ -56,16 +56,16 @@ def test_person_logs_in_finds_a_timer_and_disables_it(browser_page, live_server,
     page.get_by_label("E-mail address").fill("Ada@Example.com")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Log in").click()
-    page.get_by_text(f"timer {timer.pk}").wait_for()
-    page.get_by_text(f"timer {other.pk}").wait_for()
+    page.get_by_title(str(timer.pk), exact=True).wait_for()
+    page.get_by_title(str(other.pk), exact=True).wait_for()
 
     page.get_by_role("link", name="In the next hour").click()
-    page.get_by_text(f"timer {timer.pk}").wait_for()
-    assert page.get_by_text(f"timer {other.pk}").count() == 0
+    page.get_by_title(str(timer.pk), exact=True).wait_for()
+    assert page.get_by_title(str(other.pk), exact=True).count() == 0
 
     page.get_by_label("host").fill("shop.example")
     page.get_by_label("host").press("Enter")
-    page.get_by_text(f"timer {timer.pk}").click()
+    page.get_by_title(str(timer.pk), exact=True).click()
     page.get_by_text("Scheduled").wait_for()
     page.get_by_label("Enabled").uncheck()
     page.get_by_role("button", name="Save", exact=True).click()
@@ -91,6 +91,8 @@ def test_person_ticks_rows_and_runs_an_action(browser_page, live_server, make_ti
     page.locator("#action-toggle").check()
     page.locator("select[name=action]").first.select_option("disable_tasks")
     page.get_by_role("button", name="Go").first.click()
+    page.get_by_text("This is about 2 timers.").wait_for()
+    page.get_by_role("button", name="Yes, do it").click()
     page.get_by_text("1 timer was successfully disabled.").wait_for()
     page.get_by_text(f"1 timer has ended and stays as it is: {ended.pk}").wait_for()
     assert Delivery.objects.get(timer=waiting).state == State.PAUSED
@@ -107,8 +109,9 @@ def test_person_follows_the_link_to_a_schedule_and_changes_it(browser_page, live
     page.get_by_label("E-mail address").fill("ada@example.com")
     page.get_by_label("Password").fill("correct horse battery")
     page.get_by_role("button", name="Log in").click()
-    page.locator("td.field-schedule_shown", has_text="every 1 h").wait_for()
+    page.locator("td.field-due", has_text="every 1 h").wait_for()
     page.get_by_text("hourly report").click()
+    page.get_by_text("What Celery finds").click()
     page.get_by_role("link", name="every hour", exact=True).click()
     page.get_by_label("Number of Periods").fill("2")
     page.get_by_role("button", name="Save", exact=True).click()
@@ -117,6 +120,15 @@ def test_person_follows_the_link_to_a_schedule_and_changes_it(browser_page, live
     assert timer.every_seconds == 7200
 
     page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/{timer.periodic_task_id}/change/")
+    page.get_by_label("Or every").fill("3")
+    page.get_by_label("Unit").select_option("hours")
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.get_by_text("was changed successfully").wait_for()
+    timer.refresh_from_db()
+    assert timer.every_seconds == 10_800
+
+    page.goto(f"{live_server.url}/admin/django_celery_beat/periodictask/{timer.periodic_task_id}/change/")
+    page.get_by_text("What Celery finds").click()
     page.get_by_label("Interval Schedule").fill("")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("must be set").wait_for()
@@ -165,7 +177,25 @@ def test_every_kind_of_page_loads_without_a_complaint_of_the_browser(browser_pag
         assert answer.status == 200, address
         page.wait_for_load_state("networkidle")
     page.goto(f"{live_server.url}/admin/scheduler/timer/")
-    assert page.evaluate("document.querySelector('#changelist-filter input[type=text]').style.width") == "100%"
+    assert page.evaluate("getComputedStyle(document.querySelector('#changelist-filter')).flexBasis") == "200px"
+
+
+def test_all_columns_of_the_lists_are_there_at_1280_pixels(browser_page, live_server, make_timer):
+    """Longer texts than most: a list that is wider than its place hides the last columns."""
+    User.objects.create_superuser("ada@example.com", "correct horse battery")
+    for _ in range(3):
+        make_timer(f"https://a-rather-long-name-of-a-host.example/hooks/{'x' * 60}", name="The nightly report of sales")
+    page = browser_page
+    page.set_viewport_size({"width": 1280, "height": 900})
+    page.goto(f"{live_server.url}/admin/")
+    page.get_by_label("E-mail address").fill("ada@example.com")
+    page.get_by_label("Password").fill("correct horse battery")
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_text("Log out").wait_for()
+    for path in ("django_celery_beat/periodictask/", "scheduler/timer/", "scheduler/delivery/", "scheduler/attempt/"):
+        page.goto(f"{live_server.url}/admin/{path}")
+        over = "[...document.querySelectorAll('html, .results')].map(one => one.scrollWidth - one.clientWidth)"
+        assert max(page.evaluate(over)) <= 0, path
 
 
 def test_script_that_got_into_a_page_does_not_run(browser_page, live_server, complaints):
