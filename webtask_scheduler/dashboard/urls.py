@@ -2,7 +2,21 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, punctuality, system, timer, timers
+from webtask_scheduler.dashboard import (
+    dead,
+    demo,
+    importing,
+    login,
+    new,
+    operations,
+    overview,
+    punctuality,
+    settings,
+    system,
+    timer,
+    timers,
+    upcoming,
+)
 
 app_name = "dashboard"
 
@@ -21,6 +35,14 @@ urlpatterns = [
     path("hosts", system.hosts, name="hosts"),
     path("punctuality", punctuality.punctuality, name="punctuality"),
     path("system", system.system, name="system"),
+    path("upcoming", upcoming.upcoming, name="upcoming"),
+    path("import", importing.imports, name="import"),
+    path("settings", settings.settings, name="settings"),
+    path("settings/secrets", settings.add_secret, name="add_secret"),
+    path("settings/secrets/<int:secret_id>/delete", settings.delete_secret, name="delete_secret"),
+    path("settings/keys", settings.make_key, name="make_key"),
+    path("settings/keys/<int:key_id>/revoke", settings.revoke_key, name="revoke_key"),
+    path("settings/display", settings.display, name="display"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),
     path("demo/receiver", demo.receiver, name="demo"),

@@ -12,6 +12,7 @@ import sys
 import uuid
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,15 +25,17 @@ from rest_framework import exceptions
 
 from webtask_scheduler import terminal
 from webtask_scheduler.access import actor
-from webtask_scheduler.scheduler import sealing, services
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api import importing
 from webtask_scheduler.scheduler.api.filtering import ListSerializer
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
-from webtask_scheduler.scheduler.api.problems import PastDue, invalid
+from webtask_scheduler.scheduler.api.problems import PastDue
 from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerializer, read_timer
 from webtask_scheduler.scheduler.api.showing import show_timers, stored_body
-from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
+from webtask_scheduler.scheduler.models import State, Timer
 from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import crontab, recurrence
+from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import OPERATOR, Caller
@@ -79,16 +82,17 @@ class Command(terminal.Command):
         preview.add_argument("--after", help=_("moments after this instant (default: now)"))
         take = actions.add_parser(
             "import",
-            help=_("make timers of a crontab's lines"),
+            help=_("make timers of the lines of a crontab, or of timers as JSON Lines"),
             description=_(
-                "Makes timers of lines whose command is a URL (called with GET), or curl or wget of one URL. Each bears"
-                " the label %(label)s=<hash of its line and time zone>: a line that was imported before is not made"
-                " again, even where its timer was cancelled. What fails is tried again, as with any timer. The exit"
-                " code is 0 only if nothing was refused."
+                "Makes timers of a crontab's lines whose command is a URL (called with GET), or curl or wget of one"
+                " URL; or of JSON Lines, each a timer as creating takes it or as it is shown. Each bears the label"
+                " %(crontab)s or %(json)s with a hash of its line: a line that was imported before is not made again,"
+                " even where its timer was cancelled. What fails is tried again, as with any timer. The exit code is 0"
+                " only if nothing was refused."
             )
-            % {"label": crontab.LABEL},
+            % {"crontab": crontab.LABEL, "json": importing.LABEL},
         )
-        take.add_argument("file", metavar="FILE", help=_("as `crontab -l` prints it; - for standard input"))
+        take.add_argument("file", metavar="FILE", help=_("a crontab, or JSON Lines; - for standard input"))
         take.add_argument("--timezone", default="UTC", help=_("until CRON_TZ or TZ in the file (default UTC)"))
         take.add_argument("--dry-run", action="store_true", help=_("say what would be made, make nothing"))
         for made in (create, take):
@@ -185,20 +189,23 @@ class Command(terminal.Command):
         except recurrence.ScheduleError as error:
             raise CommandError(f"timezone: {translated(error)}") from error
         owner_id = _owner_id(options["owner"])
-        made = refused = 0
-        for line in crontab.read(_lines(options["file"]), timezone=options["timezone"]):
-            if line.timer:
-                is_made, said = _take_over(line, owner_id=owner_id, dry_run=options["dry_run"])
-            else:
-                is_made, said = bool(line.note), translated(line.note) or _not_made(translated(line.error))
-            made += bool(line.timer) and is_made
-            refused += not is_made
-            self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": terminal.one_line(said)})
+        lines = importing.lines_of(_text(options["file"]))
+        entries = importing.read(lines, zone=options["timezone"], owner_id=owner_id)
+        there = refused = 0
+        # Batch after batch, so that what was made is there and said whatever ends it.
+        while batch := list(islice(entries, importing.BATCH_LINES)):
+            if not options["dry_run"]:
+                batch = _made(batch, owner_id=owner_id)
+            for entry in batch:
+                there += entry.timer is not None
+                refused += bool(entry.error)
+                said = {"number": entry.number, "said": terminal.one_line(_became(entry))}
+                self.stdout.write(_("line %(number)s: %(said)s") % said)
         if refused:
             text = _("%(refused)s of the lines could not be taken over; %(made)s are there.")
-            raise CommandError(text % {"refused": refused, "made": made})
+            raise CommandError(text % {"refused": refused, "made": there})
         text = _("All %(count)s can be made.") if options["dry_run"] else _("All %(count)s are there.")
-        self.stdout.write(text % {"count": made})
+        self.stdout.write(text % {"count": there})
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str))
@@ -361,12 +368,7 @@ def _checked(check: Any, value: Any) -> Any:
     try:
         return check(value)
     except (exceptions.ValidationError, PastDue) as error:
-        raise CommandError(_said(error)) from error
-
-
-def _said(error: exceptions.ValidationError | PastDue) -> str:
-    items = invalid(error.detail)["errors"]
-    return "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in items)
+        raise CommandError(importing.said(error)) from error
 
 
 def _validated(reader: Any) -> Any:
@@ -410,38 +412,35 @@ def _schedule(body: dict[str, Any]) -> str:
     return _("every %(period)s") % {"period": body["every"]} if "every" in body else _("once")
 
 
-# A crontab
+# Importing
 
 
-def _lines(name: str) -> list[str]:
+def _text(name: str) -> str:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(_("%(file)s cannot be read: %(error)s") % {"file": name, "error": error}) from error
-    return text.splitlines()
 
 
-def _take_over(line: crontab.Line, *, owner_id: int | None, dry_run: bool) -> tuple[bool, str]:
-    """Make the timer of a line for an owner; return whether it exists, and the line to print."""
-    ((key, value),) = line.timer["labels"].items()
-    labelled = TimerLabel.objects.filter(label=f"{key}={value}", **Caller(owner_id=owner_id).own("timer__"))
-    before = labelled.values_list("timer", flat=True).first()
-    if before is not None:
-        (body,) = show_timers([before])
-        return True, _("was made before: %(timer)s (%(status)s)") % {"timer": before, "status": body["status"]}
+def _made(entries: list[importing.Entry], *, owner_id: int | None) -> list[importing.Entry]:
+    """Return entries after their timers were made. An operator's have no limits. Raises CommandError."""
     try:
-        timer = dataclasses.replace(read_timer(line.timer), owner_id=owner_id)
-    except (exceptions.ValidationError, PastDue) as error:
-        return False, _not_made(_said(error))
-    what = {
-        "call": f"{line.timer['method']} {sealing.shown_url(timer.web_url)}",
-        "schedule": f"{line.timer['cron']} {line.timer['timezone']}",
-    }
-    if dry_run:
-        return True, _("would be made: %(call)s at %(schedule)s") % what
-    (stored,) = services.schedule([timer])
-    return True, _("made %(timer)s: %(call)s at %(schedule)s") % {"timer": stored.timer_id, **what}
+        return importing.store(entries, owner_id=owner_id, within_limits=False)
+    except ValidationError as error:
+        raise CommandError(error.messages[0]) from error
 
 
-def _not_made(why: str) -> str:
-    return _("not made: %(why)s") % {"why": why}
+def _became(entry: importing.Entry) -> str:
+    """Return in words what becomes of a line, or became of it."""
+    if entry.error:
+        return _("not made: %(why)s") % {"why": entry.error}
+    if entry.note:
+        return entry.note
+    values = {"timer": entry.timer_id, "status": entry.status, "call": entry.call, "schedule": entry.schedule}
+    if entry.timer_id and not entry.is_made:
+        return _("was made before: %(timer)s (%(status)s)") % values
+    if not entry.schedule:
+        values["schedule"] = instant_text(entry.next_at) if entry.next_at else ""
+    if entry.is_made:
+        return _("made %(timer)s: %(call)s at %(schedule)s") % values
+    return _("would be made: %(call)s at %(schedule)s") % values
