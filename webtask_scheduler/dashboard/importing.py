@@ -127,7 +127,9 @@ def _told(entries: list[importing.Entry], *, made: bool) -> dict[str, Any]:
         "notes": [one for one in entries if one.note],
     }
     count = len(new)
-    if made:
+    if not (new or made):
+        told = _("No line makes a new timer.")
+    elif made:
         told = ngettext("%(count)s timer was made.", "%(count)s timers were made.", count)
     else:
         told = ngettext("%(count)s timer will be made.", "%(count)s timers will be made.", count)

@@ -53,7 +53,8 @@ class SecretForm(forms.Form):
     def as_json(self) -> dict[str, Any]:
         """Return the body of the request that adds it; the API's checks decide."""
         self.full_clean()
-        given: dict[str, Any] = {"hosts": self.cleaned_data.get("hosts", "").split()}
+        hosts = map(str.strip, self.cleaned_data.get("hosts", "").splitlines())
+        given: dict[str, Any] = {"hosts": [host for host in hosts if host]}
         return given | ({"secret": self.cleaned_data["secret"]} if self.cleaned_data.get("secret") else {})
 
 

@@ -211,7 +211,7 @@ def _entry(given: _Given, *, owner_id: int | None) -> Entry:
         timer = replace(read_timer(given.timer), owner_id=owner_id)
         next_at = first_due(timer.recurrence) if timer.recurrence else timer.due_at
     except (exceptions.ValidationError, PastDue) as error:
-        return Entry(number=given.number, error=said(error))
+        return Entry(number=given.number, error=said(error), shown_id=given.shown_id)
     except ValidationError as error:
         return Entry(number=given.number, error=error.messages[0])
     return Entry(
@@ -227,11 +227,12 @@ def _entry(given: _Given, *, owner_id: int | None) -> Entry:
 
 def _known(entries: Sequence[Entry], *, owner_id: int | None) -> list[Entry]:
     """Return entries, those whose timer the owner has with its id and status, by three statements at most."""
-    new = [one for one in entries if one.is_new]
+    # One that is there already need not say what its `***` stands for.
+    new = [one for one in entries if one.is_new or (one.error and one.shown_id)]
     if not new:
         return list(entries)
     own = Caller(owner_id=owner_id).own
-    labelled = TimerLabel.objects.filter(label__in=[one.label for one in new], **own("timer__"))
+    labelled = TimerLabel.objects.filter(label__in=[one.label for one in new if one.label], **own("timer__"))
     by_label = dict(labelled.values_list("label", "timer_id"))
     shown = [one.shown_id for one in new if one.shown_id]
     there = set(Timer.objects.filter(pk__in=shown, **own()).values_list("pk", flat=True)) if shown else set()
@@ -243,7 +244,7 @@ def _known(entries: Sequence[Entry], *, owner_id: int | None) -> list[Entry]:
     bodies = show_timers(list(before.values()), ("status",)) if before else []
     statuses = {uuid.UUID(body["task_id"]): body["status"] for body in bodies}
     return [
-        replace(one, timer_id=before[one.number], status=statuses.get(before[one.number], ""))
+        replace(one, error="", timer_id=before[one.number], status=statuses.get(before[one.number], ""))
         if one.number in before
         else one
         for one in entries

@@ -160,7 +160,8 @@ class Command(terminal.Command):
             self.stdout.write(f"{which}  {attempt['started_at']}  {outcome}  {message}")
 
     def _list(self, options: dict[str, Any]) -> None:
-        given = _filter_given(options) | {name: options[name] for name in ("cursor", "limit") if options[name] is not None}
+        paging = {name: options[name] for name in ("cursor", "limit") if options[name] is not None}
+        given = _filter_given(options) | paging
         values = _checked(_validated, ListSerializer(data=given))
         owner_id = _owner_id(options["owner"])
         wanted = search.filter_of(values, caller=OPERATOR if owner_id is None else Caller(owner_id=owner_id))
@@ -276,7 +277,7 @@ class Command(terminal.Command):
                     batch = _made(batch, owner_id=owner_id)
                 with progress.aside():
                     for entry in batch:
-                        there += entry.timer is not None
+                        there += bool(entry.timer or entry.timer_id)
                         refused += bool(entry.error)
                         said = {"number": entry.number, "said": terminal.one_line(_became(entry))}
                         self.stdout.write(_("line %(number)s: %(said)s") % said)
