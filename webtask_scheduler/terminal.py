@@ -7,6 +7,7 @@ shown as JSON escapes, such as \u001b, so that what is printed as JSON stays JSO
 """
 
 import contextlib
+import os
 import re
 import sys
 import time
@@ -114,6 +115,13 @@ class Progress:
             if self._bar is not None:
                 self._bar.refresh()
 
+    def _has_size(self) -> bool:
+        """Return whether the terminal says how large it is; some do not."""
+        try:
+            return all(os.get_terminal_size(self._stream.fileno()))
+        except OSError:
+            return False
+
     def _drawn(self) -> Any:
         # Late: most commands draw none.
         from tqdm import tqdm
@@ -122,13 +130,14 @@ class Progress:
         tqdm.monitor_interval = 0
         if self._in_a_line:
             print(file=self._stream)
+        size: dict[str, Any] = {"dynamic_ncols": True} if self._has_size() else {"ncols": 80, "nrows": 24}
         bar = tqdm(
             desc=self._what,
             total=self._total,
             initial=self._done,
             file=self._stream,
             leave=False,
-            dynamic_ncols=True,
+            **size,
             unit="",
             mininterval=0.2,
         )

@@ -151,7 +151,7 @@ def test_export_is_imported_as_it_goes_on(client, make_timer, capsys, user):
     make(name="poll", every="PT10M", starts_at="2030-01-05T09:00:00Z")
     make(name="once", due_at="2030-01-05T09:00:00.5Z", method="PUT", body={"a": [1]}, headers={"X-Key": "secret"})
     paused = make(name="paused", due_at="2030-01-05T09:00:00Z")
-    client.post(f"/timer/{paused}/pause")
+    assert client.post(f"/timer/{paused}/pause", {}, content_type="application/json").status_code == 200
     client.delete(f"/timer/{make(name='ended', seconds=5)}")
     Delivery.objects.filter(timer__name="report").update(occurrence=3)
     text = exported(capsys)
