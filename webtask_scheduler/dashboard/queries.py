@@ -137,7 +137,8 @@ def ahead(where: Waiting, *, begin: datetime, parts: int, step_seconds: int) -> 
     """Return what waits in each of the next parts of time. Raises DatabaseError."""
     values: dict[str, Any] = {"begin": begin, "parts": parts, "step": step_seconds, "flows": where.flows}
     values |= {"herd": HERD_LEAST, "herds": HERDS_MOST}
-    counts, estimated, seconds = [0] * parts, set(), []
+    counts, estimated = [0] * parts, set()
+    seconds: list[datetime] = []
     for row in _dicts(_PARTS.format(source=where.source("bounds.begins", "bounds.ends", str(PART_MOST + 1))), values):
         counts[row["number"]] = row["count"]
         seconds += row["herds"] or ()
