@@ -66,19 +66,19 @@ WITH RECURSIVE own AS (
 SELECT flow FROM own WHERE flow IS NOT NULL LIMIT %(most)s
 """
 # What waits between two instants: for all owners along delivery_due_idx, for one along delivery_flow_idx, flow by flow.
-# The latter has no condition on `extra`, which would let the planner walk the index of all owners.
+# The latter has no condition on `extra`, which would let the planner walk the index of all owners. Without further
+# columns nothing but the index is read.
 _WAITING_OF_ALL = """
-SELECT next_attempt_at AS at, timer_id FROM scheduler_delivery
+SELECT next_attempt_at AS at{columns} FROM scheduler_delivery
  WHERE state = 'scheduled' AND NOT extra AND next_attempt_at >= {begin} AND next_attempt_at < {end}
  ORDER BY next_attempt_at LIMIT {most}
 """
 _WAITING_OF_ONE = """
-SELECT each.at, each.timer_id FROM unnest(%(flows)s::bigint[]) AS own (flow)
+SELECT each.* FROM unnest(%(flows)s::bigint[]) AS own (flow)
  CROSS JOIN LATERAL (
-   SELECT next_attempt_at AS at, timer_id FROM scheduler_delivery
+   SELECT next_attempt_at AS at{columns} FROM scheduler_delivery
     WHERE state = 'scheduled' AND flow = own.flow AND next_attempt_at >= {begin} AND next_attempt_at < {end}
     ORDER BY next_attempt_at LIMIT {most}) each
- LIMIT {most}
 """
 _PARTS = """
 WITH waiting AS MATERIALIZED (
@@ -98,6 +98,13 @@ SELECT herd.at, counted.count FROM unnest(%(seconds)s::timestamptz[]) AS herd (a
  CROSS JOIN LATERAL (SELECT count(*) AS count FROM ({source}) each) counted
  WHERE counted.count >= %(herd)s ORDER BY counted.count DESC, herd.at LIMIT %(herds)s
 """
+# Instants for which very many wait, as far as the planner's sample shows it.
+_COMMON = """
+SELECT common.at FROM pg_stats
+ CROSS JOIN LATERAL unnest(most_common_vals::text::timestamptz[]) AS common (at)
+ WHERE schemaname = current_schema AND tablename = 'scheduler_delivery' AND attname = 'next_attempt_at'
+   AND common.at >= %(begin)s AND common.at < %(end)s
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +114,10 @@ class Waiting:
     flows: list[int] | None
     is_cut: bool = False
 
-    def source(self, begin: str, end: str, most: str) -> str:
-        """Return the query of what waits between two instants, the soonest first in each flow, at most `most`."""
-        return (_WAITING_OF_ALL if self.flows is None else _WAITING_OF_ONE).format(begin=begin, end=end, most=most)
+    def source(self, begin: str, end: str, most: str, *, columns: str = "") -> str:
+        """Return the query of what waits between two instants, of each flow the `most` soonest."""
+        source = _WAITING_OF_ALL if self.flows is None else _WAITING_OF_ONE
+        return source.format(begin=begin, end=end, most=most, columns=columns)
 
 
 def waiting_of(caller: Caller) -> Waiting:
@@ -139,7 +147,9 @@ def ahead(where: Waiting, *, begin: datetime, parts: int, step_seconds: int) -> 
     values |= {"herd": HERD_LEAST, "herds": HERDS_MOST}
     counts, estimated = [0] * parts, set()
     seconds: list[datetime] = []
-    for row in _dicts(_PARTS.format(source=where.source("bounds.begins", "bounds.ends", str(PART_MOST + 1))), values):
+    most = PART_MOST + 1
+    source = f"SELECT * FROM ({where.source('bounds.begins', 'bounds.ends', str(most))}) each LIMIT {most}"  # noqa: S608 - constants
+    for row in _dicts(_PARTS.format(source=source), values):
         counts[row["number"]] = row["count"]
         seconds += row["herds"] or ()
         if row["count"] > PART_MOST:
@@ -153,11 +163,16 @@ def ahead(where: Waiting, *, begin: datetime, parts: int, step_seconds: int) -> 
     }
     for (number, _), rows in zip(bounds.items(), _estimates(where, list(bounds.values())), strict=True):
         counts[number] = max(counts[number], rows)
-        # Not all of the part was looked at; herds come at whole minutes first of all.
-        seconds += [bounds[number][0] + timedelta(seconds=second) for second in range(0, step_seconds, 60)]
+    if estimated:
+        # Not all was looked at.
+        end = begin + timedelta(seconds=parts * step_seconds)
+        common = _dicts(_COMMON, {"begin": begin, "end": end})
+        seconds += [row["at"].replace(microsecond=0) for row in common]
     if not seconds:
         return Ahead(counts, estimated, [])
     source = where.source("herd.at", "herd.at + interval '1 s'", "%(most)s")
+    # Of all flows together.
+    source = f"SELECT * FROM ({source}) each LIMIT %(most)s"  # noqa: S608 - as above
     found = _dicts(_SECONDS.format(source=source), values | {"seconds": sorted(set(seconds)), "most": 2 * HERD_LEAST})
     full = [row["at"] for row in found]
     counted = _dicts(_SECONDS.format(source=source), values | {"seconds": full, "most": HERD_MOST}) if full else []
@@ -168,25 +183,24 @@ def _estimates(where: Waiting, bounds: Sequence[tuple[datetime, datetime]]) -> l
     """Return how many deliveries the planner thinks wait in each time; it reads none of them."""
     if not bounds:
         return []
-    one = "SELECT FROM scheduler_delivery WHERE state = 'scheduled' AND next_attempt_at >= %s AND next_attempt_at < %s"
-    values: list[Any] = [instant for pair in bounds for instant in pair]
-    if where.flows is not None:
-        one += " AND flow = ANY(%s::bigint[])"
-        values = [value for begin, end in bounds for value in (begin, end, where.flows)]
+    waits = "SELECT FROM scheduler_delivery WHERE state = 'scheduled'"
+    flows = where.flows or []
+    # Of an owner, as large a share of each time as of all that waits. That it is flow by flow matters: for a list of
+    # them, the planner takes values that exclude each other for independent ones.
+    each = [waits, *[f"{waits} AND flow = %s"] * len(flows)]
+    each += [f"{waits} AND next_attempt_at >= %s AND next_attempt_at < %s"] * len(bounds)
+    values = [*flows, *(instant for pair in bounds for instant in pair)]
     with connection.cursor() as cursor:
-        cursor.execute(f"EXPLAIN (FORMAT JSON) {' UNION ALL '.join([one] * len(bounds))}", values)
-        plan = cursor.fetchone()[0][0]["Plan"]
-    plans = plan["Plans"] if len(bounds) > 1 else [plan]
-    return [int(each["Plan Rows"]) for each in plans]
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {' UNION ALL '.join(each)}", values)
+        rows = [plan["Plan Rows"] for plan in cursor.fetchone()[0][0]["Plan"]["Plans"]]
+    own = sum(rows[1 : 1 + len(flows)])
+    share = 1.0 if where.flows is None else min(1.0, own / max(1, rows[0]))
+    return [round(share * count) for count in rows[1 + len(flows) :]]
 
 
 def waiting_between(where: Waiting, *, begin: datetime, end: datetime, most: int) -> list[dict[str, Any]]:
     """Return the moments and timers of what waits between two instants, the soonest first. Raises DatabaseError."""
-    source = (
-        where.source("%(begin)s", "%(end)s", "%(most)s")
-        if where.flows is None
-        else _WAITING_OF_ONE.format(begin="%(begin)s", end="%(end)s", most="%(most)s").rpartition("LIMIT")[0]
-    )
+    source = where.source("%(begin)s", "%(end)s", "%(most)s", columns=", timer_id")
     found = f"SELECT * FROM ({source}) each ORDER BY at LIMIT %(most)s"  # noqa: S608 - only constants are put in
     return _dicts(found, {"begin": begin, "end": end, "most": most, "flows": where.flows})
 
