@@ -42,7 +42,7 @@ def outcomes_since(since: datetime, *, step_seconds: int) -> list[dict[str, int]
 
 
 # What comes. Deliveries of each part of the strip that are counted one by one; beyond it the planner is asked.
-PART_MOST = 500
+PART_MOST = 300
 # A second with at least so many calls is a herd; so many herds are named, and so many calls of each are counted.
 HERD_LEAST, HERDS_MOST, HERD_MOST = 100, 10, 5000
 # Flows of an owner, one for each host, that are looked at.

@@ -74,7 +74,7 @@ def upcoming(request: HttpRequest) -> HttpResponse:
         total=facts.shown_number(sum(found.counts)),
         total_later=facts.shown_number(sum(later)),
         is_estimate=bool(found.estimated),
-        cut=_cut(where, followed),
+        cut=_cut(where, followed, is_estimate=bool(found.estimated)),
         herds=[_herd(at, count) for at, count in found.herds],
         **_listed(
             caller, where, followed.coming, begin + chosen * PART, promised=found.counts[chosen], later=later[chosen]
@@ -149,9 +149,15 @@ def _strip(
     ]
 
 
-def _cut(where: queries.Waiting, followed: Followed) -> list[str]:
+def _cut(where: queries.Waiting, followed: Followed, *, is_estimate: bool) -> list[str]:
     """Return in sentences what is left out."""
     said = []
+    if is_estimate:
+        text = _(
+            "Where more than %(count)s wait for a quarter of an hour, their number is an estimate of the database, and of"
+            " the seconds with very many only the most common are found."
+        )
+        said.append(text % {"count": queries.PART_MOST})
     if where.is_cut:
         said.append(
             _("Only what waits for %(count)s hosts is drawn: you have timers for more.") % {"count": queries.FLOWS_MOST}
