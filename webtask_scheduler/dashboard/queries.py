@@ -189,7 +189,7 @@ def _estimates(where: Waiting, bounds: Sequence[tuple[datetime, datetime]]) -> l
     # them, the planner takes values that exclude each other for independent ones.
     each = [waits, *[f"{waits} AND flow = %s"] * len(flows)]
     each += [f"{waits} AND next_attempt_at >= %s AND next_attempt_at < %s"] * len(bounds)
-    values = [*flows, *(instant for pair in bounds for instant in pair)]
+    values: list[Any] = [*flows, *(instant for pair in bounds for instant in pair)]
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON) {' UNION ALL '.join(each)}", values)
         rows = [plan["Plan Rows"] for plan in cursor.fetchone()[0][0]["Plan"]["Plans"]]

@@ -154,8 +154,8 @@ def _cut(where: queries.Waiting, followed: Followed, *, is_estimate: bool) -> li
     said = []
     if is_estimate:
         text = _(
-            "Where more than %(count)s wait for a quarter of an hour, their number is an estimate of the database, and of"
-            " the seconds with very many only the most common are found."
+            "Where more than %(count)s wait for a quarter of an hour, their number is an estimate of the database, and"
+            " of the seconds with very many only the most common are found."
         )
         said.append(text % {"count": queries.PART_MOST})
     if where.is_cut:
