@@ -24,6 +24,7 @@ from django.contrib.auth import get_user_model  # noqa: E402
 from django.db import connection  # noqa: E402
 
 from benchmarks import crowd, visits  # noqa: E402
+from webtask_scheduler import terminal  # noqa: E402
 from webtask_scheduler.dispatch.queue import Portion  # noqa: E402
 from webtask_scheduler.dispatch.share import CLAIM_LIMIT  # noqa: E402
 from webtask_scheduler.scheduler import services  # noqa: E402
@@ -51,7 +52,14 @@ SELECT id, 1, due_at, due_at, 5, 200, '', '', 'ok' FROM done
 
 
 def fill(count: int, *, ended: bool = False) -> None:
-    shown = begun = time.monotonic()
+    with terminal.Progress("timers made", total=count) as progress:
+        _fill(count, ended=ended, progress=progress)
+    with connection.cursor() as cursor:
+        cursor.execute("SET statement_timeout = 0")
+        cursor.execute("VACUUM ANALYZE")
+
+
+def _fill(count: int, *, ended: bool, progress: terminal.Progress) -> None:
     for start in range(0, count, BATCH):
         numbers = range(start, min(start + BATCH, count))
         services.schedule(
@@ -67,12 +75,7 @@ def fill(count: int, *, ended: bool = False) -> None:
         if ended:
             with connection.cursor() as cursor:
                 cursor.execute(END)
-        if time.monotonic() - shown > 5:
-            shown = time.monotonic()
-            print(f"  {numbers.stop} of {count} timers, {numbers.stop / (shown - begun):.0f} a second", flush=True)
-    with connection.cursor() as cursor:
-        cursor.execute("SET statement_timeout = 0")
-        cursor.execute("VACUUM ANALYZE")
+        progress.add(len(numbers))
 
 
 def schedule() -> None:

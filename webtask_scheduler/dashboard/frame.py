@@ -14,6 +14,8 @@ from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules.instants import instant_text
 
 THEMES = ("light", "dark")
+# The clock of moments, beside UTC.
+CLOCKS = ("local",)
 
 
 def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, Any]:
@@ -26,6 +28,8 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "at": at,
         "now": instant_text(timezone.now()),
         "theme": theme if theme in THEMES else "",
+        "clock": clock if (clock := request.COOKIES.get("clock", "")) in CLOCKS else "",
+        "keys_off": request.COOKIES.get("keys") == "off",
         "entered": entered,
         "sees_all": sees_all(request),
         "mine": "mine" in request.GET,

@@ -125,13 +125,13 @@ def form_page(
         failure_fields=[form[name] for name in TimerForm.FAILURE],
         is_request_open=any(form[name].errors for name in TimerForm.REQUEST),
         is_failure_open=any(form[name].errors for name in TimerForm.FAILURE),
-        zones=_zones(),
+        zones=zone_names(),
         **values,
     )
 
 
 @functools.cache
-def _zones() -> list[str]:
+def zone_names() -> list[str]:
     """Return the names of the time zones; finding them reads a directory tree."""
     return sorted(available_timezones())
 

@@ -1,12 +1,13 @@
 """What pages read beside the services: read only, each along an index and bounded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from django.db import connection
 
+from webtask_scheduler.scheduler.models import LANES, RECURRING
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.services.caller import Caller
 
@@ -38,6 +39,192 @@ SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succ
 def outcomes_since(since: datetime, *, step_seconds: int) -> list[dict[str, int]]:
     """Return how many deliveries ended how, and attempts that are followed by another, by steps since the epoch."""
     return _dicts(_OUTCOMES, {"since": since, "step": step_seconds})
+
+
+# What comes. Deliveries of each part of the strip that are counted one by one; beyond it the planner is asked.
+PART_MOST = 300
+# A second with at least so many calls is a herd; so many herds are named, and so many calls of each are counted.
+HERD_LEAST, HERDS_MOST, HERD_MOST = 100, 10, 5000
+# Flows of an owner, one for each host, that are looked at.
+FLOWS_MOST = 100
+# Rows of the index of recurring timers that are looked at, those that have ended among them.
+RECURRING_LOOK = 2000
+
+# The flows of an owner: in each lane they are neighbours in delivery_flow_idx, and each probe skips to the next.
+_FLOWS = """
+WITH RECURSIVE own AS (
+  SELECT lane.number, (SELECT min(flow) FROM scheduler_delivery
+                        WHERE state = 'scheduled' AND flow >= (lane.number << 57) + (%(owner)s::bigint << 32)
+                          AND flow < (lane.number << 57) + (%(owner)s::bigint << 32) + 4294967296) AS flow
+    FROM generate_series(0, %(lanes)s::bigint - 1) AS lane (number)
+  UNION ALL
+  SELECT own.number, (SELECT min(flow) FROM scheduler_delivery
+                       WHERE state = 'scheduled' AND flow > own.flow
+                         AND flow < (own.number << 57) + (%(owner)s::bigint << 32) + 4294967296)
+    FROM own WHERE own.flow IS NOT NULL
+)
+SELECT flow FROM own WHERE flow IS NOT NULL LIMIT %(most)s
+"""
+# What waits between two instants: for all owners along delivery_due_idx, for one along delivery_flow_idx, flow by flow.
+# The latter has no condition on `extra`, which would let the planner walk the index of all owners. Without further
+# columns nothing but the index is read.
+_WAITING_OF_ALL = """
+SELECT next_attempt_at AS at{columns} FROM scheduler_delivery
+ WHERE state = 'scheduled' AND NOT extra AND next_attempt_at >= {begin} AND next_attempt_at < {end}
+ ORDER BY next_attempt_at LIMIT {most}
+"""
+_WAITING_OF_ONE = """
+SELECT each.* FROM unnest(%(flows)s::bigint[]) AS own (flow)
+ CROSS JOIN LATERAL (
+   SELECT next_attempt_at AS at{columns} FROM scheduler_delivery
+    WHERE state = 'scheduled' AND flow = own.flow AND next_attempt_at >= {begin} AND next_attempt_at < {end}
+    ORDER BY next_attempt_at LIMIT {most}) each
+"""
+_PARTS = """
+WITH waiting AS MATERIALIZED (
+  SELECT part.number, date_trunc('second', each.at) AS second
+    FROM generate_series(0, %(parts)s - 1) AS part (number)
+   CROSS JOIN LATERAL (
+     SELECT %(begin)s::timestamptz + part.number * %(step)s * interval '1 s' AS begins,
+            %(begin)s::timestamptz + (part.number + 1) * %(step)s * interval '1 s' AS ends) bounds
+   CROSS JOIN LATERAL ({source}) each
+),
+by_second AS (SELECT number, second, count(*) AS count FROM waiting GROUP BY number, second)
+SELECT number, sum(count)::int AS count, array_agg(second) FILTER (WHERE count >= %(herd)s) AS herds
+  FROM by_second GROUP BY number
+"""
+_SECONDS = """
+SELECT herd.at, counted.count FROM unnest(%(seconds)s::timestamptz[]) AS herd (at)
+ CROSS JOIN LATERAL (SELECT count(*) AS count FROM ({source}) each) counted
+ WHERE counted.count >= %(herd)s ORDER BY counted.count DESC, herd.at LIMIT %(herds)s
+"""
+# Instants for which very many wait, as far as the planner's sample shows it.
+_COMMON = """
+SELECT common.at FROM pg_stats
+ CROSS JOIN LATERAL unnest(most_common_vals::text::timestamptz[]) AS common (at)
+ WHERE schemaname = current_schema AND tablename = 'scheduler_delivery' AND attname = 'next_attempt_at'
+   AND common.at >= %(begin)s AND common.at < %(end)s
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """Where the waiting deliveries of a caller are: in the flows of its owner, or anywhere. `is_cut` if flows are."""
+
+    flows: list[int] | None
+    is_cut: bool = False
+
+    def source(self, begin: str, end: str, most: str, *, columns: str = "") -> str:
+        """Return the query of what waits between two instants, of each flow the `most` soonest."""
+        source = _WAITING_OF_ALL if self.flows is None else _WAITING_OF_ONE
+        return source.format(begin=begin, end=end, most=most, columns=columns)
+
+
+def waiting_of(caller: Caller) -> Waiting:
+    """Return where a caller's waiting deliveries are. Raises DatabaseError."""
+    if caller.sees_all:
+        return Waiting(None)
+    # As models.Timer.flow has the owner.
+    values = {"owner": (caller.owner_id or 0) & 0x1FF_FFFF, "lanes": LANES, "most": FLOWS_MOST + 1}
+    with connection.cursor() as cursor:
+        cursor.execute(_FLOWS, values)
+        flows = [row[0] for row in cursor.fetchall()]
+    return Waiting(flows[:FLOWS_MOST], is_cut=len(flows) > FLOWS_MOST)
+
+
+class Ahead(NamedTuple):
+    """How many deliveries wait in each part, which of these counts are estimates, and seconds with very many."""
+
+    counts: list[int]
+    estimated: set[int]
+    # At most HERDS_MOST instants with their counts, the largest first; a count stops at HERD_MOST.
+    herds: list[tuple[datetime, int]]
+
+
+def ahead(where: Waiting, *, begin: datetime, parts: int, step_seconds: int) -> Ahead:
+    """Return what waits in each of the next parts of time. Raises DatabaseError."""
+    values: dict[str, Any] = {"begin": begin, "parts": parts, "step": step_seconds, "flows": where.flows}
+    values |= {"herd": HERD_LEAST, "herds": HERDS_MOST}
+    counts, estimated = [0] * parts, set()
+    seconds: list[datetime] = []
+    most = PART_MOST + 1
+    source = f"SELECT * FROM ({where.source('bounds.begins', 'bounds.ends', str(most))}) each LIMIT {most}"  # noqa: S608 - constants
+    for row in _dicts(_PARTS.format(source=source), values):
+        counts[row["number"]] = row["count"]
+        seconds += row["herds"] or ()
+        if row["count"] > PART_MOST:
+            estimated.add(row["number"])
+    bounds = {
+        number: (
+            begin + timedelta(seconds=number * step_seconds),
+            begin + timedelta(seconds=(number + 1) * step_seconds),
+        )
+        for number in sorted(estimated)
+    }
+    for (number, _), rows in zip(bounds.items(), _estimates(where, list(bounds.values())), strict=True):
+        counts[number] = max(counts[number], rows)
+    if estimated:
+        # Not all was looked at.
+        end = begin + timedelta(seconds=parts * step_seconds)
+        common = _dicts(_COMMON, {"begin": begin, "end": end})
+        seconds += [row["at"].replace(microsecond=0) for row in common]
+    if not seconds:
+        return Ahead(counts, estimated, [])
+    source = where.source("herd.at", "herd.at + interval '1 s'", "%(most)s")
+    # Of all flows together.
+    source = f"SELECT * FROM ({source}) each LIMIT %(most)s"  # noqa: S608 - as above
+    found = _dicts(_SECONDS.format(source=source), values | {"seconds": sorted(set(seconds)), "most": 2 * HERD_LEAST})
+    full = [row["at"] for row in found]
+    counted = _dicts(_SECONDS.format(source=source), values | {"seconds": full, "most": HERD_MOST}) if full else []
+    return Ahead(counts, estimated, [(row["at"], row["count"]) for row in counted])
+
+
+def _estimates(where: Waiting, bounds: Sequence[tuple[datetime, datetime]]) -> list[int]:
+    """Return how many deliveries the planner thinks wait in each time; it reads none of them."""
+    if not bounds:
+        return []
+    waits = "SELECT FROM scheduler_delivery WHERE state = 'scheduled'"
+    flows = where.flows or []
+    # Of an owner, as large a share of each time as of all that waits. That it is flow by flow matters: for a list of
+    # them, the planner takes values that exclude each other for independent ones.
+    each = [waits, *[f"{waits} AND flow = %s"] * len(flows)]
+    each += [f"{waits} AND next_attempt_at >= %s AND next_attempt_at < %s"] * len(bounds)
+    values: list[Any] = [*flows, *(instant for pair in bounds for instant in pair)]
+    with connection.cursor() as cursor:
+        cursor.execute(f"EXPLAIN (FORMAT JSON) {' UNION ALL '.join(each)}", values)
+        rows = [plan["Plan Rows"] for plan in cursor.fetchone()[0][0]["Plan"]["Plans"]]
+    own = sum(rows[1 : 1 + len(flows)])
+    share = 1.0 if where.flows is None else min(1.0, own / max(1, rows[0]))
+    return [round(share * count) for count in rows[1 + len(flows) :]]
+
+
+def waiting_between(where: Waiting, *, begin: datetime, end: datetime, most: int) -> list[dict[str, Any]]:
+    """Return the moments and timers of what waits between two instants, the soonest first. Raises DatabaseError."""
+    source = where.source("%(begin)s", "%(end)s", "%(most)s", columns=", timer_id")
+    found = f"SELECT * FROM ({source}) each ORDER BY at LIMIT %(most)s"  # noqa: S608 - only constants are put in
+    return _dicts(found, {"begin": begin, "end": end, "most": most, "flows": where.flows})
+
+
+# Along timer_recurring_idx, or for an owner timer_owner_recurring_idx; then delivery_one_open_per_timer for each.
+_RECURRING = """
+WITH recent AS MATERIALIZED (SELECT id FROM scheduler_timer timer WHERE {recurring} {which} LIMIT %(look)s)
+SELECT timer.id, timer.cron, timer.timezone, timer.every_seconds, timer.starts_at, timer.ends_at, open.due_at,
+       timer.max_occurrences - open.occurrence AS left
+  FROM recent JOIN scheduler_timer timer USING (id)
+ CROSS JOIN LATERAL (
+   SELECT due_at, occurrence FROM scheduler_delivery
+    WHERE timer_id = timer.id AND NOT extra AND finished_at IS NULL AND cancel_requested_at IS NULL
+      AND state NOT IN ('paused', 'held')) open
+ WHERE {own} LIMIT %(most)s
+"""
+
+
+def recurring_of(caller: Caller, *, most: int) -> list[dict[str, Any]]:
+    """Return schedules of timers that recur and go on, with the due time of what is promised. Raises DatabaseError."""
+    which = "ORDER BY id DESC" if caller.sees_all else "AND coalesce(timer.owner_id, 0) = %(owner_or_0)s"
+    own = "true" if caller.sees_all else "timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint"
+    values = {"look": RECURRING_LOOK, "most": most, "owner": caller.owner_id, "owner_or_0": caller.owner_id or 0}
+    return _dicts(_RECURRING.format(recurring=RECURRING, which=which, own=own), values)
 
 
 def _histogram(rows: Any) -> list[int]:

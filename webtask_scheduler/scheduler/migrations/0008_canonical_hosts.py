@@ -9,6 +9,7 @@ import logging
 
 from django.db import migrations, transaction
 
+from webtask_scheduler import terminal
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.telemetry.events import event
 
@@ -20,7 +21,9 @@ WRITE_ROWS = 500
 
 def canonicalise(apps, schema_editor):  # noqa: ARG001 - Django's signature
     connection = schema_editor.connection
-    with connection.cursor() as cursor:
+    # Its name stands in a line that waits for its end.
+    progress = terminal.Progress("Hosts of timers", in_a_line=True)
+    with connection.cursor() as cursor, progress:
         # First, so that what a stop holds back is held back under both names meanwhile.
         replaced = _widen_stops(cursor)
         after = "00000000-0000-0000-0000-000000000000"
@@ -32,6 +35,7 @@ def canonicalise(apps, schema_editor):  # noqa: ARG001 - Django's signature
             if not rows:
                 break
             after = rows[-1][0]
+            progress.add(len(rows))
             changed = [(pk, url, host) for pk, url, old in rows if (host := canonical_host(url)) != old]
             for start in range(0, len(changed), WRITE_ROWS):
                 with transaction.atomic(using=connection.alias):

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from itertools import takewhile
+from itertools import islice, takewhile
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -108,6 +108,7 @@ _FIELDS = (
 _TICK = timedelta(microseconds=1)
 _SECOND = timedelta(seconds=1)
 _DAY_SECONDS = 86_400
+_DAY = timedelta(seconds=_DAY_SECONDS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # Later wall clock times are ignored: in another zone they may be past the last that datetime holds.
 _LAST_WALL = datetime(9999, 12, 30, tzinfo=UTC).replace(tzinfo=None)
@@ -291,6 +292,34 @@ class Recurrence:
             yield moment
             moment = self.next_after(moment)
 
+    def within(self, after: datetime, until: datetime, *, most: int) -> list[datetime]:
+        """Return the first `most` moments after one instant and before another, as `moments` has them.
+
+        It is many times as fast where clocks do not change: to draw what hundreds of timers have before them.
+        """
+        after, until = after.astimezone(UTC), until.astimezone(UTC)
+        if self.starts_at is not None:
+            after = max(after, self.starts_at.astimezone(UTC) - _TICK)
+        if self.ends_at is not None:
+            until = min(until, self.ends_at.astimezone(UTC) + _TICK)
+        # A zone whose clocks were put back lately may be in an hour that it has had before.
+        if self.cron and _first_change(_zone(self.timezone), after - _DAY, max(after, until)) is None:
+            return list(islice(self._by_day(after, until), most))
+        return list(islice(takewhile(lambda moment: moment < until, self.moments(after)), most))
+
+    def _by_day(self, after: datetime, until: datetime) -> Iterator[datetime]:
+        """Iterate over the moments between two instants between which the zone's offset from UTC stays the same."""
+        wall = _wall(after, _zone(self.timezone))
+        offset = wall - after.replace(tzinfo=None)
+        end = until.replace(tzinfo=None) + offset
+        days, times = self.cron.split(" ", 2)[2], _times(self.cron)
+        day = wall.replace(hour=0, minute=0, second=0, microsecond=0)
+        while day < end:
+            if _is_day(days, day):
+                start = (day - offset).replace(tzinfo=UTC)
+                yield from (moment for time in times if after < (moment := start + time) < until)
+            day += _DAY
+
     def _next_of_period(self, moment: datetime) -> datetime | None:
         if self.every_seconds is None or self.starts_at is None:
             return None
@@ -320,6 +349,23 @@ def moments_a_second(cron: str) -> float:
     """Return how many moments a second a kept cron expression has, on average over a day that has any."""
     simulated = CronSim(cron, _EPOCH.replace(tzinfo=None))
     return len(simulated.minutes) * len(simulated.hours) / _DAY_SECONDS
+
+
+@lru_cache(maxsize=10_000)
+def _times(cron: str) -> list[timedelta]:
+    """Return the times of a day that has moments, in order."""
+    simulated = CronSim(cron, _EPOCH.replace(tzinfo=None))
+    return [
+        timedelta(hours=hour, minutes=minute)
+        for hour in sorted(simulated.hours)
+        for minute in sorted(simulated.minutes)
+    ]
+
+
+@lru_cache(maxsize=10_000)
+def _is_day(days: str, day: datetime) -> bool:
+    """Return whether day of month, month and day of week, as cron has them, fit a day; it is given as its midnight."""
+    return next(_matches(f"0 0 {days}", day - timedelta(minutes=1)), None) == day
 
 
 def _is_wild(cron: str) -> bool:

@@ -36,7 +36,11 @@
         time.dataset.told = '1';
         time.title += ` · ${local.format(new Date(time.dateTime))}`;
       }
-      if (kind === 'moment') continue;
+      if (kind === 'moment') {
+        if (say.clock && time.dataset.told === '1') time.textContent = local.format(new Date(time.dateTime));
+        time.dataset.told = '2';
+        continue;
+      }
       let text;
       if (kind === 'due' && left <= 0) {
         text = say.due;
@@ -211,7 +215,7 @@
       else if (document.activeElement?.matches('input, textarea')) document.activeElement.blur();
       return;
     }
-    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, textarea, select')) return;
+    if (say.keys === 'off' || event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, textarea, select')) return;
     const follows = Date.now() - leader < 1500;
     leader = 0;
     if (follows && event.key === 'o') go('.bar nav a:nth-child(1)');

@@ -177,3 +177,41 @@ def test_phone_scrolls_one_way_only_and_colours_are_remembered(live_server, open
     page.reload()
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     assert page.evaluate("document.documentElement.dir") == ("rtl" if language == "ar" else "")
+
+
+def test_crontab_is_imported_without_a_script(live_server, open_page):
+    page = open_page(f"{live_server.url}/import", java_script_enabled=False, viewport={"width": 390, "height": 844})
+    page.get_by_label("Crontab or JSON Lines").fill("@hourly http://a.example/poll\n@daily /usr/bin/backup\n")
+    page.get_by_role("button", name="Check").click()
+    open_page.expect(page.get_by_role("status")).to_have_text("1 timer will be made.")
+    open_page.expect(page.locator("main")).to_contain_text("is no URL, curl or wget")
+    page.get_by_role("button", name="Make them").click()
+    open_page.expect(page.get_by_role("status")).to_have_text("1 timer was made.")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    page.get_by_role("link", name="GET http://a.example/poll").click()
+    open_page.expect(page.locator("h1")).to_contain_text("a.example/poll")
+    page.goto(f"{live_server.url}/upcoming")
+    open_page.expect(page.locator("main")).to_contain_text("By its schedule")
+    page.get_by_role("link", name="Later").click()
+    assert "at=" in page.url
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+
+
+def test_settings_are_kept_by_the_browser(live_server, open_page):
+    create(live_server)
+    page = open_page(f"{live_server.url}/settings", timezone_id="Asia/Tokyo")
+    page.get_by_text("Add a secret", exact=True).click()
+    page.get_by_role("button", name="Add").click()
+    open_page.expect(page.locator("#made-secret")).to_contain_text("whsec_")
+    moment = page.locator("#secrets time")
+    open_page.expect(moment).to_contain_text("UTC")
+    page.get_by_label("by the clock of this browser").check()
+    page.get_by_label("Single keys do something").uncheck()
+    page.get_by_role("button", name="Keep").click()
+    open_page.expect(moment).to_contain_text("GMT+9")
+    page.keyboard.press("n")
+    page.keyboard.press("?")
+    page.get_by_role("button", name="Remove").or_(page.locator("summary", has_text="Remove")).first.click()
+    page.locator("#secrets form button.harmful").click()
+    open_page.expect(page.locator("#secrets")).to_contain_text("None yet")
+    assert page.url.endswith("/settings")

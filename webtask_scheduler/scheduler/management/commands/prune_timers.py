@@ -40,7 +40,7 @@ class Command(terminal.Command):
         parser.add_argument("--dry-run", action="store_true", help=_("count them, delete nothing"))
 
     @actor.at_shell()
-    def handle(self, *___: Any, older_than: timedelta, dry_run: bool, **__: Any) -> None:
+    def handle(self, *___: Any, older_than: timedelta, dry_run: bool, verbosity: int, **__: Any) -> None:
         if dry_run:
             timers = retention.prune(older_than=older_than, dry_run=True)
             past = retention.prune_past(older_than=older_than, dry_run=True)
@@ -60,14 +60,15 @@ class Command(terminal.Command):
         # Before the first of its many transactions, so that what was begun is told whatever ends it.
         with transaction.atomic():
             audit.record("timers.pruned", kind="timers", after={"older_than": str(older_than)})
-        timers = self._all(retention.prune, older_than)
+        quiet = verbosity == 0
+        timers = _all(retention.prune, older_than, what=_("Timers deleted"), quiet=quiet)
         text = ngettext(
             "%(count)s timer deleted that ended more than %(age)s ago.",
             "%(count)s timers deleted that ended more than %(age)s ago.",
             timers,
         )
         self.stdout.write(text % {"count": timers, "age": older_than})
-        past = self._all(retention.prune_past, older_than)
+        past = _all(retention.prune_past, older_than, what=_("Deliveries deleted"), quiet=quiet)
         text = ngettext(
             "%(count)s delivery of timers that go on deleted.",
             "%(count)s deliveries of timers that go on deleted.",
@@ -75,13 +76,13 @@ class Command(terminal.Command):
         )
         self.stdout.write(text % {"count": past})
 
-    def _all(self, step: Callable[..., int], older_than: timedelta) -> int:
-        """Delete batch after batch, printing the progress, and return how many there were."""
-        deleted, shown_at = 0, time.monotonic()
+
+def _all(step: Callable[..., int], older_than: timedelta, *, what: str, quiet: bool) -> int:
+    """Delete batch after batch, showing how many so far, and return how many there were."""
+    deleted = 0
+    with terminal.Progress(what, quiet=quiet) as progress:
         while batch := step(older_than=older_than):
             deleted += batch
-            if time.monotonic() - shown_at > 1:
-                shown_at = time.monotonic()
-                self.stdout.write(_("%(count)s deleted so far") % {"count": deleted})
+            progress.add(batch)
             time.sleep(retention.PAUSE_SECONDS)
-        return deleted
+    return deleted

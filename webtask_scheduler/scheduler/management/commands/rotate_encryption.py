@@ -4,17 +4,15 @@ import time
 from collections import Counter
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.core.management.base import CommandError, CommandParser
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from webtask_scheduler import vault
+from webtask_scheduler import terminal, vault
 from webtask_scheduler.scheduler.services import rotation
 
-SAID_SECONDS = 1.0
 
-
-class Command(BaseCommand):
+class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
             "Encrypt all secrets that are stored with the first key of WEBTASK_ENCRYPTION_KEYS: those that another key"
@@ -34,19 +32,17 @@ class Command(BaseCommand):
             help=_("for lost keys: /readyz no longer asks for them; what they encrypted stays unreadable"),
         )
 
-    def handle(self, *__: Any, pause: float, forget_missing: bool, **___: Any) -> None:
+    def handle(self, *__: Any, pause: float, forget_missing: bool, verbosity: int, **___: Any) -> None:
         unreadable = rotation.Unreadable()
         read: Counter[str] = Counter()
         written: Counter[str] = Counter()
-        said_at = time.monotonic()
-        for done in rotation.rotate(unreadable):
-            read[done.table] += done.read
-            written[done.table] += done.written
-            if time.monotonic() - said_at > SAID_SECONDS:
-                said_at = time.monotonic()
-                self.stdout.write(_("%(count)s encrypted so far") % {"count": written.total()})
-            if done.written:
-                time.sleep(pause)
+        with terminal.Progress(_("Rows looked at"), quiet=verbosity == 0) as progress:
+            for done in rotation.rotate(unreadable):
+                read[done.table] += done.read
+                written[done.table] += done.written
+                progress.add(done.read)
+                if done.written:
+                    time.sleep(pause)
         text = ngettext(
             "%(count)s row encrypted with the key %(key)s (%(tables)s).",
             "%(count)s rows encrypted with the key %(key)s (%(tables)s).",

@@ -1,4 +1,4 @@
-"""`manage.py timer create|get|list|cancel|replay|preview|import`: timers from the command line.
+"""`manage.py timer create|get|list|cancel|replay|bulk|preview|import|export`: timers from the command line.
 
 Input is checked as the API checks it, and options have the names of its fields. It is an operator's tool: it asks for
 no key and sees all timers. What it makes is for the user that `--owner` names; without one it has no owner, as what an
@@ -9,9 +9,12 @@ import contextlib
 import dataclasses
 import json
 import sys
+import time
 import uuid
 from argparse import ArgumentTypeError
 from collections.abc import Sequence
+from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,22 @@ from django.core.exceptions import ValidationError
 from django.core.management.base import CommandError, CommandParser
 from django.db import DatabaseError, InterfaceError
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from rest_framework import exceptions
 
 from webtask_scheduler import terminal
 from webtask_scheduler.access import actor
-from webtask_scheduler.scheduler import sealing, services
-from webtask_scheduler.scheduler.api.filtering import ListSerializer
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api import importing
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer, ListSerializer
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
-from webtask_scheduler.scheduler.api.problems import PastDue, invalid
+from webtask_scheduler.scheduler.api.problems import PastDue
 from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerializer, read_timer
 from webtask_scheduler.scheduler.api.showing import show_timers, stored_body
-from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
+from webtask_scheduler.scheduler.models import BulkOperation, State, Timer
 from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import crontab, recurrence
+from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import OPERATOR, Caller
@@ -41,6 +47,8 @@ from webtask_scheduler.wording import translated
 # Timers of one page of a list.
 PAGE_MOST = 200
 URL_SHOWN = 60
+# How often a bulk operation is looked at that is waited for.
+BULK_SECONDS = 0.5
 # The retry policy's fields; the API has them under `retry`.
 RETRY = (
     "max_attempts",
@@ -57,7 +65,7 @@ RETRY = (
 class Command(terminal.Command):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.description = _(
-            "Create timers, look at them, cancel and replay them, preview a schedule, take over a crontab."
+            "Create timers, look at them, cancel and replay them, one or many, preview a schedule, import and export."
         )
         actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
         create = actions.add_parser("create", help=_("store a timer"))
@@ -73,27 +81,46 @@ class Command(terminal.Command):
         replay = actions.add_parser("replay", help=_("send a delivery that failed or was missed again, now"))
         replay.add_argument("id", type=timer_id)
         replay.add_argument("--delivery-id", type=timer_id, help=_("default: the timer's latest such one"))
+        bulk = actions.add_parser(
+            "bulk",
+            help=_("do something to all timers that fit a filter, and wait for its end"),
+            description=_(
+                "The workers do it, whether this command waits or not. They count first, and nothing is done before"
+                " that is confirmed."
+            ),
+        )
+        bulk.add_argument("deed", choices=BulkOperation.Action.values)
+        bulk.add_argument("--yes", action="store_true", help=_("do not ask back"))
+        bulk.add_argument("--dry-run", action="store_true", help=_("count them, change nothing"))
+        bulk.add_argument("--no-wait", action="store_true", help=_("with --yes: begin it, and end at once"))
+        _add_filter(bulk, paged=False)
         preview = actions.add_parser("preview", help=_("show the next moments of a schedule; store nothing"))
         _add_schedule(preview)
         preview.add_argument("--count", type=int, help=_("moments to show (default 5)"))
         preview.add_argument("--after", help=_("moments after this instant (default: now)"))
         take = actions.add_parser(
             "import",
-            help=_("make timers of a crontab's lines"),
+            help=_("make timers of the lines of a crontab, or of timers as JSON Lines"),
             description=_(
-                "Makes timers of lines whose command is a URL (called with GET), or curl or wget of one URL. Each bears"
-                " the label %(label)s=<hash of its line and time zone>: a line that was imported before is not made"
-                " again, even where its timer was cancelled. What fails is tried again, as with any timer. The exit"
-                " code is 0 only if nothing was refused."
+                "Makes timers of a crontab's lines whose command is a URL (called with GET), or curl or wget of one"
+                " URL; or of JSON Lines, each a timer as creating takes it or as it is shown. Each bears the label"
+                " %(crontab)s or %(json)s with a hash of its line: a line that was imported before is not made again,"
+                " even where its timer was cancelled. What fails is tried again, as with any timer. The exit code is 0"
+                " only if nothing was refused."
             )
-            % {"label": crontab.LABEL},
+            % {"crontab": crontab.LABEL, "json": importing.LABEL},
         )
-        take.add_argument("file", metavar="FILE", help=_("as `crontab -l` prints it; - for standard input"))
+        take.add_argument("file", metavar="FILE", help=_("a crontab, or JSON Lines; - for standard input"))
         take.add_argument("--timezone", default="UTC", help=_("until CRON_TZ or TZ in the file (default UTC)"))
         take.add_argument("--dry-run", action="store_true", help=_("say what would be made, make nothing"))
+        export = actions.add_parser(
+            "export", help=_("print timers as JSON Lines, which import takes; secrets are shown as ***")
+        )
+        _add_filter(export, paged=False)
         for made in (create, take):
             made.add_argument("--owner", metavar="EMAIL", help=_("the user whose timer it is (default: nobody)"))
-        find.add_argument("--owner", metavar="EMAIL", help=_("only those of this user"))
+        for filtered in (find, bulk, export):
+            filtered.add_argument("--owner", metavar="EMAIL", help=_("only those of this user"))
         for shown in (create, get, find, preview):
             shown.add_argument("--json", dest="as_json", action="store_true", help=_("as the API answers it"))
 
@@ -133,9 +160,9 @@ class Command(terminal.Command):
             self.stdout.write(f"{which}  {attempt['started_at']}  {outcome}  {message}")
 
     def _list(self, options: dict[str, Any]) -> None:
-        names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "cursor", "limit")
-        reader = ListSerializer(data={name: options[name] for name in names if options[name] is not None})
-        values = _checked(_validated, reader)
+        paging = {name: options[name] for name in ("cursor", "limit") if options[name] is not None}
+        given = _filter_given(options) | paging
+        values = _checked(_validated, ListSerializer(data=given))
         owner_id = _owner_id(options["owner"])
         wanted = search.filter_of(values, caller=OPERATOR if owner_id is None else Caller(owner_id=owner_id))
         found, cursor = _find(wanted, cursor=values.get("cursor", ""), limit=values["limit"])
@@ -169,6 +196,59 @@ class Command(terminal.Command):
             raise CommandError(error.messages[0]) from error
         self.stdout.write(_("%(delivery)s is sent again") % {"delivery": delivery})
 
+    def _bulk(self, options: dict[str, Any]) -> None:
+        given = _filter_given(options)
+        if not given:
+            raise CommandError(_("Give a filter first: this would be done to all timers."))
+        values = _checked(_validated, FilterSerializer(data=given))
+        owner_id = _owner_id(options["owner"])
+        stored = {
+            name: instant_text(value) if isinstance(value, datetime) else value
+            for name, value in values.items()
+            if value != ""
+        }
+        operation = {"owner_id": owner_id, "everyone": owner_id is None, "action": options["deed"], "filter": stored}
+        quiet = options["verbosity"] == 0
+        matched = None
+        if options["dry_run"] or not options["yes"]:
+            matched = _waited(BulkOperation(dry_run=True, **operation), total=None, quiet=quiet).matched
+            text = ngettext("%(count)s timer fits.", "%(count)s timers fit.", matched)
+            self.stdout.write(text % {"count": matched})
+            if options["dry_run"]:
+                return
+            try:
+                # Translations keep y for yes: scripts answer it.
+                answer = input(f"{options['deed']}: {_('Do it to all of them? [y/N]')} ")
+            except EOFError:
+                answer = ""
+            if answer.strip().lower() not in ("y", "yes"):
+                raise CommandError(_("Nothing was done. Confirm with y, or give --yes."))
+        begun = BulkOperation(**operation)
+        if options["no_wait"]:
+            services.begin_bulk(begun)
+            self.stdout.write(_("%(operation)s is begun.") % {"operation": begun.pk})
+            return
+        done = _waited(begun, total=matched, quiet=quiet)
+        text = ngettext("%(count)s timer was changed.", "%(count)s timers were changed.", done.changed)
+        self.stdout.write(text % {"count": done.changed})
+
+    def _export(self, options: dict[str, Any]) -> None:
+        values = _checked(_validated, FilterSerializer(data=_filter_given(options)))
+        owner_id = _owner_id(options["owner"])
+        wanted = search.filter_of(values, caller=OPERATOR if owner_id is None else Caller(owner_id=owner_id))
+        following: str | None = ""
+        with terminal.Progress(_("Timers exported"), quiet=options["verbosity"] == 0) as progress:
+            while following is not None:
+                page = search.page(wanted, cursor=following, limit=PAGE_MOST)
+                following = page.next
+                bodies = show_timers(page.timer_ids)
+                with progress.aside():
+                    for body in bodies:
+                        # No call that was made: import leaves them out, and a file would be many times as large.
+                        line = {name: value for name, value in body.items() if name != "attempts"}
+                        self.stdout.write(json.dumps(line, ensure_ascii=False, default=str))
+                progress.add(len(bodies))
+
     def _preview(self, options: dict[str, Any]) -> None:
         reader = PreviewSerializer(data=_fields(options))
         _checked(_validated, reader)
@@ -185,20 +265,29 @@ class Command(terminal.Command):
         except recurrence.ScheduleError as error:
             raise CommandError(f"timezone: {translated(error)}") from error
         owner_id = _owner_id(options["owner"])
-        made = refused = 0
-        for line in crontab.read(_lines(options["file"]), timezone=options["timezone"]):
-            if line.timer:
-                is_made, said = _take_over(line, owner_id=owner_id, dry_run=options["dry_run"])
-            else:
-                is_made, said = bool(line.note), translated(line.note) or _not_made(translated(line.error))
-            made += bool(line.timer) and is_made
-            refused += not is_made
-            self.stdout.write(_("line %(number)s: %(said)s") % {"number": line.number, "said": terminal.one_line(said)})
+        lines = importing.lines_of(_text(options["file"]))
+        entries = importing.read(lines, zone=options["timezone"], owner_id=owner_id)
+        there = refused = 0
+        progress = terminal.Progress(_("Lines"), total=len(lines), quiet=options["verbosity"] == 0)
+        seen = 0
+        with progress:
+            # Batch after batch, so that what was made is there and said whatever ends it.
+            while batch := list(islice(entries, importing.BATCH_LINES)):
+                if not options["dry_run"]:
+                    batch = _made(batch, owner_id=owner_id)
+                with progress.aside():
+                    for entry in batch:
+                        there += bool(entry.timer or entry.timer_id)
+                        refused += bool(entry.error)
+                        said = {"number": entry.number, "said": terminal.one_line(_became(entry))}
+                        self.stdout.write(_("line %(number)s: %(said)s") % said)
+                progress.add(batch[-1].number - seen)
+                seen = batch[-1].number
         if refused:
             text = _("%(refused)s of the lines could not be taken over; %(made)s could.")
-            raise CommandError(text % {"refused": refused, "made": made})
+            raise CommandError(text % {"refused": refused, "made": there})
         text = _("All %(count)s can be made.") if options["dry_run"] else _("All %(count)s are there.")
-        self.stdout.write(text % {"count": made})
+        self.stdout.write(text % {"count": there})
 
     def _print_json(self, value: Any) -> None:
         self.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=str))
@@ -305,7 +394,7 @@ def _add_call(parser: CommandParser) -> None:
     about.add_argument("--metadata", type=json_value, metavar="JSON", help=_("given back as it is"))
 
 
-def _add_filter(parser: CommandParser) -> None:
+def _add_filter(parser: CommandParser, *, paged: bool = True) -> None:
     parser.add_argument("--status", action="append", choices=[str(state) for state in State], help=_("may be repeated"))
     parser.add_argument("--host", help=_("of the URL, with its port where the URL has one"))
     parser.add_argument("--label", metavar="KEY=VALUE")
@@ -316,6 +405,8 @@ def _add_filter(parser: CommandParser) -> None:
     kind.add_argument("--once", dest="recurring", action="store_false", default=None, help=_("those that do not recur"))
     parser.add_argument("--name", help=_("a part of the name, whatever the case"))
     parser.add_argument("--url-prefix", help=_("how the URL begins"))
+    if not paged:
+        return
     said = _("timers to show, 50 if not given, at most %(most)s") % {"most": PAGE_MOST}
     parser.add_argument("--limit", type=int, help=said)
     parser.add_argument("--cursor", help=_("where the list before ended"))
@@ -343,6 +434,12 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
+def _filter_given(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the given options of a filter as the API's fields."""
+    names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix")
+    return {name: options[name] for name in names if options[name] is not None}
+
+
 # Timers
 
 
@@ -361,12 +458,7 @@ def _checked(check: Any, value: Any) -> Any:
     try:
         return check(value)
     except (exceptions.ValidationError, PastDue) as error:
-        raise CommandError(_said(error)) from error
-
-
-def _said(error: exceptions.ValidationError | PastDue) -> str:
-    items = invalid(error.detail)["errors"]
-    return "; ".join(f"{item['field']}: {item['detail']}" if item["field"] else item["detail"] for item in items)
+        raise CommandError(importing.said(error)) from error
 
 
 def _validated(reader: Any) -> Any:
@@ -404,44 +496,63 @@ def _find(wanted: search.Filter, *, cursor: str, limit: int) -> tuple[list[uuid.
     return found, following
 
 
+def _waited(operation: BulkOperation, *, total: int | None, quiet: bool) -> BulkOperation:
+    """Begin a bulk operation, show how far workers have come, and return it at its end. Raises CommandError."""
+    try:
+        services.begin_bulk(operation)
+    except ValidationError as error:
+        raise CommandError(error.messages[0]) from error
+    what = _("Timers counted") if operation.dry_run else _("Timers done")
+    try:
+        with terminal.Progress(what, total=total, quiet=quiet) as progress:
+            while operation.finished_at is None:
+                time.sleep(BULK_SECONDS)
+                before = operation.matched
+                operation.refresh_from_db()
+                progress.add(operation.matched - before)
+    except KeyboardInterrupt as error:
+        said = _("This command waits no longer. The workers go on with %(operation)s; its page shows how far they are.")
+        raise CommandError(said % {"operation": operation.pk}) from error
+    if operation.error:
+        raise CommandError(operation.error)
+    return operation
+
+
 def _schedule(body: dict[str, Any]) -> str:
     if "cron" in body:
         return f"{body['cron']} {body['timezone']}"
     return _("every %(period)s") % {"period": body["every"]} if "every" in body else _("once")
 
 
-# A crontab
+# Importing
 
 
-def _lines(name: str) -> list[str]:
+def _text(name: str) -> str:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(_("%(file)s cannot be read: %(error)s") % {"file": name, "error": error}) from error
-    return text.splitlines()
 
 
-def _take_over(line: crontab.Line, *, owner_id: int | None, dry_run: bool) -> tuple[bool, str]:
-    """Make the timer of a line for an owner; return whether it exists, and the line to print."""
-    ((key, value),) = line.timer["labels"].items()
-    labelled = TimerLabel.objects.filter(label=f"{key}={value}", **Caller(owner_id=owner_id).own("timer__"))
-    before = labelled.values_list("timer", flat=True).first()
-    if before is not None:
-        (body,) = show_timers([before])
-        return True, _("was made before: %(timer)s (%(status)s)") % {"timer": before, "status": body["status"]}
+def _made(entries: list[importing.Entry], *, owner_id: int | None) -> list[importing.Entry]:
+    """Return entries after their timers were made. An operator's have no limits. Raises CommandError."""
     try:
-        timer = dataclasses.replace(read_timer(line.timer), owner_id=owner_id)
-    except (exceptions.ValidationError, PastDue) as error:
-        return False, _not_made(_said(error))
-    what = {
-        "call": f"{line.timer['method']} {sealing.shown_url(timer.web_url)}",
-        "schedule": f"{line.timer['cron']} {line.timer['timezone']}",
-    }
-    if dry_run:
-        return True, _("would be made: %(call)s at %(schedule)s") % what
-    (stored,) = services.schedule([timer])
-    return True, _("made %(timer)s: %(call)s at %(schedule)s") % {"timer": stored.timer_id, **what}
+        return importing.store(entries, owner_id=owner_id, within_limits=False)
+    except ValidationError as error:
+        raise CommandError(error.messages[0]) from error
 
 
-def _not_made(why: str) -> str:
-    return _("not made: %(why)s") % {"why": why}
+def _became(entry: importing.Entry) -> str:
+    """Return in words what becomes of a line, or became of it."""
+    if entry.error:
+        return _("not made: %(why)s") % {"why": entry.error}
+    if entry.note:
+        return entry.note
+    values = {"timer": entry.timer_id, "status": entry.status, "call": entry.call, "schedule": entry.schedule}
+    if entry.timer_id and not entry.is_made:
+        return _("was made before: %(timer)s (%(status)s)") % values
+    if not entry.schedule:
+        values["schedule"] = instant_text(entry.next_at) if entry.next_at else ""
+    if entry.is_made:
+        return _("made %(timer)s: %(call)s at %(schedule)s") % values
+    return _("would be made: %(call)s at %(schedule)s") % values

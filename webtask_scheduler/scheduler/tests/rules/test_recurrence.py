@@ -779,3 +779,40 @@ def test_note_for_a_skipped_time():
 )
 def test_no_note_where_nothing_changes(moment, previous, zone):
     assert transition_note(at(moment), previous and at(previous), zone) == ""
+
+
+# Many at once
+
+
+CRONS = ("* * * * *", "*/15 * * * *", "0 9 * * MON-FRI", "30 2 * * *", "5,20 0-3 * * *", "0 0 29 2 *", "0 12 L * *")
+CRONS += ("15 1 * * 7", "0 */6 1-7 * MON", "59 23 * * 5#2")
+ZONES = ("UTC", "Europe/Berlin", "America/New_York", "Asia/Kathmandu", "Australia/Lord_Howe", "Pacific/Apia")
+# Near changes of clocks, and far from them.
+NEAR = (
+    "2026-03-29T01:00",
+    "2026-10-25T01:00",
+    "2026-04-04T15:00",
+    "2026-11-01T06:00",
+    "2026-06-15",
+    "2028-02-28T12:00",
+)
+hours = st.integers(-60 * 3600, 60 * 3600).map(lambda seconds: timedelta(seconds=seconds))
+
+
+@given(
+    st.sampled_from(CRONS) | st.floats(1, 5000),
+    st.sampled_from(ZONES),
+    st.sampled_from(NEAR),
+    st.tuples(hours, hours, st.none() | hours, st.none() | hours),
+)
+@settings(max_examples=600, deadline=None)
+def test_moments_within_a_time_are_those_one_by_one(rule, zone, near, shifts):
+    after = at(near) + shifts[0]
+    until = after + abs(shifts[1])
+    starts_at, ends_at = (None if shift is None else after + shift for shift in shifts[2:])
+    if isinstance(rule, str):
+        found = Recurrence(cron=rule, timezone=zone, starts_at=starts_at, ends_at=ends_at)
+    else:
+        found = Recurrence(every_seconds=rule, starts_at=starts_at or after, ends_at=ends_at)
+    one_by_one = itertools.takewhile(lambda moment: moment < until, found.moments(after))
+    assert found.within(after, until, most=100) == list(itertools.islice(one_by_one, 100))

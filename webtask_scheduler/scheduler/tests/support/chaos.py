@@ -36,6 +36,7 @@ import psycopg2  # type: ignore[import-untyped]
 import redis
 
 from scripts import servers
+from webtask_scheduler import terminal
 from webtask_scheduler.scheduler.queue.leases import RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.rules.retry import MAX_ATTEMPTS
 from webtask_scheduler.scheduler.tests.support import editors as account
@@ -931,6 +932,7 @@ def suffer(
     seconds: float,
     rate: float,
     say: Callable[[str], None],
+    progress: terminal.Progress | None = None,
 ) -> dict[str, Any]:
     """Do a plan of faults to a service that runs, wait until all is quiet, and return the report."""
     say("\n".join(["the plan:", *map(str, plan)]))
@@ -951,6 +953,8 @@ def suffer(
                 saboteur.begin(waiting.pop(0))
             if passed - said >= 1:
                 said += 1
+                if progress:
+                    progress.add()
                 present = ", ".join(f"{one.fault.target} {one.fault.kind}" for one in saboteur.present)
                 say(f"{passed:4.0f} s  accepted {len(customers.accepted)}, calls {len(target.calls)}  {present}")
             time.sleep(0.02)
@@ -998,8 +1002,22 @@ def main() -> int:
         _say(f"seed {options.seed}, {options.seconds:g} s, {options.rate:g} timers/s")
         service, target = stack.enter_context(Stack(directory)), stack.enter_context(Target())
         hostile = stack.enter_context(HostileServer())
+        progress = stack.enter_context(terminal.Progress("seconds of faults", total=options.seconds))
+
+        def say(line: str) -> None:
+            with progress.aside():
+                _say(line)
+
         report = suffer(
-            service, target, hostile, plan, seed=options.seed, seconds=options.seconds, rate=options.rate, say=_say
+            service,
+            target,
+            hostile,
+            plan,
+            seed=options.seed,
+            seconds=options.seconds,
+            rate=options.rate,
+            say=say,
+            progress=progress if sys.stderr.isatty() else None,
         )
     if options.json:
         options.json.write_text(json.dumps(report, indent=2) + "\n")

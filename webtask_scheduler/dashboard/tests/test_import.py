@@ -1,0 +1,213 @@
+"""Importing on a page: it is checked first, and what was checked is made."""
+
+import json
+
+import pytest
+from django.core.files.uploadedfile import SimpleUploadedFile
+from django.core.management import call_command
+from django.test import Client
+
+from webtask_scheduler.dashboard import importing
+from webtask_scheduler.scheduler.models import Delivery, State, Timer
+
+pytestmark = pytest.mark.django_db
+URL = "http://a.example/hook"
+CRONTAB = f"# mine\nMAILTO=x\n0 9 * * * {URL}\n@hourly curl -fsS {URL} | sh\n"
+
+
+def check(client, text="", **more):
+    return client.post("/import", {"text": text, "check": "1"} | more)
+
+
+def apply(client, checked, text, **more):
+    """Press the button that confirms what a page shows."""
+    return client.post("/import", {"text": text, "apply": "1", "checked": checked.context.get("mark", "")} | more)
+
+
+def counts(answer):
+    return answer.context["counts"]
+
+
+def test_checking_says_of_each_line_what_it_would_become_and_makes_nothing(client):
+    answer = check(client, CRONTAB, zone="Europe/Berlin")
+    shown = answer.content.decode()
+    assert counts(answer) == {"refused": 1, "new": 1, "there": 0, "notes": 1}
+    (new,) = answer.context["kinds"]["new"]
+    assert (new.number, new.call, new.schedule) == (3, f"GET {URL}", "0 9 * * * Europe/Berlin")
+    assert new.next_at.minute == 0
+    for said in ("a pipe is for a shell", "the variable MAILTO", "1 timer will be made", "Make them"):
+        assert said in shown
+    assert not Timer.objects.exists()
+
+
+def test_what_was_checked_is_made_and_never_twice(client):
+    made = apply(client, check(client, CRONTAB), CRONTAB)
+    timer = Timer.objects.get()
+    assert f"/timers/{timer.pk}" in made.content.decode()
+    assert "1 timer was made" in made.content.decode()
+    # The command knows what the page made, and the other way round.
+    again = check(client, CRONTAB)
+    assert counts(again) == {"refused": 1, "new": 0, "there": 1, "notes": 1}
+    assert "Make them" not in again.content.decode()
+    apply(client, again, CRONTAB)
+    assert Timer.objects.count() == 1
+
+
+def test_command_and_page_know_what_the_other_made(client, tmp_path, capsys):
+    lines = tmp_path / "lines"
+    lines.write_text(f"@daily {URL}\n")
+    call_command("timer", "import", str(lines))
+    assert counts(check(client, lines.read_text()))["there"] == 1
+    text = json.dumps({"web_url": URL, "every": "PT10M"})
+    apply(client, check(client, text), text)
+    lines.write_text(text)
+    capsys.readouterr()
+    call_command("timer", "import", str(lines))
+    assert "was made before" in capsys.readouterr().out
+    assert Timer.objects.count() == 2
+
+
+def test_text_that_was_changed_since_is_shown_again(client):
+    checked = check(client, CRONTAB)
+    for text, more in ((f"{CRONTAB}@daily {URL}\n", {}), (CRONTAB, {"zone": "Europe/Berlin"})):
+        answer = apply(client, checked, text, **more)
+        assert answer.status_code == 409
+        assert "nothing was made" in answer.content.decode()
+    assert client.post("/import", {"text": CRONTAB, "apply": "1"}).status_code == 409
+    assert not Timer.objects.exists()
+
+
+def test_file_takes_the_place_of_the_text(client):
+    file = SimpleUploadedFile("crontab", b"\xef\xbb\xbf@daily http://a.example/caf\xc3\xa9\r\n")
+    answer = check(client, CRONTAB, file=file)
+    assert counts(answer)["new"] == 1
+    assert answer.context["form"].initial["text"] == "@daily http://a.example/café\n"
+    apply(client, answer, answer.context["form"].initial["text"])
+    assert Timer.objects.count() == 1
+
+
+def test_what_cannot_be_read_is_refused_by_name(client, monkeypatch):
+    for fields, said in (
+        ({"text": ""}, "no line yet"),
+        ({"text": "# nothing\n\n"}, "no line yet"),
+        ({"text": CRONTAB, "zone": "Mars/Base"}, "There is no time zone"),
+        ({"file": SimpleUploadedFile("x", b"\xff\xfe")}, "no text in UTF-8"),
+        ({"file": SimpleUploadedFile("x", b"#" * (importing.BYTES_MOST + 1))}, "At most 1024 KiB"),
+        ({"text": "#" * (importing.BYTES_MOST + 1)}, "At most 1024 KiB"),
+        ({"text": f"@daily {URL}\n" * (importing.LINES_MOST + 1)}, "At most 1000 lines"),
+    ):
+        answer = check(client, **fields)
+        assert answer.status_code == 400, fields
+        assert said in answer.content.decode()
+    assert not Timer.objects.exists()
+
+
+def test_import_needs_its_token_and_is_for_the_one_who_sends_it(user, settings):
+    client = Client(enforce_csrf_checks=True)
+    assert check(client, CRONTAB).status_code == 403
+    settings.WEBTASK_API_AUTH = "key"
+    client = Client()
+    assert check(client, CRONTAB).status_code == 302
+    client.force_login(user)
+    apply(client, check(client, CRONTAB), CRONTAB)
+    assert Timer.objects.get().owner == user
+
+
+def test_limit_of_the_owner_holds_for_all_lines_together(client, settings):
+    settings.WEBTASK_LIMIT_TIMERS_WAITING = 2
+    text = "\n".join(f"@daily {URL}/{number}" for number in range(3))
+    answer = apply(client, check(client, text), text)
+    assert answer.status_code == 409
+    assert "WEBTASK_LIMIT_TIMERS_WAITING" in answer.content.decode()
+    assert not Timer.objects.exists()
+
+
+def test_hundreds_of_lines_take_few_statements(client, django_assert_max_num_queries):
+    text = "\n".join(f"{number % 60} {number // 60} * * * {URL}/{number}" for number in range(600))
+    checked = check(client, text)
+    assert len(checked.context["kinds"]["new"]) == importing.SHOWN
+    assert "and 500 more" in checked.content.decode()
+    with django_assert_max_num_queries(20):
+        apply(client, checked, text)
+    assert Timer.objects.count() == 600
+    with django_assert_max_num_queries(20):
+        assert counts(check(client, text))["there"] == 600
+
+
+# JSON Lines
+
+
+def exported(capsys, *words):
+    capsys.readouterr()
+    call_command("timer", "export", *words)
+    return capsys.readouterr().out
+
+
+def test_export_is_imported_as_it_goes_on(client, make_timer, capsys, user):
+    def make(**fields):
+        return client.post("/timer", {"web_url": URL} | fields, content_type="application/json").json()["task_id"]
+
+    make(name="report", cron="0 9 * * MON-FRI", timezone="Europe/Berlin", labels={"team": "a"}, max_occurrences=5)
+    make(name="poll", every="PT10M", starts_at="2030-01-05T09:00:00Z")
+    make(name="once", due_at="2030-01-05T09:00:00.5Z", method="PUT", body={"a": [1]}, headers={"X-Key": "secret"})
+    paused = make(name="paused", due_at="2030-01-05T09:00:00Z")
+    assert client.post(f"/timer/{paused}/pause", {}, content_type="application/json").status_code == 200
+    client.delete(f"/timer/{make(name='ended', seconds=5)}")
+    Delivery.objects.filter(timer__name="report").update(occurrence=3)
+    text = exported(capsys)
+    assert len(text.splitlines()) == 5
+    # The service that they come from has them.
+    assert counts(check(client, text)) == {"refused": 0, "new": 0, "there": 4, "notes": 1}
+    # Another owner gets the same, without the secret that was not told.
+    client.force_login(user)
+    checked = check(client, text)
+    assert counts(checked) == {"refused": 1, "new": 3, "there": 0, "notes": 1}
+    assert "headers" in checked.context["kinds"]["refused"][0].error
+    text = text.replace('"X-Key": "***"', '"X-Key": "new"')
+    apply(client, check(client, text), text)
+    mine = {timer.name: timer for timer in Timer.objects.filter(owner=user)}
+    assert sorted(mine) == ["once", "paused", "poll", "report"]
+    assert mine["report"].max_occurrences == 3
+    assert (mine["report"].cron, mine["report"].timezone) == ("0 9 * * MON-FRI", "Europe/Berlin")
+    assert mine["report"].options["labels"]["team"] == "a"
+    assert mine["poll"].starts_at.isoformat() == "2030-01-05T09:00:00+00:00"
+    states = dict(Delivery.objects.filter(timer__owner=user).values_list("timer__name", "state"))
+    assert states == {
+        "once": State.SCHEDULED,
+        "poll": State.SCHEDULED,
+        "report": State.SCHEDULED,
+        "paused": State.PAUSED,
+    }
+    due = Delivery.objects.get(timer=mine["once"]).due_at
+    assert due.isoformat() == "2030-01-05T09:00:00.500000+00:00"
+    # And it knows them when they come back by another file.
+    assert counts(check(client, exported(capsys, "--owner", user.email).replace("***", "new")))["new"] == 0
+
+
+def test_lines_that_are_no_timers_say_why(client):
+    lines = [
+        '{"web_url": "http://a.example/"',
+        "[1]",
+        '{"web_url": "ftp://a.example/", "seconds": 5}',
+        '{"web_url": "http://a.example/", "seconds": 5, "colour": "red"}',
+        '{"web_url": "http://a.example/", "every": "PT10M", "ends_at": "2020-01-01T00:00:00Z"}',
+        '{"web_url": "http://a.example/", "seconds": 5, "labels": 3}',
+        '{"web_url": "http://a.example/", "seconds": 5, "metadata": ' + "[" * 500 + "]" * 500 + "}",
+        '{"web_url": "http://a.example/", "seconds": 5}',
+        '{"web_url": "http://a.example/", "seconds": 5}',
+    ]
+    answer = check(client, "\n".join(["", *lines]))
+    said = {one.number: one.error for one in answer.context["kinds"]["refused"]}
+    for number, part in (
+        (2, "JSON"),
+        (3, "object"),
+        (4, "web_url"),
+        (5, "colour"),
+        (6, "still to come"),
+        (7, "labels"),
+    ):
+        assert part in said.pop(number)
+    assert "nested" in said.pop(8)
+    assert not said
+    # The same line twice is two timers.
+    assert counts(answer)["new"] == 2

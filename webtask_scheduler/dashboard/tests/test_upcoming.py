@@ -1,0 +1,208 @@
+"""What comes: the strip, herds by second, the list, and where it was cut."""
+
+from datetime import UTC, datetime, timedelta
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from webtask_scheduler.dashboard import queries, upcoming
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import Delivery, Timer
+from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services.caller import Caller
+
+pytestmark = pytest.mark.django_db
+URL = "http://a.example/hook"
+
+
+def ask(client, query=""):
+    answer = client.get(f"/upcoming{query}")
+    assert answer.status_code == 200
+    return answer
+
+
+def begin():
+    """Return the beginning of the present quarter of an hour, as the page has it."""
+    return datetime.fromtimestamp(timezone.now().timestamp() // 900 * 900, UTC)
+
+
+def hour(after):
+    """Return a whole hour of the strip."""
+    return (begin() + timedelta(hours=after)).replace(minute=0)
+
+
+def heights(answer, state):
+    return {
+        number: part.height
+        for number, one in enumerate(answer.context["strip"])
+        for part in one["bar"].parts
+        if part.state == state
+    }
+
+
+def schedule(*timers, **shared):
+    return services.schedule([services.NewTimer(**({"web_url": URL} | shared | timer)) for timer in timers])
+
+
+def test_nothing_comes(client):
+    answer = ask(client)
+    assert "Nothing comes in this quarter" in answer.content.decode()
+    assert len(answer.context["strip"]) == upcoming.PARTS
+
+
+def test_each_delivery_stands_in_its_quarter_of_an_hour(client):
+    at = hour(5)
+    schedule({"due_at": at}, {"due_at": at + timedelta(minutes=14, seconds=59)}, {"due_at": at + timedelta(minutes=15)})
+    # Before and after the strip.
+    schedule({"due_at": begin() - timedelta(hours=1)}, {"due_at": begin() + timedelta(hours=24)})
+    answer = ask(client)
+    place = (at - begin()) // upcoming.PART
+    assert list(heights(answer, "scheduled")) == [place, place + 1]
+    assert answer.context["total"] == "3"
+    # Without a choice, the first part in which something comes.
+    assert [one["at"] for one in answer.context["calls"]] == [at, at + timedelta(minutes=14, seconds=59)]
+    answer = ask(client, answer.context["following"].partition("#")[0])
+    assert [one["at"] for one in answer.context["calls"]] == [at + timedelta(minutes=15)]
+    for nonsense in ("?at=x", "?at=9999-12-31T23:59:59-12:00", "?at=2020-01-01T00:00:00Z", "?at=2030-01-01T00:00"):
+        assert len(ask(client, nonsense).context["calls"]) == 2
+
+
+def test_recurring_timer_is_followed_by_its_schedule(client):
+    at = hour(3)
+    schedule(
+        {"recurrence": Recurrence(every_seconds=3600.0, starts_at=at)},
+        {"recurrence": Recurrence(every_seconds=3600.0, starts_at=at), "max_occurrences": 2},
+        {"recurrence": Recurrence(every_seconds=60.0, starts_at=at), "name": "often"},
+    )
+    services.pause(schedule({"recurrence": Recurrence(every_seconds=3600.0, starts_at=at)})[0].timer_id)
+    cancelled = schedule({"recurrence": Recurrence(every_seconds=3600.0, starts_at=at)})[0].timer_id
+    services.cancel(cancelled)
+    answer = ask(client)
+    end = begin() + timedelta(hours=24)
+    hours = (end - at - timedelta(microseconds=1)) // timedelta(hours=1)
+    # The three that are promised, what follows of the first, one of the second, and a hundred of the third.
+    assert answer.context["total"] == "3"
+    assert answer.context["total_later"] == str(hours + 1 + upcoming.MOMENTS_MOST)
+    assert "1 timer recurs so often" in answer.content.decode()
+    calls = answer.context["calls"]
+    assert [(one["at"], one["is_promised"]) for one in calls[:4]] == [
+        (at, True),
+        (at, True),
+        (at, True),
+        (at + timedelta(minutes=1), False),
+    ]
+    assert calls[3]["timer"]["name"] == "often"
+
+
+def test_more_recurring_timers_than_are_followed_are_said(client, monkeypatch):
+    monkeypatch.setattr(upcoming, "TIMERS_MOST", 3)
+    rule = Recurrence(cron="0 * * * *")
+    schedule(*[{"recurrence": rule}] * 3)
+    assert "recur than can be followed" not in ask(client).content.decode()
+    schedule({"recurrence": rule})
+    answer = ask(client)
+    assert "recur than can be followed" in answer.content.decode()
+    # What is promised is drawn all the same.
+    assert answer.context["total"] == "4"
+    monkeypatch.setattr(upcoming, "EXPAND_SECONDS", -1.0)
+    assert ask(client).context["total_later"] == "0"
+
+
+def test_herd_is_named_and_leads_to_its_timers(client):
+    at = hour(4) + timedelta(minutes=7, seconds=3)
+    crowd = queries.HERD_LEAST + 20
+    schedule(*({"due_at": at + timedelta(milliseconds=7 * number)} for number in range(crowd)))
+    # As many, but not in one second.
+    schedule(*({"due_at": at + timedelta(hours=2, seconds=number)} for number in range(crowd)))
+    (herd,) = ask(client).context["herds"]
+    assert (herd["at"], herd["count"]) == (at, str(crowd))
+    found = parse_qs(urlsplit(herd["link"]).query)
+    assert found == {
+        "status": ["scheduled"],
+        "due_from": [f"{at:%FT%TZ}"],
+        "due_to": [f"{at + timedelta(seconds=1):%FT%TZ}"],
+    }
+    assert client.get(herd["link"]).context["rows"]
+
+
+def test_crowded_quarter_is_estimated_and_its_herds_at_whole_minutes_are_found(client, monkeypatch):
+    monkeypatch.setattr(queries, "PART_MOST", 50)
+    monkeypatch.setattr(queries, "HERD_LEAST", 20)
+    at = hour(4)
+    schedule(*({"due_at": at + timedelta(seconds=number)} for number in range(200)))
+    herd = at + timedelta(minutes=10)
+    schedule(*({"due_at": herd} for _ in range(40)))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE scheduler_delivery")
+    for caller in (Caller(), Caller(sees_all=True)):
+        found = queries.ahead(queries.waiting_of(caller), begin=begin(), parts=96, step_seconds=900)
+        place = (at - begin()) // upcoming.PART
+        assert found.estimated == {place}
+        assert 150 < found.counts[place] < 300
+        assert found.herds == [(herd, 40)]
+    assert "≈" in ask(client).content.decode()
+
+
+def test_each_sees_what_is_their_own(client, user, settings, django_user_model):
+    at = hour(2)
+    schedule(
+        {"due_at": at, "name": "mine"}, {"recurrence": Recurrence(cron="0 * * * *"), "name": "often"}, owner_id=user.pk
+    )
+    for host in range(5):
+        schedule({"web_url": f"http://{host}.example/", "due_at": at + timedelta(minutes=host)})
+    settings.WEBTASK_API_AUTH = "key"
+    assert client.get("/upcoming").status_code == 302
+    client.force_login(django_user_model.objects.create_user("other@example.com", "x"))
+    answer = ask(client)
+    assert (answer.context["total"], answer.context["total_later"]) == ("0", "0")
+    client.force_login(user)
+    answer = ask(client)
+    assert answer.context["total"] == "2"
+    assert int(answer.context["total_later"]) >= 22
+    assert {one["timer"]["name"] for one in answer.context["calls"]} <= {"mine", "often"}
+    client.force_login(django_user_model.objects.create_superuser("root@example.com", "x"))
+    assert ask(client).context["total"] == "7"
+    assert ask(client, "?mine=1").context["total"] == "0"
+    settings.WEBTASK_API_AUTH = "open"
+    client.logout()
+    assert ask(client).context["total"] == "5"
+
+
+def test_owner_with_timers_for_very_many_hosts_is_told(client, monkeypatch):
+    monkeypatch.setattr(queries, "FLOWS_MOST", 3)
+    schedule(*({"web_url": f"http://{host}.example/", "due_at": hour(2)} for host in range(3)))
+    assert "Only what waits for" not in ask(client).content.decode()
+    schedule({"web_url": "http://more.example/", "due_at": hour(2)})
+    answer = ask(client)
+    assert "Only what waits for 3 hosts" in answer.content.decode()
+    assert answer.context["total"] == "3"
+
+
+@pytest.mark.parametrize("everyone", [False, True])
+def test_every_read_goes_along_an_index(client, everyone, django_user_model):
+    """With a few thousand rows of everything, so that the planner has a choice."""
+    schedule(
+        *({"web_url": f"http://{n % 9}.example/", "due_at": hour(2) + timedelta(seconds=13 * n)} for n in range(5000))
+    )
+    schedule(*({"recurrence": Recurrence(cron=f"{n % 60} * * * *")} for n in range(300)))
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE scheduler_delivery, scheduler_timer")
+    if everyone:
+        client.force_login(django_user_model.objects.create_superuser("root@example.com", "x"))
+    with CaptureQueriesContext(
+        connection,
+    ) as caught:
+        assert len(ask(client, f"?at={hour(2):%FT%H:%MZ}").context["calls"]) == upcoming.LISTED
+    assert len(caught) < 20
+    for one in caught:
+        if one["sql"].startswith(("SELECT", "WITH")) and "scheduler_" in one["sql"]:
+            with connection.cursor() as cursor:
+                cursor.execute(f"EXPLAIN {one['sql']}")
+                plan = "\n".join(row[0] for row in cursor.fetchall())
+            for table in ("scheduler_timer", "scheduler_delivery", "scheduler_attempt"):
+                assert f"Seq Scan on {table} " not in plan, (one["sql"], plan)
+    assert Timer.objects.count() == 5300
+    assert Delivery.objects.count() == 5300
