@@ -14,7 +14,7 @@ from django.views.decorators.http import require_safe
 
 from webtask_scheduler.dashboard import demo, queries
 from webtask_scheduler.dashboard.frame import is_live, show
-from webtask_scheduler.dashboard.punctuality import HOUR, PROMISE_SECONDS, outcomes, share_of
+from webtask_scheduler.dashboard.punctuality import HOUR, is_kept, outcomes, promise_text, share_of, within_of
 from webtask_scheduler.dashboard.rows import rows
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
@@ -85,15 +85,16 @@ def _verdict() -> dict[str, str]:
     total = sum(late)
     if not total:
         return {"state": "scheduled", "text": _("All is ready."), "more": _("No call was made in the last 24 hours.")}
-    within = sum(count for bucket, count in enumerate(late) if histogram.bound_of(bucket) <= PROMISE_SECONDS)
+    within = within_of(late)
     p99 = histogram.percentile(late, 99)
     bound = histogram.bound_of(p99) if p99 is not None else 0.0
     values = {"share": share_of(within, total), "count": facts.shown_number(total), "bound": _milliseconds(bound)}
+    values |= {"promise": promise_text()}
     more = _(
-        "%(share)s %% of %(count)s calls in the last 24 hours began within 100 ms of their moment, 99 %% within"
+        "%(share)s %% of %(count)s calls in the last 24 hours began within %(promise)s of their moment, 99 %% within"
         " %(bound)s."
     )
-    on_time = within >= total * 0.99
+    on_time = is_kept(late)
     return {
         "state": "succeeded" if on_time else "retrying",
         "text": _("On time.") if on_time else _("Not always on time."),

@@ -1,6 +1,6 @@
 """What pages read beside the services: read only, each along an index and bounded."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -38,6 +38,79 @@ SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succ
 def outcomes_since(since: datetime, *, step_seconds: int) -> list[dict[str, int]]:
     """Return how many deliveries ended how, and attempts that are followed by another, by steps since the epoch."""
     return _dicts(_OUTCOMES, {"since": since, "step": step_seconds})
+
+
+# Adding up the places of an array is several times quicker than unnesting it.
+def _places(column: str, first: int, last: int) -> str:
+    return " + ".join(f"coalesce({column}[{place}], 0)" for place in range(first, last + 1)) or "0"
+
+
+_KEPT = """
+SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum({all})::bigint AS total,
+       sum({late})::bigint AS late
+  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+ GROUP BY 1 ORDER BY 1
+"""
+
+
+def kept_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, int]]:
+    """Return how many first attempts began, and how many of them later than `within_seconds`, by steps of time.
+
+    `within_seconds` is one of histogram.BOUNDS. Raises DatabaseError.
+    """
+    values = {"since": since, "step": step_seconds}
+    return _dicts(_KEPT.format(**_late_places(within_seconds)), values)
+
+
+def _late_places(within_seconds: float) -> dict[str, str]:
+    """Return the sums of the places of a histogram of first attempts: all of them, and those that are later."""
+    # Places count from 1.
+    first_late = histogram.bucket_of(within_seconds) + 2
+    return {
+        "all": _places("first_late", 1, histogram.BUCKETS),
+        "late": _places("first_late", first_late, histogram.BUCKETS),
+        "claimed_late": _places("claims", first_late, histogram.BUCKETS),
+        "published_late": _places("publishes", first_late, histogram.BUCKETS),
+    }
+
+
+# The same rows, the worst first.
+_WORST = """
+SELECT begins_at, seconds, sum({all})::bigint AS total, sum({late})::bigint AS late,
+       sum({claimed_late})::bigint AS claimed_late, sum({published_late})::bigint AS published_late,
+       sum(put_off)::bigint AS put_off, sum(reclaimed)::bigint AS reclaimed, sum(led_seconds)::float8 AS led_seconds
+  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+ GROUP BY begins_at, seconds HAVING sum({late}) > 0
+ ORDER BY late DESC, begins_at DESC LIMIT %(most)s
+"""
+
+
+def worst_since(since: datetime, *, within_seconds: float, most: int) -> list[dict[str, Any]]:
+    """Return the minutes, or folded hours, with the most late first attempts, and what else was counted in them.
+
+    Raises DatabaseError.
+    """
+    return _dicts(_WORST.format(**_late_places(within_seconds)), {"since": since, "most": most})
+
+
+_STAGES = """
+SELECT sum(claim_seconds)::float8 AS claim_seconds, sum({claims})::bigint AS claims,
+       sum(publish_seconds)::float8 AS publish_seconds, sum({publishes})::bigint AS publishes,
+       sum(first_late_seconds + retry_late_seconds)::float8 AS late_seconds,
+       sum({first_late} + {retry_late})::bigint AS starts,
+       sum(duration_seconds)::float8 AS duration_seconds, sum({durations})::bigint AS calls
+  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+""".format(
+    **{
+        name: _places(name, 1, histogram.BUCKETS)
+        for name in ("claims", "publishes", "first_late", "retry_late", "durations")
+    }
+)
+
+
+def stages_since(since: datetime) -> dict[str, Any]:
+    """Return the sums and counts of each stage of deliveries since an instant. Raises DatabaseError."""
+    return _dicts(_STAGES, {"since": since})[0]
 
 
 def _histogram(rows: Any) -> list[int]:
@@ -95,6 +168,45 @@ def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         cursor.execute(statement, values)
         names = [column.name for column in cursor.description]
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+# Along the key of scheduler_hosthour, a probe for each hour.
+_HOST_HOURS = """
+SELECT hour, calls, failed, put_off, late, durations FROM scheduler_hosthour
+ WHERE hour = ANY(%(hours)s) AND host = %(host)s
+"""
+
+
+def host_hours(host: str, hours: Sequence[datetime]) -> list[dict[str, Any]]:
+    """Return what was counted of a host in each of these hours by all processes together. Raises DatabaseError."""
+    found: dict[datetime, dict[str, Any]] = {}
+    for row in _dicts(_HOST_HOURS, {"hours": list(hours), "host": host}):
+        known = found.get(row["hour"])
+        if known is None:
+            found[row["hour"]] = row
+            continue
+        for name in ("calls", "failed", "put_off"):
+            known[name] += row[name]
+        for name in ("late", "durations"):
+            known[name] = [a + b for a, b in zip(known[name], row[name], strict=True)]
+    return list(found.values())
+
+
+# The latest attempts of all hosts that are looked at: a probe of two keys for each.
+LATEST_ATTEMPTS = 1000
+_ATTEMPTS_OF_HOST = """
+SELECT latest.error, latest.status_code, count(*) AS count
+  FROM (SELECT delivery_id, error, status_code FROM scheduler_attempt ORDER BY id DESC LIMIT %(most)s) latest
+  JOIN scheduler_delivery delivery ON delivery.id = latest.delivery_id
+  JOIN scheduler_timer timer ON timer.id = delivery.timer_id
+ WHERE timer.host = %(host)s
+ GROUP BY latest.error, latest.status_code ORDER BY count(*) DESC LIMIT 20
+"""
+
+
+def attempts_of_host(host: str) -> list[dict[str, Any]]:
+    """Return how the attempts at a host among the latest ones ended. Raises DatabaseError."""
+    return _dicts(_ATTEMPTS_OF_HOST, {"host": host, "most": LATEST_ATTEMPTS})
 
 
 HOSTS_MOST = 50

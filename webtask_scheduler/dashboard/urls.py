@@ -2,7 +2,21 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, punctuality, system, timer, timers
+from webtask_scheduler.dashboard import (
+    dead,
+    delivery,
+    demo,
+    hosts,
+    login,
+    new,
+    operations,
+    overview,
+    punctuality,
+    status,
+    system,
+    timer,
+    timers,
+)
 
 app_name = "dashboard"
 
@@ -13,13 +27,20 @@ urlpatterns = [
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
+    path("timers/<uuid:timer_id>/deliveries/<int:number>", delivery.delivery, name="delivery"),
+    path("timers/<uuid:timer_id>/deliveries/<int:number>/replay", delivery.replay, name="delivery-replay"),
     path("dead", dead.dead, name="dead"),
     path("operations", operations.operations, name="operations"),
     path("operations/count", operations.count, name="count"),
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),
     path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
     path("hosts", system.hosts, name="hosts"),
+    path("hosts/<str:name>", hosts.host, name="host"),
+    path("hosts/<str:name>/<str:action>", hosts.act, name="host-act"),
     path("punctuality", punctuality.punctuality, name="punctuality"),
+    path("status", status.page, name="status"),
+    path("status.json", status.as_json, name="status-json"),
+    path("status/badge.svg", status.badge, name="badge"),
     path("system", system.system, name="system"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),
