@@ -43,8 +43,8 @@ LIVE_MS = 1000
 _ADVICE: dict[str, Any] = {
     "status": gettext_lazy("The receiver answered, and not with a success. Its own log says why."),
     "timeout": gettext_lazy(
-        "No complete answer came in time. The receiver may have done its work all the same: let it answer first and work"
-        " later, or raise timeout_seconds."
+        "No complete answer came in time. The receiver may have done its work all the same: let it answer first and"
+        " work later, or raise timeout_seconds."
     ),
     "dns": gettext_lazy("The name was not found. Check the host in the URL, and that name servers know it."),
     "connect": gettext_lazy(
