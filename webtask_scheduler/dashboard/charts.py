@@ -103,6 +103,8 @@ class Stack(NamedTuple):
     width: float
     label: str
     parts: list[Part]
+    # Where it leads; empty for nowhere.
+    link: str = ""
 
 
 CHART_HEIGHT = 100.0

@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 from django.conf import settings
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -204,7 +206,17 @@ def outcomes(window: Window) -> list[charts.Stack]:
         counts = [(state, row.get(state, 0)) for state in ("succeeded", "retrying", "failed", "missed")]
         said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
         bars.append((f"{_step_text(number, window)} · {said or 0}", counts))
-    return charts.stacks(bars)
+    return [
+        bar._replace(link=due_link(number * window.step_seconds, window.step_seconds)) if bar.parts else bar
+        for number, bar in zip(numbers, charts.stacks(bars), strict=True)
+    ]
+
+
+def due_link(begin: int, seconds: int, **more: str) -> str:
+    """Return the address of the list of timers that are due from a second since the epoch on, for so many seconds."""
+    due = (datetime.fromtimestamp(at, UTC) for at in (begin, begin + seconds))
+    names = zip(("due_from", "due_to"), (f"{at:%FT%TZ}" for at in due), strict=True)
+    return f"{reverse('dashboard:timers')}?{urlencode(dict(names) | more)}"
 
 
 def _steps(window: Window) -> tuple[datetime, range]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connection
@@ -123,6 +123,72 @@ def _histogram(rows: Any) -> list[int]:
 
 # Deliveries of each state that are looked at: a hundred milliseconds.
 LOST_MOST = 2500
+
+# Of each minute of the next hour, so many are counted.
+DUE_MOST = 2000
+# Along delivery_due_idx, a probe for each minute; and the second of it in which most are due.
+_NEXT_HOUR = """
+SELECT minute.begin, counted.count, counted.herd, counted.second
+  FROM generate_series(date_trunc('minute', statement_timestamp()),
+                       date_trunc('minute', statement_timestamp()) + interval '59 minutes',
+                       interval '1 minute') AS minute (begin)
+ CROSS JOIN LATERAL (
+   SELECT coalesce(sum(count), 0)::bigint AS count, max(count) AS herd,
+          (array_agg(second ORDER BY count DESC, second))[1] AS second
+     FROM (SELECT second, count(*) AS count
+             FROM (SELECT date_trunc('second', next_attempt_at) AS second FROM scheduler_delivery
+                    WHERE state = 'scheduled' AND NOT extra AND next_attempt_at >= minute.begin
+                      AND next_attempt_at < minute.begin + interval '1 minute'
+                    ORDER BY next_attempt_at LIMIT %(most)s) due
+            GROUP BY second) by_second) counted
+ ORDER BY minute.begin
+"""
+
+
+def next_hour() -> list[dict[str, Any]]:
+    """Return how many timers are due in each of the next sixty minutes, at most DUE_MOST of each; and the herd in it.
+
+    Raises DatabaseError.
+    """
+    return _dicts(_NEXT_HOUR, {"most": DUE_MOST})
+
+
+_LOST_COUNTS = """
+SELECT coalesce(sum(failed + missed) FILTER (WHERE begins_at >= %(day)s), 0)::bigint AS day,
+       coalesce(sum(failed + missed) FILTER (WHERE begins_at < %(day)s), 0)::bigint AS before
+  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+"""
+
+
+def lost_since(now: datetime) -> tuple[int, int]:
+    """Return how many deliveries failed or were missed in the last 24 hours, and in those before.
+
+    Raises DatabaseError.
+    """
+    row = _dicts(_LOST_COUNTS, {"day": now - timedelta(days=1), "since": now - timedelta(days=2)})[0]
+    return row["day"], row["before"]
+
+
+# Ended deliveries among which those of a caller are looked for.
+ENDED_MOST = 200
+# Along delivery_finished_idx, the latest first; then one probe each for its timer and its last attempt.
+_ENDED = """
+SELECT ended.*, timer.name, timer.web_url, timer.host, last.started_at - last.meant_for AS late, last.duration_ms,
+       last.status_code, coalesce(last.error, '') AS error
+  FROM (SELECT id AS delivery_id, timer_id, number, state, finished_at FROM scheduler_delivery
+         WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT %(most)s) ended
+  JOIN scheduler_timer timer ON timer.id = ended.timer_id
+  LEFT JOIN LATERAL (SELECT started_at, meant_for, duration_ms, status_code, error FROM scheduler_attempt
+                      WHERE delivery_id = ended.delivery_id ORDER BY number DESC LIMIT 1) last ON true
+ WHERE (%(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint)
+ ORDER BY ended.finished_at DESC LIMIT %(limit)s
+"""
+
+
+def latest_ended(caller: Caller, *, limit: int) -> list[dict[str, Any]]:
+    """Return the deliveries of a caller that ended last, among the latest ENDED_MOST. Raises DatabaseError."""
+    return _dicts(_ENDED, _seen_by(caller) | {"most": ENDED_MOST, "limit": limit})
+
 
 # Along delivery_ended_idx, the latest first; then one probe each for its timer and its last attempt.
 _LOST = """

@@ -10,6 +10,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 
 from webtask_scheduler.access.models import AuditEntry
+from webtask_scheduler.dashboard import overview
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
@@ -329,3 +330,53 @@ def test_punctuality_says_where_the_time_goes(client):
         ("from its moment to the call", 1.0),
         ("the call itself", 10.0),
     ]
+
+
+def test_overview_says_what_is_due_what_needs_a_person_and_what_ended(client, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(overview, "HERD_LEAST", 3)
+    at = timezone.now().replace(microsecond=0) + timedelta(minutes=10)
+    for number in range(4):
+        make_timer(due_at=at if number else at + timedelta(minutes=20))
+    make_timer(delay_seconds=7200)
+    failed = make_timer(receiver.url("/status/500"), delay_seconds=-1, options=ONCE, name="nightly")
+    call_all(receiver)
+    of_host("bad.example", calls=10, failed=4)
+    of_host("fine.example", calls=10)
+    services.stop_calls(host="stopped.example")
+    minute(timedelta(minutes=5), failed=3)
+    minute(timedelta(hours=30), failed=1)
+    shown = client.get("/").context
+    assert len(shown["next_hour"]) == 60
+    assert [bar.parts[0].height for bar in shown["next_hour"] if bar.parts] == [100.0, 33.33]
+    assert [(second, count) for second, count, _ in shown["herds"]] == [(at, 3)]
+    tiles = {tile["label"]: tile for tile in shown["tiles"]}
+    assert tiles["Due in the next hour"]["number"] == "4"
+    assert (tiles["Lost in 24 hours"]["number"], tiles["Lost in 24 hours"]["more"]) == ("3", "+2")
+    assert [(one["what"], one["state"]) for one in shown["attention"]] == [
+        ("stopped.example", "held"),
+        ("bad.example", "failed"),
+    ]
+    (ended,) = shown["ended"]
+    assert (ended["name"], ended["state"], ended["answer"]) == ("nightly", "failed", "500")
+    page = text_of(client, "/")
+    assert f'href="/timers/{failed.pk}/deliveries/1"' in page
+    # Each number leads to what it counts.
+    (herd,) = shown["herds"]
+    assert len(client.get(herd[2]).context["rows"]) == 3
+    assert len(client.get(tiles["Due in the next hour"]["link"]).context["rows"]) == 4
+    assert all(bar.link in page.replace("&amp;", "&") for bar in shown["next_hour"] if bar.parts)
+
+
+def test_overview_shows_each_their_own_deliveries(client, root, make_timer, receiver, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    user = get_user_model().objects.create_user("me@example.com", "x")
+    make_timer(receiver.url("/"), delay_seconds=-1, owner_id=user.pk)
+    make_timer(receiver.url("/"), delay_seconds=-1, owner_id=root.pk)
+    call_all(receiver)
+    client.force_login(user)
+    shown = client.get("/").context
+    assert len(shown["ended"]) == 1
+    assert "tiles" not in shown
+    client.force_login(root)
+    assert len(client.get("/").context["ended"]) == 2
+    assert len(client.get("/?mine=1").context["ended"]) == 1
