@@ -338,4 +338,11 @@ def _sent(timer: Timer, found: Delivery, attempt: Attempt | None) -> dict[str, A
         "webtask-occurrence": str(found.occurrence),
         "webtask-attempt": str(number),
     }
+    stored = Options(timer.options or {})
+    if stored.depth is not None:
+        headers["webtask-depth"] = str(stored.depth)
+    if stored.request_id:
+        headers["webtask-request-id"] = stored.request_id
+    if attempt:
+        headers["webtask-lateness-ms"] = f"{attempt.lateness_ms:.1f}"
     return {"method": method, "headers": headers, "body": body}

@@ -14,6 +14,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import charts, queries
+from webtask_scheduler.dashboard.dead import cause_of
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.punctuality import WINDOWS, bound_text
 from webtask_scheduler.dashboard.templatetags.dash import word_of
@@ -71,7 +72,11 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
         if total.calls
         else [],
         kinds=_kinds(name),
-        dead=[group for group in queries.dead_groups(caller_of(request)) if group["host"] == name],
+        dead=[
+            group | {"cause": cause_of(group["state"], group["error"], group["status_code"])}
+            for group in queries.dead_groups(caller_of(request))
+            if group["host"] == name
+        ],
         stop=CallStop.objects.filter(host=name).first(),
         all_stopped=facts.gather().all_stopped,
         stops=AuditEntry.objects.filter(kind="host", object_id=name).order_by("-id")[:STOPS],
