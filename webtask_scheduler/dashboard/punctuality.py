@@ -1,6 +1,6 @@
 """`/punctuality`: how late calls began, whether that keeps the promise, and how they ended, over an hour to a month."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -57,6 +57,7 @@ def punctuality(request: HttpRequest) -> HttpResponse:
     late = queries.lateness_since(since)
     total = sum(late)
     within = within_of(late)
+    counted = _counted(window)
     return show(
         request,
         "punctuality.html",
@@ -68,13 +69,13 @@ def punctuality(request: HttpRequest) -> HttpResponse:
         share=share_of(within, total),
         bound=promise_text(),
         budget=_budget(within, total),
-        burnt=_burnt(window, total=total),
+        burnt=_burnt(window, counted, total=total),
         stages=_stages(since),
         worst=_worst(since),
         percentiles=_percentiles(late),
         lateness=_lateness(late),
         bounds=[bound_text(histogram.bound_of(bucket)).removeprefix("≤ ") for bucket in range(histogram.BUCKETS)],
-        outcomes=outcomes(window),
+        outcomes=_outcomes(window, counted),
     )
 
 
@@ -109,15 +110,12 @@ def _budget(within: int, total: int) -> dict[str, Any]:
     }
 
 
-def _burnt(window: Window, *, total: int) -> list[charts.Stack]:
+def _burnt(window: Window, counted: Mapping[int, Mapping[str, int]], *, total: int) -> list[charts.Stack]:
     """Return bars of how much of the window's budget each step of it took."""
     allowed = total * (100 - settings.WEBTASK_SLO_PERCENT) / 100
-    since, numbers = _steps(window)
-    counted = queries.kept_since(since, step_seconds=window.step_seconds, within_seconds=settings.WEBTASK_SLO_SECONDS)
-    late_of = {row["step"]: row["late"] for row in counted}
     bars = []
-    for number in numbers:
-        late = late_of.get(number, 0)
+    for number in _steps(window)[1]:
+        late = counted.get(number, {}).get("late", 0)
         share = f" · {100 * late / allowed:.0f} %" if allowed and late else ""
         bars.append((f"{_step_text(number, window)} · {facts.shown_number(late)}{share}", [("late", late)]))
     return charts.stacks(bars)
@@ -130,7 +128,7 @@ def _stages(since: datetime) -> list[tuple[str, float]]:
     for label, seconds, count in (
         (_("from its moment to the claim"), "claim_seconds", "claims"),
         (_("from its moment to the message"), "publish_seconds", "publishes"),
-        (_("from its moment to the call"), "late_seconds", "starts"),
+        (_("from its moment to the call"), "late_seconds", "calls"),
         (_("the call itself"), "duration_seconds", "calls"),
     ):
         if found[count]:
@@ -198,8 +196,19 @@ def bound_text(seconds: float) -> str:
 
 def outcomes(window: Window) -> list[charts.Stack]:
     """Return bars of how deliveries ended, one for each step of a window; the last is the present one."""
-    since, numbers = _steps(window)
-    counted = {row["step"]: row for row in queries.outcomes_since(since, step_seconds=window.step_seconds)}
+    return _outcomes(window, _counted(window))
+
+
+def _counted(window: Window) -> dict[int, dict[str, int]]:
+    """Return what was counted in each step of a window by the step's number."""
+    rows = queries.steps_since(
+        _steps(window)[0], step_seconds=window.step_seconds, within_seconds=settings.WEBTASK_SLO_SECONDS
+    )
+    return {row["step"]: row for row in rows}
+
+
+def _outcomes(window: Window, counted: Mapping[int, Mapping[str, int]]) -> list[charts.Stack]:
+    numbers = _steps(window)[1]
     bars = []
     for number in numbers:
         row = counted.get(number, {})

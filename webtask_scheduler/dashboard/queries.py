@@ -10,56 +10,45 @@ from django.db import connection
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.services.caller import Caller
 
+
+# Adding up the places of an array, which count from 1, is several times quicker than unnesting it.
+def _places(column: str, first: int, last: int) -> str:
+    return " + ".join(f"{column}[{place}]" for place in range(first, last + 1)) or "0"
+
+
 # Along the key of scheduler_minute: a row for each minute, or folded hour, and process.
-_LATENESS = """
-SELECT position, sum(count)::bigint
-  FROM scheduler_minute, unnest(first_late) WITH ORDINALITY AS each (count, position)
- WHERE seconds IN (60, 3600) AND begins_at >= %s AND count > 0
- GROUP BY position
-"""
+_LATENESS = (
+    "SELECT "  # noqa: S608 - constants
+    + ", ".join(f"coalesce(sum(first_late[{place}]), 0)::bigint" for place in range(1, histogram.BUCKETS + 1))
+    + " FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %s"
+)
 
 
 def lateness_since(since: datetime) -> list[int]:
     """Return the histogram of the lateness of first attempts since an instant, to the minute. Raises DatabaseError."""
     with connection.cursor() as cursor:
         cursor.execute(_LATENESS, [since])
-        return _histogram(cursor.fetchall())
+        return list(cursor.fetchone())
 
 
 # The same rows, by steps of time. A step is at least as long as the rows that are that old.
-_OUTCOMES = """
+_STEPS = """
 SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succeeded)::bigint AS succeeded,
-       sum(retried)::bigint AS retrying, sum(failed)::bigint AS failed, sum(missed)::bigint AS missed
+       sum(retried)::bigint AS retrying, sum(failed)::bigint AS failed, sum(missed)::bigint AS missed,
+       sum({all})::bigint AS total, sum({late})::bigint AS late
   FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
  GROUP BY 1 ORDER BY 1
 """
 
 
-def outcomes_since(since: datetime, *, step_seconds: int) -> list[dict[str, int]]:
-    """Return how many deliveries ended how, and attempts that are followed by another, by steps since the epoch."""
-    return _dicts(_OUTCOMES, {"since": since, "step": step_seconds})
+def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, int]]:
+    """Return what was counted by steps since the epoch.
 
-
-# Adding up the places of an array is several times quicker than unnesting it.
-def _places(column: str, first: int, last: int) -> str:
-    return " + ".join(f"coalesce({column}[{place}], 0)" for place in range(first, last + 1)) or "0"
-
-
-_KEPT = """
-SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum({all})::bigint AS total,
-       sum({late})::bigint AS late
-  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
- GROUP BY 1 ORDER BY 1
-"""
-
-
-def kept_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, int]]:
-    """Return how many first attempts began, and how many of them later than `within_seconds`, by steps of time.
-
-    `within_seconds` is one of histogram.BOUNDS. Raises DatabaseError.
+    That is how many deliveries ended how, attempts that are followed by another, first attempts (`total`), and those of
+    them that began later than `within_seconds`, which is one of histogram.BOUNDS. Raises DatabaseError.
     """
-    values = {"since": since, "step": step_seconds}
-    return _dicts(_KEPT.format(**_late_places(within_seconds)), values)
+    statement = _STEPS.format(**_late_places(within_seconds))
+    return _dicts(statement, {"since": since, "step": step_seconds})
 
 
 def _late_places(within_seconds: float) -> dict[str, str]:
@@ -74,14 +63,21 @@ def _late_places(within_seconds: float) -> dict[str, str]:
     }
 
 
-# The same rows, the worst first.
+# The same rows, the worst times first; the rest is added up for these alone.
 _WORST = """
-SELECT begins_at, seconds, sum({all})::bigint AS total, sum({late})::bigint AS late,
-       sum({claimed_late})::bigint AS claimed_late, sum({published_late})::bigint AS published_late,
-       sum(put_off)::bigint AS put_off, sum(reclaimed)::bigint AS reclaimed, sum(led_seconds)::float8 AS led_seconds
-  FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
- GROUP BY begins_at, seconds HAVING sum({late}) > 0
- ORDER BY late DESC, begins_at DESC LIMIT %(most)s
+WITH worst AS MATERIALIZED (
+  SELECT begins_at, seconds, sum({late})::bigint AS late
+    FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
+   GROUP BY begins_at, seconds HAVING sum({late}) > 0
+   ORDER BY late DESC, begins_at DESC LIMIT %(most)s
+)
+SELECT worst.*, beside.*
+  FROM worst CROSS JOIN LATERAL (
+    SELECT sum({all})::bigint AS total, sum({claimed_late})::bigint AS claimed_late,
+           sum({published_late})::bigint AS published_late, sum(put_off)::bigint AS put_off,
+           sum(reclaimed)::bigint AS reclaimed, sum(led_seconds)::float8 AS led_seconds
+      FROM scheduler_minute WHERE seconds = worst.seconds AND begins_at = worst.begins_at) beside
+ ORDER BY worst.late DESC, worst.begins_at DESC
 """
 
 
@@ -93,19 +89,14 @@ def worst_since(since: datetime, *, within_seconds: float, most: int) -> list[di
     return _dicts(_WORST.format(**_late_places(within_seconds)), {"since": since, "most": most})
 
 
+# Of each attempt that is counted, both the lateness and the duration are.
 _STAGES = """
 SELECT sum(claim_seconds)::float8 AS claim_seconds, sum({claims})::bigint AS claims,
        sum(publish_seconds)::float8 AS publish_seconds, sum({publishes})::bigint AS publishes,
        sum(first_late_seconds + retry_late_seconds)::float8 AS late_seconds,
-       sum({first_late} + {retry_late})::bigint AS starts,
        sum(duration_seconds)::float8 AS duration_seconds, sum({durations})::bigint AS calls
   FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
-""".format(
-    **{
-        name: _places(name, 1, histogram.BUCKETS)
-        for name in ("claims", "publishes", "first_late", "retry_late", "durations")
-    }
-)
+""".format(**{name: _places(name, 1, histogram.BUCKETS) for name in ("claims", "publishes", "durations")})
 
 
 def stages_since(since: datetime) -> dict[str, Any]:

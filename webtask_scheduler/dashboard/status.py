@@ -97,7 +97,7 @@ def _find_out() -> Status:
                 "1h": queries.lateness_since(now - timedelta(hours=1)),
                 "24h": queries.lateness_since(now - timedelta(hours=24)),
             }
-            counted = queries.kept_since(since, step_seconds=DAY_SECONDS, within_seconds=settings.WEBTASK_SLO_SECONDS)
+            counted = queries.steps_since(since, step_seconds=DAY_SECONDS, within_seconds=settings.WEBTASK_SLO_SECONDS)
     except (DatabaseError, InterfaceError):
         connection.close()
         return Status(DOWN, now)
