@@ -23,9 +23,13 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import HOST_MAX_LENGTH, CallStop, ErrorKind
 from webtask_scheduler.scheduler.rules import histogram
 
-HOUR_SECONDS = 3600
 # Hosts are counted by the hour.
-HOST_WINDOWS = tuple(window for window in WINDOWS if window.name in ("24h", "7d"))
+HOUR_SECONDS = 3600
+HOST_WINDOWS = tuple(
+    window._replace(step_seconds=max(HOUR_SECONDS, window.step_seconds))
+    for window in WINDOWS
+    if window.name in ("24h", "7d")
+)
 REASON_MAX_LENGTH = 200
 STOPS = 20
 
@@ -39,22 +43,16 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
     if len(name) > HOST_MAX_LENGTH or "\0" in name:
         raise Http404
     window = next((one for one in HOST_WINDOWS if one.name == request.GET.get("window")), HOST_WINDOWS[0])
-    last = int(timezone.now().timestamp()) // HOUR_SECONDS
-    hours = range(last - int(window.length.total_seconds()) // HOUR_SECONDS + 1, last + 1)
-    rows = {
-        int(row["hour"].timestamp()) // HOUR_SECONDS: row
-        for row in queries.host_hours(name, [datetime.fromtimestamp(hour * HOUR_SECONDS, UTC) for hour in hours])
-    }
-    counted = [rows.get(hour, {"calls": 0, "failed": 0, "put_off": 0, "late": [], "durations": []}) for hour in hours]
-    labels = [f"{datetime.fromtimestamp(hour * HOUR_SECONDS, UTC):%F %H:%M} UTC" for hour in hours]
-    total = queries.Host(
-        name,
-        sum(row["calls"] for row in counted),
-        sum(row["failed"] for row in counted),
-        sum(row["put_off"] for row in counted),
-        _added([row["late"] for row in counted]),
-        _added([row["durations"] for row in counted]),
-    )
+    step = window.step_seconds
+    last = int(timezone.now().timestamp()) // step
+    steps = range(last - int(window.length.total_seconds()) // step + 1, last + 1)
+    hours = range(steps[0] * step, (last + 1) * step, HOUR_SECONDS)
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in queries.host_hours(name, [datetime.fromtimestamp(hour, UTC) for hour in hours]):
+        by_step.setdefault(int(row["hour"].timestamp()) // step, []).append(row)
+    counted = [_added(name, by_step.get(number, ())) for number in steps]
+    labels = [f"{datetime.fromtimestamp(number * step, UTC):%F %H:%M} UTC" for number in steps]
+    total = _added(name, [row for rows in by_step.values() for row in rows])
     return show(
         request,
         "host.html",
@@ -66,8 +64,8 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
         windows=HOST_WINDOWS,
         calls=_calls(labels, counted),
         levels=[
-            (_("Lateness, 99 %"), _levels(labels, [row["late"] for row in counted], 99)),
-            (_("Duration, 95 %"), _levels(labels, [row["durations"] for row in counted], 95)),
+            (_("Lateness, 99 %"), _levels(labels, [one.late for one in counted], 99)),
+            (_("Duration, 95 %"), _levels(labels, [one.durations for one in counted], 95)),
         ]
         if total.calls
         else [],
@@ -85,18 +83,21 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
     )
 
 
-def _added(histograms: Sequence[Sequence[int]]) -> list[int]:
-    total = histogram.empty()
-    for counts in histograms:
-        for place, count in enumerate(counts):
-            total[place] += count
-    return total
+def _added(name: str, rows: Sequence[dict[str, Any]]) -> queries.Host:
+    """Return what rows of a host count together."""
+    late, durations = histogram.empty(), histogram.empty()
+    for row in rows:
+        for total, counts in ((late, row["late"]), (durations, row["durations"])):
+            for place, count in enumerate(counts):
+                total[place] += count
+    calls, failed, put_off = (sum(row[column] for row in rows) for column in ("calls", "failed", "put_off"))
+    return queries.Host(name, calls, failed, put_off, late, durations)
 
 
-def _calls(labels: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[charts.Stack]:
+def _calls(labels: Sequence[str], hosts: Sequence[queries.Host]) -> list[charts.Stack]:
     bars = []
-    for label, row in zip(labels, rows, strict=True):
-        counts = [("succeeded", row["calls"] - row["failed"]), ("failed", row["failed"])]
+    for label, one in zip(labels, hosts, strict=True):
+        counts = [("succeeded", one.calls - one.failed), ("failed", one.failed)]
         said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
         bars.append((f"{label} · {said or 0}", counts))
     return charts.stacks(bars)

@@ -225,7 +225,7 @@ def due_link(begin: int, seconds: int, **more: str) -> str:
     """Return the address of the list of timers that are due from a second since the epoch on, for so many seconds."""
     due = (datetime.fromtimestamp(at, UTC) for at in (begin, begin + seconds))
     names = zip(("due_from", "due_to"), (f"{at:%FT%TZ}" for at in due), strict=True)
-    return f"{reverse('dashboard:timers')}?{urlencode(dict(names) | more)}"
+    return f"{reverse('dashboard:timers')}?{urlencode(dict(names) | more, safe=':')}"
 
 
 def _steps(window: Window) -> tuple[datetime, range]:

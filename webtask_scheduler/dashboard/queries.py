@@ -235,18 +235,8 @@ SELECT hour, calls, failed, put_off, late, durations FROM scheduler_hosthour
 
 
 def host_hours(host: str, hours: Sequence[datetime]) -> list[dict[str, Any]]:
-    """Return what was counted of a host in each of these hours by all processes together. Raises DatabaseError."""
-    found: dict[datetime, dict[str, Any]] = {}
-    for row in _dicts(_HOST_HOURS, {"hours": list(hours), "host": host}):
-        known = found.get(row["hour"])
-        if known is None:
-            found[row["hour"]] = row
-            continue
-        for name in ("calls", "failed", "put_off"):
-            known[name] += row[name]
-        for name in ("late", "durations"):
-            known[name] = [a + b for a, b in zip(known[name], row[name], strict=True)]
-    return list(found.values())
+    """Return what each process counted of a host in each of these hours. Raises DatabaseError."""
+    return _dicts(_HOST_HOURS, {"hours": list(hours), "host": host})
 
 
 # The latest attempts of all hosts that are looked at: a probe of two keys for each.
