@@ -585,7 +585,10 @@ WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, mo
 # of their moments. The seconds are one of the bounds by which lateness is counted, because nothing finer is known.
 WEBTASK_SLO_PERCENT = number("WEBTASK_SLO_PERCENT", default=99.0, least=1, most=99.999)
 WEBTASK_SLO_SECONDS = float(
-    one_of("WEBTASK_SLO_SECONDS", "0.1", *(f"{bound:g}" for bound in import_string(f"{_RULES}.histogram.BOUNDS")))
+    one_of(
+        "WEBTASK_SLO_SECONDS",
+        *dict.fromkeys(("0.1", *(f"{bound:g}" for bound in import_string(f"{_RULES}.histogram.BOUNDS")))),
+    )
 )
 # Whether anybody may see /status, without a log-in.
 WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"

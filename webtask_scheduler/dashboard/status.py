@@ -55,9 +55,9 @@ class Status:
 
 
 _lock = threading.Lock()
-# When it was found out, by the monotonic clock; and the answers that were made of it, by kind and language.
+# When it was found out, by the monotonic clock; and the pages that were made of it, by their language.
 _known: tuple[float, Status] | None = None
-_answers: dict[tuple[str, str], bytes] = {}
+_pages: dict[str, tuple[Status, bytes]] = {}
 
 
 def current() -> Status:
@@ -71,9 +71,7 @@ def current() -> Status:
         return known[1]  # type: ignore[index]  # it is not None, or the lock was waited for
     try:
         if _known is known:
-            found = _find_out()
-            _answers.clear()
-            _known = time.monotonic(), found
+            _known = time.monotonic(), _find_out()
         return _known[1]  # type: ignore[index]  # set above, or by another thread
     finally:
         _lock.release()
@@ -83,7 +81,6 @@ def forget() -> None:
     """Drop what is known; for tests."""
     global _known  # noqa: PLW0603 - as above
     _known = None
-    _answers.clear()
 
 
 def _find_out() -> Status:
@@ -146,11 +143,11 @@ def page(request: HttpRequest) -> HttpResponse:
     asked.META["HTTP_ACCEPT_LANGUAGE"] = request.headers.get("Accept-Language", "")
     language = translation.get_language_from_request(asked)
     status = current()
-    body = _answers.get(("page", language))
-    if body is None:
+    kept = _pages.get(language)
+    if kept is None or kept[0] is not status:
         with translation.override(language):
-            body = _answers["page", language] = render_to_string("dashboard/status.html", _shown(status)).encode()
-    answer = HttpResponse(body)
+            kept = _pages[language] = status, render_to_string("dashboard/status.html", _shown(status)).encode()
+    answer = HttpResponse(kept[1])
     answer["Content-Language"] = language
     return answer
 
@@ -166,7 +163,7 @@ def _shown(status: Status) -> dict[str, Any]:
     percentiles = [
         (f"{percent:g} %", bound_text(histogram.bound_of(bucket)))
         for percent in (50, 90, 99)
-        if (bucket := histogram.percentile(day, percent)) is not None and sum(day)
+        if any(day) and (bucket := histogram.percentile(day, percent)) is not None
     ]
     return {
         "status": status,
