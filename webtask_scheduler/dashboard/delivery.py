@@ -306,9 +306,7 @@ def _duplicates(found: Delivery, attempts: Sequence[Attempt]) -> str:
     if any(one.error in _NOT_KNOWN for one in sent[:-1]):
         return _("Possible: an attempt ended without an answer, and another followed. All have the same webhook-id.")
     if len(sent) > 1:
-        return _("The receiver got it %(count)s times and answered each. All have the same webhook-id.") % {
-            "count": len(sent)
-        }
+        return _("The receiver got it more than once and answered each time. All have the same webhook-id.")
     if sent[0].error in _NOT_KNOWN:
         return _("None so far: one attempt was sent, and whether it arrived is not known.")
     return _("None: one attempt was sent and answered.")

@@ -188,7 +188,7 @@ def _attention(seen: Seen) -> list[dict[str, str]]:
             values = {"failed": facts.shown_number(host.failed), "calls": facts.shown_number(host.calls)}
             parts.append(_("%(failed)s of %(calls)s calls failed") % values)
         if host.put_off:
-            parts.append(_("put off %(count)s times, being slow") % {"count": facts.shown_number(host.put_off)})
+            parts.append(_("put off, being slow: %(count)s") % {"count": facts.shown_number(host.put_off)})
         # Counts of hosts without a row of their own stand together under a name that is no host.
         is_host = " " not in host.name
         found.append(
