@@ -304,6 +304,15 @@ def test_punctuality_says_what_is_left_of_what_may_be_late(client, settings):
     assert "The aim is missed." in text_of(client, "/punctuality?window=1h")
 
 
+def test_what_is_later_than_any_bound_is_said_so(client):
+    minute(timedelta(minutes=5), first_late=[0] * 17 + [5])
+    of_host("a.example", calls=5, late=[0] * 17 + [5], durations=[0] * 17 + [5])
+    for path in ("/punctuality?window=1h", "/hosts/a.example", "/hosts"):
+        shown = text_of(client, path)
+        assert "&gt; 1 h" in shown
+        assert "inf" not in shown.replace("info", "")
+
+
 def test_worst_times_say_what_was_counted_beside(client):
     late = [0] * 9 + [5] + [0] * 8
     minute(timedelta(minutes=5), first_late=late, claims=late, publishes=late, put_off=3, reclaimed=2, led_seconds=20)
