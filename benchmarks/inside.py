@@ -46,8 +46,8 @@ task AS (
     FROM done JOIN scheduler_timer timer ON timer.id = done.timer_id WHERE task.id = timer.periodic_task_id
 )
 INSERT INTO scheduler_attempt
-  (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt)
-SELECT id, 1, due_at, due_at, 5, 200, '', '', 'ok' FROM done
+  (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt, stages)
+SELECT id, 1, due_at, due_at, 5, 200, '', '', 'ok', '{-985200,-7100,-3200,NULL,NULL,NULL,2600}' FROM done
 """
 
 

@@ -16,6 +16,7 @@ from django.utils import translation
 from hypothesis import strategies
 
 from webtask_scheduler.access import limits
+from webtask_scheduler.dashboard import overview, status
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
@@ -63,6 +64,8 @@ def _facts_of_this_test() -> None:
     """What one test's database said must not be told in the next."""
     facts.forget()
     limits.forget()
+    overview.forget()
+    status.forget()
 
 
 @pytest.fixture(autouse=True)

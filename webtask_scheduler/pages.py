@@ -49,8 +49,9 @@ class BrowserRules:
         answer = self._get_response(request)
         answer["Content-Security-Policy"] = self._policy
         answer["Permissions-Policy"] = PERMISSIONS_POLICY
-        # A page of another site may not load it as a script or an image, and so not read what is in it.
-        answer["Cross-Origin-Resource-Policy"] = "same-origin"
+        # A page of another site may not load it as a script or an image, and so not read what is in it, unless the
+        # answer was made for that.
+        answer.headers.setdefault("Cross-Origin-Resource-Policy", "same-origin")
         return answer
 
 

@@ -61,6 +61,7 @@ def one_of(name: str, *choices: str) -> str:
     return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
 
 
+_RULES = "webtask_scheduler.scheduler.rules"
 _EGRESS, _PROXY = ("webtask_scheduler.scheduler.outgoing." + name for name in ("egress", "proxy"))
 
 
@@ -579,6 +580,18 @@ WEBTASK_HOST_MAX_PER_SECOND = number("WEBTASK_HOST_MAX_PER_SECOND", default=0.0,
 WEBTASK_HOST_MAX_IN_FLIGHT = whole_number("WEBTASK_HOST_MAX_IN_FLIGHT", default=0, least=0, most=1_000_000)
 # Days that entries of the audit log are kept; 0 keeps them forever.
 WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
+
+# What /punctuality and /status measure the service by: so many per cent of first attempts begin within so many seconds
+# of their moments. The seconds are one of the bounds by which lateness is counted, because nothing finer is known.
+WEBTASK_SLO_PERCENT = number("WEBTASK_SLO_PERCENT", default=99.0, least=1, most=99.999)
+WEBTASK_SLO_SECONDS = float(
+    one_of(
+        "WEBTASK_SLO_SECONDS",
+        *dict.fromkeys(("0.1", *(f"{bound:g}" for bound in import_string(f"{_RULES}.histogram.BOUNDS")))),
+    )
+)
+# Whether anybody may see /status, without a log-in.
+WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"
 
 # The URL of the demo receiver, or its path; empty for none.
 WEBTASK_DEMO_RECEIVER = ""

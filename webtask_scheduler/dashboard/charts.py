@@ -51,6 +51,43 @@ def timeline(due_at: datetime, calls: Sequence[Call]) -> list[Bar]:
     return bars
 
 
+class Span(NamedTuple):
+    """A time with a beginning and an end in seconds: what it was, its kind as in Bar, and more to say of it."""
+
+    label: str
+    begin: float
+    end: float
+    kind: str
+    note: str = ""
+    link: str = ""
+
+
+class Fall(NamedTuple):
+    """One line of a waterfall: a span, and where its bar lies on the axis that all share."""
+
+    span: Span
+    x: float
+    width: float
+
+    @property
+    def took_ms(self) -> float:
+        return 1000 * max(0.0, self.span.end - self.span.begin)
+
+
+def waterfall(spans: Sequence[Span]) -> list[Fall]:
+    """Return spans as lines on one axis, from the earliest beginning to the latest end."""
+    if not spans:
+        return []
+    first = min(span.begin for span in spans)
+    length = max(0.0001, max(span.end for span in spans) - first)
+    falls = []
+    for span in spans:
+        x = (span.begin - first) / length * (WIDTH - LEAST)
+        width = max(0.0, span.end - span.begin) / length * (WIDTH - LEAST)
+        falls.append(Fall(span, round(x, 1), round(max(LEAST, width), 1)))
+    return falls
+
+
 class Part(NamedTuple):
     x: float
     y: float
@@ -66,14 +103,19 @@ class Stack(NamedTuple):
     width: float
     label: str
     parts: list[Part]
+    # Where it leads; empty for nowhere.
+    link: str = ""
 
 
 CHART_HEIGHT = 100.0
 
 
-def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]]) -> list[Stack]:
-    """Return bars of counts by state side by side; the highest is as high as the chart. A bar is a label and counts."""
-    most = max((sum(count for _, count in counts) for _, counts in bars), default=0) or 1
+def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, most: int = 0) -> list[Stack]:
+    """Return bars of counts by state side by side. A bar is a label and counts.
+
+    One of `most` is as high as the chart, or the highest without it.
+    """
+    most = most or max((sum(count for _, count in counts) for _, counts in bars), default=0) or 1
     step = WIDTH / max(1, len(bars))
     found = []
     for number, (label, counts) in enumerate(bars):

@@ -25,11 +25,11 @@ def dead(request: HttpRequest) -> HttpResponse:
     values: dict[str, Any] = {"most": queries.LOST_MOST, "group": wanted}
     if wanted:
         values["deliveries"] = queries.dead_of_group(caller, **wanted)
-        values["cause"] = _cause(wanted["state"], wanted["error"], wanted["code"])
+        values["cause"] = cause_of(wanted["state"], wanted["error"], wanted["code"])
     else:
         groups = queries.dead_groups(caller)
         for group in groups:
-            group["cause"] = _cause(group["state"], group["error"], group["status_code"])
+            group["cause"] = cause_of(group["state"], group["error"], group["status_code"])
             parts = {"host": group["host"], "state": group["state"], "error": group["error"]}
             parts |= {"code": group["status_code"]} if group["status_code"] else {}
             parts |= {"mine": "1"} if "mine" in request.GET else {}
@@ -51,7 +51,7 @@ def _group(request: HttpRequest) -> dict[str, Any] | None:
     }
 
 
-def _cause(state: str, error: str, code: int | None) -> str:
+def cause_of(state: str, error: str, code: int | None) -> str:
     """Return in a word or two why the deliveries of a group did not succeed."""
     if code:
         return str(code)

@@ -1,7 +1,8 @@
 """`/`: whether all is well, and the way to a first timer."""
 
-from datetime import timedelta
-from typing import Any
+import time
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
@@ -12,21 +13,30 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_safe
 
-from webtask_scheduler.dashboard import demo, queries
+from webtask_scheduler.dashboard import charts, demo, queries
 from webtask_scheduler.dashboard.frame import is_live, show
-from webtask_scheduler.dashboard.punctuality import HOUR, PROMISE_SECONDS, outcomes, share_of
+from webtask_scheduler.dashboard.punctuality import HOUR, due_link, is_kept, outcomes, promise_text, share_of, within_of
 from webtask_scheduler.dashboard.rows import rows
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
-from webtask_scheduler.scheduler import facts
+from webtask_scheduler.scheduler import facts, sealing
+from webtask_scheduler.scheduler.models import ErrorKind
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
 
 LATEST = 10
 # Lateness is told of this time.
 TOLD = timedelta(hours=24)
 # So many late timers, or one so late, are worth saying first.
 LATE_SECONDS = 2.0
+# How old the slower part of the page may be.
+KEPT_SECONDS = 10.0
+# So many due in one second are a herd worth naming; so many of them are named.
+HERD_LEAST = 200
+HERDS = 3
+# Lines of what needs a person.
+ATTENTION = 10
 
 
 @page
@@ -36,10 +46,18 @@ def overview(request: HttpRequest) -> HttpResponse:
     caller = caller_of(request)
     wanted = search.Filter(owner_id=caller.owner_id, everyone=caller.sees_all)
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
-    values: dict[str, Any] = {"rows": latest}
+    values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)}
     if sees_service(request):
         # Where something is wrong, the warnings above say it.
-        values |= {"verdict": None if facts.warnings() else _verdict(), "tiles": _tiles(), "outcomes": outcomes(HOUR)}
+        seen = _seen()
+        values |= {
+            "verdict": None if facts.warnings() else _verdict(),
+            "tiles": _tiles() + _more_tiles(seen),
+            "outcomes": outcomes(HOUR),
+            "next_hour": seen.next_hour,
+            "herds": seen.herds,
+            "attention": _attention(seen),
+        }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_overview.html", values))
     return show(request, "overview.html", title=_("Overview"), at="overview", demo=demo.address(request), **values)
@@ -70,6 +88,133 @@ def _tiles() -> list[dict[str, Any]]:
     ]
 
 
+class Seen(NamedTuple):
+    """What takes too long to be looked at for each viewer every few seconds."""
+
+    # Bars of what is due in each minute of the next hour, how many in all, and whether a minute has more than are
+    # counted; and the seconds in which many are due: when, how many, a link.
+    next_hour: list[charts.Stack]
+    due: int
+    is_cut: bool
+    herds: list[tuple[datetime, int, str]]
+    # Hosts with failures, or with deliveries that were put off, in this hour and the last.
+    hosts: list[queries.Host]
+    # Deliveries that failed or were missed in the last day, and in the day before.
+    lost: tuple[int, int]
+
+
+_kept: tuple[float, Seen] | None = None
+
+
+def _seen() -> Seen:
+    """Return what was looked at, at most KEPT_SECONDS ago. Raises DatabaseError."""
+    global _kept  # noqa: PLW0603 - one look a process is the point
+    now = time.monotonic()
+    if _kept is None or now - _kept[0] >= KEPT_SECONDS:
+        _kept = now, _look()
+    return _kept[1]
+
+
+def forget() -> None:
+    """Drop what was looked at; for tests."""
+    global _kept  # noqa: PLW0603 - as above
+    _kept = None
+
+
+def _look() -> Seen:
+    minutes = queries.next_hour()
+    bars = charts.stacks(
+        [(f"{row['begin']:%H:%M} UTC · {_counted(row['count'])}", [("scheduled", row["count"])]) for row in minutes]
+    )
+    links = [due_link(int(row["begin"].timestamp()), 60, status="scheduled") for row in minutes]
+    herds = [
+        (row["second"], row["herd"], due_link(int(row["second"].timestamp()), 1, status="scheduled"))
+        for row in sorted(minutes, key=lambda row: -(row["herd"] or 0))[:HERDS]
+        if (row["herd"] or 0) >= HERD_LEAST
+    ]
+    now = timezone.now()
+    hosts = queries.hosts_since(now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1))
+    return Seen(
+        [bar._replace(link=link) if bar.parts else bar for bar, link in zip(bars, links, strict=True)],
+        sum(row["count"] for row in minutes),
+        any(row["count"] >= queries.DUE_MOST for row in minutes),
+        sorted(herds),
+        [host for host in hosts if host.failed or host.put_off],
+        queries.lost_since(now),
+    )
+
+
+def _counted(count: int) -> str:
+    shown = facts.shown_number(count)
+    return _("%(count)s or more") % {"count": shown} if count >= queries.DUE_MOST else shown
+
+
+def _more_tiles(seen: Seen) -> list[dict[str, Any]]:
+    """Return the tiles of what was looked at."""
+    now = int(time.time())
+    lost, before = seen.lost
+    return [
+        {
+            "label": _("Due in the next hour"),
+            "number": facts.shown_number(seen.due),
+            "is_least": seen.is_cut,
+            "link": due_link(now, 3600, status="scheduled"),
+            "state": "scheduled",
+        },
+        {
+            "label": _("Lost in 24 hours"),
+            "number": facts.shown_number(lost),
+            "link": reverse("dashboard:dead"),
+            "state": "failed" if lost else "",
+            "more": f"{lost - before:+d}" if lost != before else "",
+        },
+    ]
+
+
+def _attention(seen: Seen) -> list[dict[str, str]]:
+    """Return what needs a person, the worst first: a state, what it is, what is known, and where to look."""
+    found = [
+        {
+            "state": "held",
+            "what": host or _("All hosts"),
+            "said": _("calls are stopped"),
+            "link": reverse("dashboard:host", kwargs={"name": host}) if host else reverse("dashboard:system"),
+        }
+        for host in facts.gather().stops
+    ]
+    for host in seen.hosts:
+        parts = []
+        if host.failed:
+            values = {"failed": facts.shown_number(host.failed), "calls": facts.shown_number(host.calls)}
+            parts.append(_("%(failed)s of %(calls)s calls failed") % values)
+        if host.put_off:
+            parts.append(_("put off, being slow: %(count)s") % {"count": facts.shown_number(host.put_off)})
+        # Counts of hosts without a row of their own stand together under a name that is no host.
+        is_host = " " not in host.name
+        found.append(
+            {
+                "state": "failed" if host.failed else "late",
+                "what": host.name,
+                "said": " · ".join(parts),
+                "link": reverse("dashboard:host", kwargs={"name": host.name})
+                if is_host
+                else reverse("dashboard:hosts"),
+            }
+        )
+    return found[:ATTENTION]
+
+
+def _ended(caller: Caller) -> list[dict[str, Any]]:
+    """Return the deliveries that ended last, with what their lines say."""
+    rows_found = queries.latest_ended(caller, limit=LATEST)
+    for row in rows_found:
+        row["url"] = sealing.shown_url(row["web_url"])
+        row["late_ms"] = row["late"] / timedelta(milliseconds=1) if row["late"] is not None else None
+        known = row["error"] in ErrorKind.values
+        row["answer"] = str(row["status_code"] or "") or (ErrorKind(row["error"]).label if known else "")
+    return rows_found
+
+
 def _verdict() -> dict[str, str]:
     """Return in a sentence whether calls begin on time, and its state."""
     found = facts.gather()
@@ -85,15 +230,16 @@ def _verdict() -> dict[str, str]:
     total = sum(late)
     if not total:
         return {"state": "scheduled", "text": _("All is ready."), "more": _("No call was made in the last 24 hours.")}
-    within = sum(count for bucket, count in enumerate(late) if histogram.bound_of(bucket) <= PROMISE_SECONDS)
+    within = within_of(late)
     p99 = histogram.percentile(late, 99)
     bound = histogram.bound_of(p99) if p99 is not None else 0.0
     values = {"share": share_of(within, total), "count": facts.shown_number(total), "bound": _milliseconds(bound)}
+    values |= {"promise": promise_text()}
     more = _(
-        "%(share)s %% of %(count)s calls in the last 24 hours began within 100 ms of their moment, 99 %% within"
+        "%(share)s %% of %(count)s calls in the last 24 hours began within %(promise)s of their moment, 99 %% within"
         " %(bound)s."
     )
-    on_time = within >= total * 0.99
+    on_time = is_kept(late)
     return {
         "state": "succeeded" if on_time else "retrying",
         "text": _("On time.") if on_time else _("Not always on time."),

@@ -51,6 +51,15 @@ def _javascript(url: str, body: Mapping[str, Any], *, with_key: bool, method: st
     )
 
 
+def curl_of_call(url: str, *, method: str, headers: Mapping[str, str], body: str) -> str:
+    """Return a call of this service as a person makes it."""
+    lines = [f"curl -X {shlex.quote(method)} {shlex.quote(url)}"]
+    lines += [f"  -H {shlex.quote(f'{name}: {value}')}" for name, value in headers.items()]
+    if body:
+        lines.append(f"  --data-raw {shlex.quote(body)}")
+    return " \\\n".join(lines)
+
+
 def curl_of_list(url: str, query: str) -> str:
     """Return the request of the API that lists what a page lists."""
     return f"curl {shlex.quote(f'{url}?{query}' if query else url)}"

@@ -20,6 +20,7 @@ from django.views.decorators.http import require_POST, require_safe
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.punctuality import share_of
 from webtask_scheduler.dashboard.rows import shown
 from webtask_scheduler.dashboard.snippets import snippets
 from webtask_scheduler.dashboard.timers import unchanged_or
@@ -64,6 +65,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "streak": _streak(deliveries) if len(deliveries) > 1 else [],
         "streak_width": len(deliveries) * charts.STREAK_STEP,
         "may_act": may_change(request, found),
+        "streak_said": _streak_said(deliveries),
         "actions": _actions(body, deliveries),
         "every_ms": _pace(body, now=now),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
@@ -132,9 +134,9 @@ def _delivered(delivery: Delivery, attempts: list[Attempt]) -> Delivered:
     return Delivered(delivery, state, attempts, charts.timeline(delivery.due_at, calls))
 
 
-def _streak(deliveries: list[Delivered]) -> list[charts.Square]:
-    """Return the latest deliveries as columns, the newest last."""
-    return charts.streak(
+def _streak(deliveries: list[Delivered]) -> list[tuple[int, charts.Square]]:
+    """Return the latest deliveries as columns with their numbers, the newest last."""
+    squares = charts.streak(
         [
             (
                 one.state,
@@ -145,6 +147,22 @@ def _streak(deliveries: list[Delivered]) -> list[charts.Square]:
             for one in reversed(deliveries)
         ]
     )
+    return list(zip([one.delivery.number for one in reversed(deliveries)], squares, strict=True))
+
+
+def _streak_said(deliveries: list[Delivered]) -> dict[str, Any]:
+    """Return how many per cent of those that ended succeeded, and two percentiles of the lateness of first attempts."""
+    ended = [one.state for one in deliveries if one.state in (State.SUCCEEDED, *LOST)]
+    late = sorted(one.first.lateness_ms for one in deliveries if one.first)
+
+    def percentile(percent: int) -> float | None:
+        return late[max(0, -(-len(late) * percent // 100) - 1)] if late else None
+
+    return {
+        "share": share_of(ended.count(State.SUCCEEDED), len(ended)),
+        "p50": percentile(50),
+        "p99": percentile(99),
+    }
 
 
 def _pace(body: Mapping[str, Any], *, now: datetime) -> int:

@@ -52,6 +52,12 @@ def sees_service(request: HttpRequest) -> bool:
     return is_open() or sees_all(request)
 
 
+def may_stop_calls(request: HttpRequest) -> bool:
+    """Return whether calls to a host may be stopped and resumed: on an open service, or with the admin's right to."""
+    user: Any = request.user
+    return is_open() or (sees_all(request) and user.has_perms(("scheduler.add_callstop", "scheduler.delete_callstop")))
+
+
 def may_change(request: HttpRequest, timer: Timer) -> bool:
     """Return whether a timer that is seen may be changed too: one's own, or with the right to do so in the admin."""
     user: Any = request.user

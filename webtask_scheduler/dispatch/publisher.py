@@ -8,7 +8,6 @@ import redis
 from celery.app.base import Celery
 
 from webtask_scheduler.dispatch.queue import Chunk, PublishError
-from webtask_scheduler.telemetry import tracing
 
 # The names live in queues and dashboards and never change.
 TASKS = "webtask_scheduler.scheduler.tasks."
@@ -28,12 +27,12 @@ class Publisher:
 
     def deliver(self, chunk: Chunk) -> None:
         """Publish a chunk of claimed deliveries. Raises PublishError."""
+        now = time.monotonic()
+        # Last when it was claimed and sent.
         items: list[list[Any]] = [
-            [str(held.delivery_id), str(held.token), held.host, held.flow] for held in chunk.items
+            [str(held.delivery_id), str(held.token), held.host, held.flow, *held.marks, held.clock + now]
+            for held in chunk.items
         ]
-        if tracing.is_on():
-            # When it was claimed and sent, for its trace.
-            items = [[*item, *held.marks, time.time()] for item, held in zip(items, chunk.items, strict=True)]
         # `argsrepr` and `shadow` are for people who read Flower and the worker's log.
         self._send("deliver", [items], argsrepr=f"({chunk.label})", shadow="deliver")
 

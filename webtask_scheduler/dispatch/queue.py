@@ -32,8 +32,10 @@ class Held:
     # The host of its URL and its flow: a worker decides by them what may be called now.
     host: str = field(compare=False, default="")
     flow: int = field(compare=False, default=0)
-    # When it was claimed, published and received, for its trace; empty where none is kept.
+    # When it was claimed, published and received. The first two are by the queue's clock, in seconds since the epoch.
     marks: tuple[float, ...] = field(compare=False, default=())
+    # What the queue's clock shows when this process's monotonic one shows 0.
+    clock: float = field(compare=False, default=0.0)
 
     @property
     def key(self) -> tuple[uuid.UUID, uuid.UUID]:

@@ -389,6 +389,11 @@ class ErrorKind(models.TextChoices):
     LOST = "lost", _("Lost")  # the process that called vanished; the outcome is unknown
 
 
+# The steps of an attempt, in the order in which Attempt.stages holds them: append only. A call on a kept connection has
+# no `resolved`, `connected` and `secured`, and one without TLS no `secured`.
+STAGES = ("claimed", "published", "received", "resolved", "connected", "secured", "first_byte")
+
+
 class Attempt(models.Model):
     """One HTTP call. Written once, when it ends."""
 
@@ -404,6 +409,8 @@ class Attempt(models.Model):
     message = models.CharField(_("message"), max_length=MESSAGE_MAX_LENGTH, blank=True)
     # The beginning of the answer's body.
     excerpt = models.CharField(_("excerpt"), max_length=EXCERPT_MAX_LENGTH, blank=True)
+    # When it reached each of STAGES, in microseconds from `started_at`, negative before it; null where not known.
+    stages = ArrayField(models.IntegerField(null=True), null=True)
 
     class Meta:
         verbose_name = _("attempt")
@@ -422,6 +429,12 @@ class Attempt(models.Model):
     def lateness_ms(self) -> float:
         """Return how long after the time it was meant for the attempt was started."""
         return round((self.started_at - self.meant_for) / timedelta(milliseconds=1), 1)
+
+    @property
+    def stages_ms(self) -> dict[str, float]:
+        """Return the stages that are known, in milliseconds from the start."""
+        reached = zip(STAGES, self.stages or (), strict=False)
+        return {name: round(at / 1000, 1) for name, at in reached if at is not None}
 
 
 class SigningSecret(models.Model):

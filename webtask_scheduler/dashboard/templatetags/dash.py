@@ -68,8 +68,18 @@ def milliseconds(value: Any) -> str:
     if value is None or value == "":
         return "-"
     amount = float(value)
+    if amount == float("inf"):
+        # Beyond the last bound by which it is counted.
+        return "> 1 h"
     if amount < 1000:  # noqa: PLR2004 - a second
         return f"{amount:.1f} ms" if amount < 10 else f"{amount:.0f} ms"  # noqa: PLR2004
     if amount < 60_000:  # noqa: PLR2004 - a minute
         return f"{amount / 1000:.2f} s"
     return _("%(minutes)s min") % {"minutes": f"{amount / 60_000:.1f}"}
+
+
+@register.filter
+def at_most(value: Any) -> str:
+    """Return the bound of a percentile in milliseconds as what is known of it."""
+    text = milliseconds(value)
+    return text if text.startswith((">", "-")) else f"≤ {text}"

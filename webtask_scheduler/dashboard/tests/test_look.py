@@ -80,3 +80,17 @@ def test_later_is_higher():
     assert heights == sorted(heights)
     (square,) = charts.streak([("failed", 10.0**12, "")])
     assert square.height == charts.STREAK_HEIGHT
+
+
+def test_waterfall_has_one_axis():
+    falls = charts.waterfall([charts.Span("a", -1, 0, "wait"), charts.Span("b", 0, 3, "good")])
+    assert [(round(fall.x), round(fall.width)) for fall in falls] == [(0, 249), (249, 747)]
+    assert [fall.took_ms for fall in falls] == [1000, 3000]
+    assert charts.waterfall([]) == []
+    (instant,) = charts.waterfall([charts.Span("a", 5, 5, "good")])
+    assert instant.width == charts.LEAST
+
+
+def test_bars_of_a_given_height_do_not_grow():
+    (bar,) = charts.stacks([("a", [("late", 5)])], most=10)
+    assert bar.parts[0].height == 50.0

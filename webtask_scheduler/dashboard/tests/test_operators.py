@@ -5,11 +5,14 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 from django.db.models.functions import Now
 from django.utils import timezone
 
+from webtask_scheduler.access.models import AuditEntry
+from webtask_scheduler.dashboard import overview
 from webtask_scheduler.scheduler import facts, services
-from webtask_scheduler.scheduler.models import Beat, BulkOperation, Delivery, HostHour, Minute, State, new_id
+from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import call_all
@@ -87,6 +90,71 @@ def test_hosts_are_those_of_the_day_with_failures_first(client):
         ("good.example", 20, 0, 100.0),
     ]
     assert (shown[0].late_ms, shown[0].duration_ms) == (20.0, 20.0)
+
+
+def of_host(host, age=0, *, process="a", **counts):
+    """Store what a process counted of a host in an hour."""
+    hour = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=age)
+    row = {"calls": 0, "failed": 0, "put_off": 0, "late": [0] * 18, "durations": [0] * 18}
+    HostHour.objects.create(hour=hour, host=host, process=process, batch=new_id(), **(row | counts))
+
+
+def test_host_is_shown_over_time(client, make_timer, receiver, django_assert_max_num_queries):
+    times = [0, 0, 0, 9, 1] + [0] * 13
+    for process in ("a", "b"):
+        of_host("a.example", process=process, calls=10, failed=1, late=times, durations=times)
+    of_host("a.example", 30, calls=5)
+    of_host("b.example", calls=100)
+    with django_assert_max_num_queries(12):
+        shown = client.get("/hosts/a.example").context
+    assert (shown["host"].calls, shown["host"].failed, shown["host"].late_ms) == (20, 2, 20.0)
+    assert len(shown["calls"]) == 24
+    assert [(part.state, part.height) for part in shown["calls"][-1].parts] == [("succeeded", 90.0), ("failed", 10.0)]
+    assert shown["levels"][0][1][-1].label.endswith("≤ 20 ms")
+    assert client.get("/hosts/a.example?window=7d").context["host"].calls == 25
+    timer = make_timer(receiver.url("/status/503"), delay_seconds=-1, options=ONCE)
+    call_all(receiver)
+    shown = client.get(f"/hosts/{timer.host}").context
+    assert shown["kinds"] == [("503", 1)]
+    assert [group["count"] for group in shown["dead"]] == [1]
+    assert f'href="/hosts/{timer.host}"' not in text_of(client, "/hosts")
+    of_host(timer.host, calls=1)
+    assert f'href="/hosts/{timer.host}"' in text_of(client, "/hosts")
+    assert client.get("/hosts/never.example").status_code == 200
+    assert client.get(f"/hosts/{'x' * 300}").status_code == 404
+
+
+def test_calls_to_a_host_are_stopped_and_resumed_with_a_reason(client, root, user, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    path = "/hosts/a.example:8443"
+    client.force_login(user)
+    assert client.get(path).status_code == 403
+    assert client.post(f"{path}/stop", {"reason": "x"}).status_code == 403
+    staff = get_user_model().objects.create_user("staff@example.com", "x", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    client.force_login(staff)
+    assert "Stop calls" not in text_of(client, path)
+    assert client.post(f"{path}/stop", {"reason": "x"}).status_code == 403
+    assert not CallStop.objects.exists()
+    client.force_login(root)
+    assert "Stop calls" in text_of(client, path)
+    assert client.post(f"{path}/stop", {"reason": "it is down"})["Location"] == path
+    assert CallStop.objects.get().reason == "it is down"
+    shown = text_of(client, path)
+    assert "Calls to this host are stopped." in shown
+    assert "Resume calls" in shown
+    assert client.post(f"{path}/resume", {"reason": "it is back"}).status_code == 302
+    assert not CallStop.objects.exists()
+    assert [(entry.action, entry.name, entry.after) for entry in AuditEntry.objects.order_by("id")] == [
+        ("calls.stopped", "root@example.com", {"reason": "it is down"}),
+        ("calls.resumed", "root@example.com", {"reason": "it is back"}),
+    ]
+    assert "it is back" in text_of(client, path)
+    # Neither all hosts nor nonsense can be meant here.
+    assert client.post("/hosts/%20/stop").status_code == 302
+    assert client.post("/hosts/not a host/stop").status_code == 302
+    assert client.post(f"{path}/explode").status_code == 404
+    assert not CallStop.objects.exists()
 
 
 def test_dead_letters_are_grouped_by_cause(client, make_timer, receiver, django_assert_max_num_queries):
@@ -218,3 +286,106 @@ def test_punctuality_is_what_was_counted_in_the_window(client):
     all_at_work()
     assert "90 % of 100 calls" in text_of(client, "/")
     assert "Not always on time." in text_of(client, "/")
+
+
+def test_punctuality_says_what_is_left_of_what_may_be_late(client, settings):
+    minute(timedelta(minutes=5), first_late=[0, 996, 0, 0, 0, 0, 0, 0, 0, 4] + [0] * 8, led_seconds=60)
+    shown = client.get("/punctuality?window=1h").context
+    assert (shown["budget"]["is_kept"], shown["budget"]["late"], shown["budget"]["allowed"]) == (True, 4, 10)
+    assert shown["budget"]["left"] == "60"
+    (burnt,) = [bar for bar in shown["burnt"] if bar.parts]
+    assert burnt.label.endswith("4 · 40 %")
+    (worst,) = shown["worst"]
+    assert (worst["late"], worst["total"]) == (4, 1000)
+    assert worst["causes"] == ["claimed and sent in time: workers began it late"]
+    settings.WEBTASK_SLO_PERCENT = 99.9
+    budget = client.get("/punctuality?window=1h").context["budget"]
+    assert (budget["is_kept"], budget["left"], budget["over"]) == (False, "0", "4.0")
+    assert "The aim is missed." in text_of(client, "/punctuality?window=1h")
+
+
+def test_what_is_later_than_any_bound_is_said_so(client):
+    minute(timedelta(minutes=5), first_late=[0] * 17 + [5])
+    of_host("a.example", calls=5, late=[0] * 17 + [5], durations=[0] * 17 + [5])
+    for path in ("/punctuality?window=1h", "/hosts/a.example", "/hosts"):
+        shown = text_of(client, path)
+        assert "&gt; 1 h" in shown
+        assert "inf" not in shown.replace("info", "")
+
+
+def test_worst_times_say_what_was_counted_beside(client):
+    late = [0] * 9 + [5] + [0] * 8
+    minute(timedelta(minutes=5), first_late=late, claims=late, publishes=late, put_off=3, reclaimed=2, led_seconds=20)
+    minute(timedelta(minutes=6), first_late=[0, 9] + [0] * 16, led_seconds=60)
+    (worst,) = client.get("/punctuality?window=1h").context["worst"]
+    assert worst["causes"] == [
+        "claimed late: 5",
+        "sent to a worker late: 5",
+        "put off for want of a place: 3",
+        "claims that ran out: 2",
+        "no beat led for 40 s",
+    ]
+
+
+def test_punctuality_says_where_the_time_goes(client):
+    minute(
+        timedelta(minutes=5),
+        **{name: [4] + [0] * 17 for name in ("first_late", "claims", "publishes", "durations")},
+        claim_seconds=0.0, publish_seconds=0.002, first_late_seconds=0.004, duration_seconds=0.04,
+    )  # fmt: skip
+    assert client.get("/punctuality?window=1h").context["stages"] == [
+        ("from its moment to the claim", 0.0),
+        ("from its moment to the message", 0.5),
+        ("from its moment to the call", 1.0),
+        ("the call itself", 10.0),
+    ]
+
+
+def test_overview_says_what_is_due_what_needs_a_person_and_what_ended(client, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(overview, "HERD_LEAST", 3)
+    at = timezone.now().replace(microsecond=0) + timedelta(minutes=10)
+    for number in range(4):
+        make_timer(due_at=at if number else at + timedelta(minutes=20))
+    make_timer(delay_seconds=7200)
+    failed = make_timer(receiver.url("/status/500"), delay_seconds=-1, options=ONCE, name="nightly")
+    call_all(receiver)
+    of_host("bad.example", calls=10, failed=4)
+    of_host("fine.example", calls=10)
+    services.stop_calls(host="stopped.example")
+    minute(timedelta(minutes=5), failed=3)
+    minute(timedelta(hours=30), failed=1)
+    shown = client.get("/").context
+    assert len(shown["next_hour"]) == 60
+    assert [bar.parts[0].height for bar in shown["next_hour"] if bar.parts] == [100.0, 33.33]
+    assert [(second, count) for second, count, _ in shown["herds"]] == [(at, 3)]
+    tiles = {tile["label"]: tile for tile in shown["tiles"]}
+    assert tiles["Due in the next hour"]["number"] == "4"
+    assert (tiles["Lost in 24 hours"]["number"], tiles["Lost in 24 hours"]["more"]) == ("3", "+2")
+    assert [(one["what"], one["state"]) for one in shown["attention"]] == [
+        ("stopped.example", "held"),
+        ("bad.example", "failed"),
+    ]
+    (ended,) = shown["ended"]
+    assert (ended["name"], ended["state"], ended["answer"]) == ("nightly", "failed", "500")
+    page = text_of(client, "/")
+    assert f'href="/timers/{failed.pk}/deliveries/1"' in page
+    # Each number leads to what it counts.
+    (herd,) = shown["herds"]
+    assert len(client.get(herd[2]).context["rows"]) == 3
+    assert len(client.get(tiles["Due in the next hour"]["link"]).context["rows"]) == 4
+    assert all(bar.link in page.replace("&amp;", "&") for bar in shown["next_hour"] if bar.parts)
+
+
+def test_overview_shows_each_their_own_deliveries(client, root, make_timer, receiver, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    user = get_user_model().objects.create_user("me@example.com", "x")
+    make_timer(receiver.url("/"), delay_seconds=-1, owner_id=user.pk)
+    make_timer(receiver.url("/"), delay_seconds=-1, owner_id=root.pk)
+    call_all(receiver)
+    client.force_login(user)
+    shown = client.get("/").context
+    assert len(shown["ended"]) == 1
+    assert "tiles" not in shown
+    client.force_login(root)
+    assert len(client.get("/").context["ended"]) == 2
+    assert len(client.get("/?mine=1").context["ended"]) == 1

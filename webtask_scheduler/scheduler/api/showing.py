@@ -15,6 +15,7 @@ from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.reading import NewTimerSerializer
 from webtask_scheduler.scheduler.api.schedules import BOUNDS, RECURRING, schedule_given
 from webtask_scheduler.scheduler.models import (
+    STAGES,
     URL_MAX_LENGTH,
     Attempt,
     ClockTimestamp,
@@ -192,9 +193,16 @@ class CallSerializer(AttemptSerializer):
 
     delivery_id = serializers.UUIDField()
     excerpt = serializers.CharField(help_text="The beginning of the answer's body, up to 2,048 characters.")
+    stages = serializers.DictField(
+        source="stages_ms",
+        child=serializers.FloatField(),
+        help_text="When the attempt reached each stage, in milliseconds from `started_at`, negative before it:"
+        f" {', '.join(f'`{name}`' for name in STAGES)}. A stage is absent where it is not known, and where there was"
+        " none: a call on a kept connection looks up and connects nothing.",
+    )
 
     class Meta(AttemptSerializer.Meta):
-        fields = ("delivery_id", *AttemptSerializer.Meta.fields, "excerpt")  # type: ignore[assignment]  # more of them
+        fields = ("delivery_id", *AttemptSerializer.Meta.fields, "excerpt", "stages")  # type: ignore[assignment]  # more
 
 
 class ListedTimerSerializer(TimerSerializer):
@@ -227,7 +235,7 @@ def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) ->
     attempts: dict[uuid.UUID, list[Attempt]] = {}
     if not fields or not {"attempts", "reason"}.isdisjoint(fields):
         tried = [one.pk for one in latest.values() if one.attempts]
-        for attempt in _last_attempts(delivery__in=tried).defer("excerpt").order_by("delivery", "number"):
+        for attempt in _last_attempts(delivery__in=tried).defer("excerpt", "stages").order_by("delivery", "number"):
             attempts.setdefault(attempt.delivery_id, []).append(attempt)
     bodies = [
         timer_body(

@@ -138,14 +138,13 @@ class CallPool:
     def hand_over(self, items: Iterable[tuple[Any, ...]], *, at: float | None = None) -> None:
         """Take (delivery id, lease token, host, flow) of claimed deliveries, and return at once.
 
-        With `at`, a time of the monotonic clock, they are not started before it. What follows in a tuple are the marks
-        of its trace, see `telemetry.tracing`.
+        With `at`, a time of the monotonic clock, they are not started before it. What follows in a tuple is when it was
+        claimed and published, see `call.Marks`; a beat of release 0.2 says neither.
         """
         now = self._clock()
         expires = now + CLAIMED_LEASE_SECONDS
-        received = time.time()
         work = [
-            Held(at or now, expires, key, token, host=host, flow=flow, marks=(*marks, received) if marks else ())
+            Held(at or now, expires, key, token, host=host, flow=flow, marks=(*(marks or (0.0, 0.0)), now))
             for key, token, host, flow, *marks in items
         ]
         if self._closing.is_set() and not self._starter.is_alive():
@@ -412,7 +411,7 @@ class CallPool:
                     client=self._client,
                     timeout_seconds=self._timeout_seconds,
                     seconds_most=seconds_most,
-                    marks=held.marks,
+                    marks=held.marks,  # type: ignore[arg-type]  # three, as `hand_over` makes them
                 )
             except Exception as error:
                 self._ended.put((call, error))

@@ -20,7 +20,7 @@ from webtask_scheduler.scheduler.outgoing.connections import (
     raise_descriptor_limit,
     shares_of_descriptors,
 )
-from webtask_scheduler.scheduler.outgoing.deadline import Deadline, Watchdog
+from webtask_scheduler.scheduler.outgoing.deadline import Deadline, Progress, Watchdog
 from webtask_scheduler.scheduler.outgoing.egress import Egress, RefusedError
 from webtask_scheduler.scheduler.outgoing.errors import CallError, LocalError, is_local
 from webtask_scheduler.scheduler.outgoing.names import Names
@@ -29,7 +29,7 @@ from webtask_scheduler.scheduler.outgoing.proxy import read_proxy
 from webtask_scheduler.scheduler.outgoing.reading import BROKEN_OFF
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 
-__all__ = ["Answer", "CallError", "Client", "LocalError", "Request", "raise_descriptor_limit"]
+__all__ = ["Answer", "CallError", "Client", "LocalError", "Progress", "Request", "raise_descriptor_limit"]
 
 # Kept of a Retry-After: a date has 29 characters.
 RETRY_AFTER_LENGTH = 100
@@ -105,12 +105,12 @@ class Client:
         """Return how many names are being looked up."""
         return self._names.under_way
 
-    def call(self, request: Request) -> Answer:
-        """Make a call and return its answer, whatever the status.
+    def call(self, request: Request, progress: Progress | None = None) -> Answer:
+        """Make a call and return its answer, whatever the status. It notes how far it came in `progress`.
 
         Raises CallError, or LocalError if this machine could not make the call, which is then no attempt.
         """
-        deadline = Deadline(time.monotonic() + request.timeout_seconds)
+        deadline = Deadline(time.monotonic() + request.timeout_seconds, progress)
         self._watchdog.add(deadline)
         try:
             answer = self._exchange(request, deadline)

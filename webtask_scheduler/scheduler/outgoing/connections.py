@@ -268,13 +268,17 @@ class Connections:
 
     def _connect(self, origin: Origin, deadline: Deadline) -> Connection:
         failure: OSError | None = None
-        for address in self._resolve(origin, deadline):
+        addresses, progress = self._resolve(origin, deadline), deadline.progress
+        progress.resolved, progress.secured = time.monotonic(), 0.0
+        for address in addresses:
             self._count_one_more()
             connection = Connection(origin)
             try:
                 self._open(connection, address, deadline)
+                progress.connected = time.monotonic()
                 if origin.scheme == "https":
                     connection.secure(self.tls, deadline)
+                    progress.secured = time.monotonic()
                 # A connection that was stopped may look like an open one.
                 deadline.remaining()
             except OSError as error:
@@ -391,6 +395,8 @@ class Adapter(adapters.HTTPAdapter):
             raise TypeError("Only what `prepared.Preparer` made can be sent.")
         wire = request.wire()
         deadline = request.deadline
+        progress = deadline.progress
+        progress.first_byte = 0.0
         connection = self._connections.take(request.origin, deadline)
         reusable = False
         try:
@@ -403,7 +409,14 @@ class Adapter(adapters.HTTPAdapter):
             except (BrokenPipeError, ConnectionResetError):
                 # A receiver may answer before it has read everything, and hang up.
                 sent = False
-            answer = read_answer(sock.recv, method=request.method or "", body_limit=BODY_LIMIT_BYTES)
+
+            def receive(size: int) -> bytes:
+                piece = sock.recv(size)
+                if not progress.first_byte:
+                    progress.first_byte = time.monotonic()
+                return piece
+
+            answer = read_answer(receive, method=request.method or "", body_limit=BODY_LIMIT_BYTES)
             surplus = answer.surplus or bool(isinstance(sock, ssl.SSLSocket) and sock.pending())
             reusable = sent and answer.reusable and not surplus
             if surplus:

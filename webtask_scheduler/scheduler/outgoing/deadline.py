@@ -21,13 +21,26 @@ class Stoppable(Protocol):
     def stop(self) -> None: ...
 
 
+class Progress:
+    """When a call reached each step, by the monotonic clock; 0.0 for a step that it has not reached.
+
+    A call on a kept connection looks up, connects and secures nothing. Where redirects are followed, the latest counts.
+    """
+
+    __slots__ = ("connected", "first_byte", "resolved", "secured")
+
+    def __init__(self) -> None:
+        self.resolved = self.connected = self.secured = self.first_byte = 0.0
+
+
 class Deadline:
-    """The deadline of one call, and what to stop when it passes."""
+    """The deadline of one call, how far the call has come, and what to stop when the deadline passes."""
 
-    __slots__ = ("_lock", "_waits_for", "at", "ended_by")
+    __slots__ = ("_lock", "_waits_for", "at", "ended_by", "progress")
 
-    def __init__(self, at: float) -> None:
+    def __init__(self, at: float, progress: Progress | None = None) -> None:
         self.at = at
+        self.progress = progress or Progress()
         # The kind of error that ended the call, or empty.
         self.ended_by = ""
         self._waits_for: Stoppable | None = None

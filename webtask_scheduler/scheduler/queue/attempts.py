@@ -109,6 +109,8 @@ class Outcome:
     retry_after_seconds: float | None = None
     # Another attempt cannot do better.
     permanent: bool = False
+    # As Attempt.stages; empty where none is known.
+    stages: Sequence[int | None] = ()
 
 
 EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
@@ -175,8 +177,8 @@ WITH {ASYNC_COMMIT},
 item AS MATERIALIZED (
   SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(states)s::text[], %(waits)s::float8[],
                        %(called_ats)s::timestamptz[], %(durations)s::int[], %(codes)s::int[], %(errors)s::text[],
-                       %(messages)s::text[], %(excerpts)s::text[]{item_types})
-    AS i (id, token, state, wait, called_at, duration_ms, status_code, error, message, excerpt{item_columns})
+                       %(messages)s::text[], %(excerpts)s::text[], %(stages)s::text[]{item_types})
+    AS i (id, token, state, wait, called_at, duration_ms, status_code, error, message, excerpt, stages{item_columns})
 ),
 held AS MATERIALIZED (
   SELECT delivery.id, delivery.attempts, {MEANT_FOR} AS meant_for,
@@ -187,9 +189,9 @@ held AS MATERIALIZED (
 ),
 attempt AS (
   INSERT INTO scheduler_attempt
-    (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt)
+    (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt, stages)
   SELECT held.id, held.attempts, held.meant_for, greatest(item.called_at, held.meant_for),
-         item.duration_ms, item.status_code, item.error, item.message, item.excerpt
+         item.duration_ms, item.status_code, item.error, item.message, item.excerpt, item.stages::int[]
     FROM held JOIN item USING (id) WHERE item.called_at IS NOT NULL
 ),
 done AS (
@@ -417,6 +419,11 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         "messages": [outcome and outcome.message for outcome in outcomes],
         # An answer to a sensitive timer may repeat what it was sent.
         "excerpts": [outcome and ("" if outcome.call.options.sensitive else outcome.excerpt) for outcome in outcomes],
+        # As PostgreSQL writes an array: there is no array of arrays of different lengths.
+        "stages": [
+            f"{{{str(outcome.stages)[1:-1].replace('None', 'NULL')}}}" if outcome and outcome.stages else None
+            for outcome in outcomes
+        ],
     }
     plain = all(outcome for outcome in outcomes) and not any(call.terms or call.options.calls_back for call in calls)
     if not plain:

@@ -20,7 +20,6 @@ from webtask_scheduler.scheduler.models import LANES, State
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, CLAIMED_LEASE_SECONDS, put_back
 from webtask_scheduler.scheduler.queue.reclaim import RECLAIM_LIMIT, Reclaims, reclaim_expired
 from webtask_scheduler.scheduler.queue.rollups import tally
-from webtask_scheduler.telemetry import tracing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -132,7 +131,8 @@ UPDATE scheduler_delivery delivery
                                THEN clock_timestamp() + make_interval(secs => %(lease)s) END
   FROM wanted WHERE delivery.id = wanted.id
 RETURNING delivery.id, delivery.state, wanted.task_id, delivery.timer_id, delivery.due_at, wanted.host, delivery.flow,
-          delivery.lane, extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8
+          delivery.lane, extract(epoch FROM delivery.next_attempt_at - clock_timestamp())::float8,
+          extract(epoch FROM clock_timestamp())::float8
 """  # noqa: S608 - only constants are put in
 
 
@@ -207,9 +207,19 @@ def _claim(statement: str, values: Mapping[str, Any], until_seconds: float, sinc
     # Read after the answer came, so a due time in memory is never before the database's; one in the past is overdue.
     now = time.monotonic()
     expires = now + CLAIMED_LEASE_SECONDS
-    marks = (time.time(),) if tracing.is_on() else ()
     held = [
-        Held(now + row.left, expires, row.delivery_id, token, row.timer_id, row.due_at, row.host, row.flow, marks)
+        Held(
+            now + row.left,
+            expires,
+            row.delivery_id,
+            token,
+            row.timer_id,
+            row.due_at,
+            row.host,
+            row.flow,
+            marks=(row.clock,),
+            clock=row.clock - now,
+        )
         for row in rows
         if row.state == State.CLAIMED
     ]
@@ -229,6 +239,8 @@ class _ClaimedRow(NamedTuple):
     flow: int
     lane: int
     left: float
+    # The database's, in seconds since the epoch.
+    clock: float
 
 
 def call_stops() -> set[str]:

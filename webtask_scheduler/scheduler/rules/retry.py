@@ -122,14 +122,17 @@ def decide(
     return Decision(Verdict.RETRY, wait)
 
 
-def _wait(policy: Policy, attempt: int) -> float:
+def backoff_seconds(policy: Policy, attempt: int) -> float:
+    """Return how long the policy waits after attempt number `attempt`, without the jitter."""
     if policy.backoff == "list" and policy.delays_seconds:
-        wait = policy.delays_seconds[min(attempt, len(policy.delays_seconds)) - 1]
-    elif policy.backoff == "exponential":
-        wait = min(policy.max_seconds, policy.min_seconds * policy.multiplier ** (attempt - 1))
-    else:
-        wait = policy.min_seconds
-    return wait * random.uniform(1 - policy.jitter, 1 + policy.jitter)  # noqa: S311 - jitter is not cryptography
+        return policy.delays_seconds[min(attempt, len(policy.delays_seconds)) - 1]
+    if policy.backoff == "exponential":
+        return min(policy.max_seconds, policy.min_seconds * policy.multiplier ** (attempt - 1))
+    return policy.min_seconds
+
+
+def _wait(policy: Policy, attempt: int) -> float:
+    return backoff_seconds(policy, attempt) * random.uniform(1 - policy.jitter, 1 + policy.jitter)  # noqa: S311 - jitter is not cryptography
 
 
 def retry_after_seconds(header: str, *, now: datetime) -> float | None:

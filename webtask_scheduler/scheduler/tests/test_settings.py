@@ -83,6 +83,12 @@ def test_database_that_cannot_be_one_is_named_without_its_password(url):
         ("WEBTASK_LIMIT_GAP_SECONDS", "61", "a number from 0 to 60"),
         ("WEBTASK_LIMIT_ANSWER_BYTES", "1000", "a whole number from 65536 to 1073741824"),
         ("WEBTASK_HOST_MAX_PER_SECOND", "many", "a number from 0 to 1000000"),
+        ("WEBTASK_STATUS", "yes", "one of off, public"),
+        (
+            "WEBTASK_SLO_SECONDS",
+            "0.3",
+            "one of 0.1, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 300, 3600",
+        ),
         ("WEBTASK_PROXIES", "11", "a whole number from 0 to 10"),
         ("WEB_ACCESS_LOG", "yes", "one of off, on"),
         ("DATABASE_POOLER", "pgbouncer", "one of none, session, transaction"),

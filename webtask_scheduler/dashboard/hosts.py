@@ -1,0 +1,147 @@
+"""`/hosts/<host>`: how calls to one host went, what stops them, and the way to stop and resume them."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from django.contrib import messages
+from django.core.exceptions import PermissionDenied
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.views.decorators.http import require_POST, require_safe
+
+from webtask_scheduler.access.models import AuditEntry
+from webtask_scheduler.dashboard import charts, queries
+from webtask_scheduler.dashboard.dead import cause_of
+from webtask_scheduler.dashboard.frame import show
+from webtask_scheduler.dashboard.punctuality import WINDOWS, bound_text
+from webtask_scheduler.dashboard.templatetags.dash import word_of
+from webtask_scheduler.dashboard.who import caller_of, may_stop_calls, page, sees_service
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import HOST_MAX_LENGTH, CallStop, ErrorKind
+from webtask_scheduler.scheduler.rules import histogram
+
+# Hosts are counted by the hour.
+HOUR_SECONDS = 3600
+HOST_WINDOWS = tuple(
+    window._replace(step_seconds=max(HOUR_SECONDS, window.step_seconds))
+    for window in WINDOWS
+    if window.name in ("24h", "7d")
+)
+REASON_MAX_LENGTH = 200
+STOPS = 20
+
+
+@page
+@require_safe
+def host(request: HttpRequest, name: str) -> HttpResponse:
+    """Show what was counted of the calls to a host, by the hour."""
+    if not sees_service(request):
+        raise PermissionDenied
+    if len(name) > HOST_MAX_LENGTH or "\0" in name:
+        raise Http404
+    window = next((one for one in HOST_WINDOWS if one.name == request.GET.get("window")), HOST_WINDOWS[0])
+    step = window.step_seconds
+    last = int(timezone.now().timestamp()) // step
+    steps = range(last - int(window.length.total_seconds()) // step + 1, last + 1)
+    hours = range(steps[0] * step, (last + 1) * step, HOUR_SECONDS)
+    by_step: dict[int, list[dict[str, Any]]] = {}
+    for row in queries.host_hours(name, [datetime.fromtimestamp(hour, UTC) for hour in hours]):
+        by_step.setdefault(int(row["hour"].timestamp()) // step, []).append(row)
+    counted = [_added(name, by_step.get(number, ())) for number in steps]
+    labels = [f"{datetime.fromtimestamp(number * step, UTC):%F %H:%M} UTC" for number in steps]
+    total = _added(name, [row for rows in by_step.values() for row in rows])
+    return show(
+        request,
+        "host.html",
+        title=name,
+        at="hosts",
+        name=name,
+        host=total,
+        window=window,
+        windows=HOST_WINDOWS,
+        calls=_calls(labels, counted),
+        levels=[
+            (_("Lateness, 99 %"), _levels(labels, [one.late for one in counted], 99)),
+            (_("Duration, 95 %"), _levels(labels, [one.durations for one in counted], 95)),
+        ]
+        if total.calls
+        else [],
+        kinds=_kinds(name),
+        dead=[
+            group | {"cause": cause_of(group["state"], group["error"], group["status_code"])}
+            for group in queries.dead_groups(caller_of(request))
+            if group["host"] == name
+        ],
+        stop=CallStop.objects.filter(host=name).first(),
+        all_stopped=facts.gather().all_stopped,
+        stops=AuditEntry.objects.filter(kind="host", object_id=name).order_by("-id")[:STOPS],
+        may_stop=may_stop_calls(request),
+        attempts_most=queries.LATEST_ATTEMPTS,
+    )
+
+
+def _added(name: str, rows: Sequence[dict[str, Any]]) -> queries.Host:
+    """Return what rows of a host count together."""
+    late, durations = histogram.empty(), histogram.empty()
+    for row in rows:
+        for total, counts in ((late, row["late"]), (durations, row["durations"])):
+            for place, count in enumerate(counts):
+                total[place] += count
+    calls, failed, put_off = (sum(row[column] for row in rows) for column in ("calls", "failed", "put_off"))
+    return queries.Host(name, calls, failed, put_off, late, durations)
+
+
+def _calls(labels: Sequence[str], hosts: Sequence[queries.Host]) -> list[charts.Stack]:
+    bars = []
+    for label, one in zip(labels, hosts, strict=True):
+        counts = [("succeeded", one.calls - one.failed), ("failed", one.failed)]
+        said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
+        bars.append((f"{label} · {said or 0}", counts))
+    return charts.stacks(bars)
+
+
+def _levels(labels: Sequence[str], histograms: Sequence[Sequence[int]], percent: float) -> list[charts.Stack]:
+    """Return a percentile over time as bars; the height counts the buckets, so that it is about logarithmic."""
+    bars = []
+    for label, counts in zip(labels, histograms, strict=True):
+        bucket = histogram.percentile(counts, percent) if sum(counts) else None
+        said = bound_text(histogram.bound_of(bucket)) if bucket is not None else "-"
+        bars.append((f"{label} · {said}", [("claimed", 0 if bucket is None else bucket + 1)]))
+    return charts.stacks(bars, most=histogram.BUCKETS)
+
+
+def _kinds(name: str) -> list[tuple[str, int]]:
+    """Return how the latest attempts at the host ended, the most frequent first."""
+    found = []
+    for row in queries.attempts_of_host(name):
+        said = str(row["status_code"]) if row["status_code"] else ""
+        if not said:
+            said = str(ErrorKind(row["error"]).label) if row["error"] in ErrorKind.values else _("no answer")
+        found.append((said, row["count"]))
+    return found
+
+
+@page
+@require_POST
+def act(request: HttpRequest, name: str, action: str) -> HttpResponse:
+    """Stop or resume calls to a host, and go back to its page."""
+    if action not in ("stop", "resume"):
+        raise Http404
+    if not may_stop_calls(request):
+        raise PermissionDenied
+    reason = request.POST.get("reason", "").strip()[:REASON_MAX_LENGTH]
+    by = str(request.user) if request.user.is_authenticated else "dashboard"
+    try:
+        if action == "stop":
+            services.stop_calls(host=name, reason=reason, by=by)
+            messages.success(request, _("Calls to this host are stopped; what comes due is held."))
+        elif services.resume_calls(host=name, reason=reason, by=by):
+            messages.success(request, _("Calls to this host go on; what was held is called within seconds."))
+        else:
+            messages.error(request, _("Calls to this host were not stopped."))
+    except services.CallStopRefusedError as error:
+        messages.error(request, error.messages[0])
+    return redirect("dashboard:host", name=name)
