@@ -140,6 +140,8 @@ class BulksView(TimerAPIView):
 
         # Stored as given, because each page of the operation reads it again; a URL's user-info is secret.
         stored = dict(cast("dict[str, Any]", request.data)["filter"])
+        if "status" in stored:
+            stored["status"] = values["filter"]["status"]
         if "url_prefix" in stored:
             stored["url_prefix"] = values["filter"]["url_prefix"]
 

@@ -128,8 +128,9 @@ CHOICES = {
 
 
 def test_pages_of_every_combination_of_filters_hold_each_timer_that_fits_once(mixed, user, monkeypatch):
-    # So that pages end for having looked at enough, too.
-    monkeypatch.setattr(search, "SCANNED_MOST", 150)
+    # So that pages end for having looked at enough, too; and that a host's timers are few, and a label's are not.
+    for name, value in (("SCANNED_MOST", 150), ("OWNED_MOST", 100), ("PATIENCE", 20), ("FEW", 110)):
+        monkeypatch.setattr(search, name, value)
     facts = facts_of_all()
     assert len(facts) == 301
     for index, values in enumerate(itertools.product(*CHOICES.values())):
