@@ -18,6 +18,7 @@ urlpatterns = [
     path("operations/count", operations.count, name="count"),
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),
     path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
+    path("operations/<uuid:operation_id>/stop", operations.stop, name="stop-operation"),
     path("hosts", system.hosts, name="hosts"),
     path("punctuality", punctuality.punctuality, name="punctuality"),
     path("system", system.system, name="system"),

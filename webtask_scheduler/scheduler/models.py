@@ -340,8 +340,8 @@ class Delivery(models.Model):
             models.Index(
                 F("next_attempt_at"), name="delivery_due_idx", condition=Q(state=State.SCHEDULED, extra=False)
             ),
-            # Serves the lists by due time: what was due before and is tried again later. What waits for its first attempt
-            # is not in it, so it costs nothing when a timer is made, claimed or called.
+            # Serves the lists by due time: what was due before and is tried again later. What waits for its first
+            # attempt is not in it, so it costs nothing when a timer is made, claimed or called.
             models.Index(
                 F("next_attempt_at"),
                 F("due_at"),
@@ -557,6 +557,15 @@ class BulkOperation(models.Model):
 
     def __str__(self) -> str:
         return gettext("bulk operation %(id)s") % {"id": self.pk}
+
+    @property
+    def status(self) -> str:
+        """Return running, done, stopped, or failed."""
+        if self.finished_at is None:
+            return "running"
+        if self.stopped_at is not None:
+            return "stopped"
+        return "failed" if self.error else "done"
 
 
 class CallStop(models.Model):

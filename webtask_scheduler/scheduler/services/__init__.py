@@ -35,6 +35,7 @@ from webtask_scheduler.scheduler.services.foreign import (
 )
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
+    NotStoppedError,
     Ran,
     Switched,
     begin_bulk,
@@ -72,6 +73,7 @@ __all__ = [
     "CallStopRefusedError",
     "Change",
     "NewTimer",
+    "NotStoppedError",
     "NothingPromisedError",
     "NothingToReplayError",
     "QuotaError",
@@ -108,6 +110,7 @@ __all__ = [
     "run_now",
     "schedule",
     "step_bulk",
+    "stop_bulk",
     "stop_calls",
     "stop_matches",
     "switch_many",

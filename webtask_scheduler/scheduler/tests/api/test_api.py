@@ -222,6 +222,18 @@ def test_a_form_works_as_json_does(client, path):
 
 
 @db
+def test_body_that_does_not_say_that_it_is_json_is_told_that_first(client):
+    body = json.dumps({"seconds": 5, "web_url": URL})
+    for path in ("/timer", "/timer/batch", "/timer/bulk", "/signing-secret"):
+        for kind, said in (("", "The body has no Content-Type"), (FORM, "The body is JSON, but its Content-Type")):
+            answer = client.generic("POST", path, body, kind)
+            assert (answer.status_code, answer["Content-Type"]) == (415, PROBLEM), (path, kind)
+            assert answer.json()["detail"].startswith(said)
+            assert "`Content-Type: application/json`" in answer.json()["detail"]
+            assert "errors" not in answer.json()
+    assert not Timer.objects.exists()
+
+
 @pytest.mark.parametrize("accept", ["text/html", "image/png", "application/problem+json", "x", "a*=no''%41", "*/*;q=0"])
 def test_answers_are_json_whatever_is_asked_for(client, accept):
     answer = post(client, GOOD, accept=accept)

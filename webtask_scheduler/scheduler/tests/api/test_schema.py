@@ -15,7 +15,7 @@ from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, ErrorKind, State
 from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.tests.support.api import bearer
 from webtask_scheduler.users.models import User
@@ -76,8 +76,9 @@ OPERATIONS = {
     "/timer": {"get": "timer_list", "post": "timer_create"},
     "/timer/batch": {"post": "timer_batch_create"},
     "/timer/preview": {"post": "timer_preview"},
-    "/timer/bulk": {"post": "timer_bulk_create"},
+    "/timer/bulk": {"get": "timer_bulk_list", "post": "timer_bulk_create"},
     "/timer/bulk/{id}": {"get": "timer_bulk_retrieve"},
+    "/timer/bulk/{id}/stop": {"post": "timer_bulk_stop"},
     "/timer/{id}": {"get": "timer_retrieve", "patch": "timer_partial_update", "delete": "timer_destroy"},
     "/timer/{id}/run": {"post": "timer_run"},
     "/timer/{id}/pause": {"post": "timer_pause"},
@@ -362,6 +363,7 @@ def test_real_answers_to_creating_and_listing_are_as_described(ask):
     page = ask("GET", "/timer?limit=1").json()
     ask("GET", f"/timer?limit=2&cursor={page['next']}")
     ask("GET", "/timer?limit=x")
+    assert ask("GET", "/timer?limit=2&count=true").json()["count"] == {"timers": 7, "more": False}
     ask("POST", "/timer/preview", CRON)
     ask("POST", "/timer/preview", {})
     assert ask.unseen == {"timer_create": {TWO}, "timer_batch_create": {TWO}}
@@ -422,6 +424,16 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
         ask("POST", "/timer/bulk", body | {"dry_run": dry_run}, **{"Idempotency-Key": "a"})
     ask("GET", f"/timer/bulk/{bulk['bulk_id']}", where="/timer/bulk/{id}")
     ask("GET", "/timer/bulk/x", where="/timer/bulk/{id}")
+    ask("POST", "/timer/bulk", body | {"filter": {"status": "failed"}})
+    for query in ("", "?limit=1", "?cursor=x"):
+        ask("GET", f"/timer/bulk{query}", where="/timer/bulk")
+    for body in (None, {}, {"x": 1}):
+        ask("POST", f"/timer/bulk/{bulk['bulk_id']}/stop", body, where="/timer/bulk/{id}/stop")
+    ask("POST", "/timer/bulk/x/stop", where="/timer/bulk/{id}/stop")
+    gone = User.objects.create_user("gone@example.com", deleted_at=timezone.now())
+    kept = BulkOperation.objects.create(owner=gone, action="cancel", filter={})
+    root = bearer(User.objects.create_superuser("root@example.com"))
+    ask("POST", f"/timer/bulk/{kept.pk}/stop", where="/timer/bulk/{id}/stop", **root)
     by_key = bearer(User.objects.create_user("ann@example.com"))
     for query in ("", "?cursor=x"):
         ask("GET", f"/audit{query}", where="/audit", **by_key)
