@@ -44,6 +44,7 @@ from webtask_scheduler.scheduler.services.many import (
     replay_many,
     run_many_now,
     step_bulk,
+    stop_bulk,
     switch_many,
 )
 from webtask_scheduler.scheduler.services.quotas import QuotaError

@@ -234,6 +234,7 @@ def test_body_that_does_not_say_that_it_is_json_is_told_that_first(client):
     assert not Timer.objects.exists()
 
 
+@db
 @pytest.mark.parametrize("accept", ["text/html", "image/png", "application/problem+json", "x", "a*=no''%41", "*/*;q=0"])
 def test_answers_are_json_whatever_is_asked_for(client, accept):
     answer = post(client, GOOD, accept=accept)
@@ -436,7 +437,7 @@ BAD = [
     bad("form: no moment", b"hours=&minutes=&seconds=&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
     bad("form: NUL", b"seconds=5&web_url=http://a/%00", ["web_url"], content_type=FORM),
     bad("form: empty", b"", ["seconds", "web_url"], content_type=FORM),
-    bad("form: JSON", json.dumps({"seconds": 5}), ['{"seconds": 5}', "seconds", "web_url"], content_type=FORM),
+    bad("form: JSON", json.dumps({"seconds": 5}), None, status=415, content_type=FORM),
     bad("form: thousands of fields", "&".join(f"f{i}=1" for i in range(3000)), None, content_type=FORM),
     bad("form: thousands of the same", "&".join(["seconds=1"] * 3000), None, content_type=FORM),
     bad(

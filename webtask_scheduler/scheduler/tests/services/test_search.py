@@ -462,7 +462,7 @@ def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, use
         (Filter(label="group=7", host="h7.example"), 34, 2, "label_timer_idx"),
         (Filter(due_to=later, statuses=(State.SCHEDULED,)), 50, 1, "delivery_again_idx"),
         # Few are found at once, whatever the order: a few steps, which are of another plan.
-        (Filter(label="group=7", statuses=(State.FAILED,)), 0, 3, ""),
+        (Filter(label="group=7", statuses=(State.FAILED,)), 17, 3, ""),
         (Filter(label="group=8", statuses=(State.SCHEDULED,)), 50, 4, ""),
         (Filter(host="h11.example", statuses=(State.RUNNING, State.FAILED)), 0, 4, ""),
         (Filter(owner_id=user.pk, statuses=(State.SCHEDULED,)), 2, 4, ""),
@@ -501,7 +501,10 @@ def test_page_of_a_filter_that_nothing_fits_looks_at_a_bounded_number_of_rows(ma
 
 
 def test_page_of_what_few_fit_is_full_or_the_end_or_says_how_far_it_was_looked(client, many, sql):
-    sql("UPDATE scheduler_timer SET name = 'needle' WHERE id IN (SELECT id FROM scheduler_timer ORDER BY id LIMIT 3)")
+    sql(
+        "UPDATE scheduler_timer SET name = 'needle'"
+        " WHERE id IN (SELECT id FROM scheduler_timer WHERE owner_id IS NULL ORDER BY id LIMIT 2)"
+    )
     for query in ({"name": "needle"}, {"name": "needle", "due_from": "2020-01-01T00:00:00Z"}):
         found, cursor, answers = [], "", 0
         while cursor is not None:
@@ -515,18 +518,19 @@ def test_page_of_what_few_fit_is_full_or_the_end_or_says_how_far_it_was_looked(c
 def test_short_page_says_how_far_it_was_looked_and_why(client, make_timer, monkeypatch):
     for name, value in (("SCANNED_MOST", 3), ("LOOK_SECONDS", 0.0)):
         monkeypatch.setattr(search, name, value)
-    timers = [make_timer(name=str(number)) for number in range(5)]
+    timers = [make_timer(name=str(number)) for number in range(8)]
+    # Two rows are looked at, and then three.
     body = client.get("/timer", {"name": "0", "limit": 1}).json()
     seen = body["searched"]
-    assert (body["timers"], seen["timers"], "status" in seen) == ([], 4, False)
-    assert read_instant(seen["until"]) == timers[1].created_at
+    assert (body["timers"], seen["timers"], "status" in seen) == ([], 5, False)
+    assert read_instant(seen["until"]) == timers[3].created_at
     assert "`next`" in seen["why"]
     last = client.get("/timer", {"name": "0", "limit": 1, "cursor": body["next"]}).json()
     assert [timer["name"] for timer in last["timers"]] == ["0"]
     assert "searched" not in last
-    body = client.get("/timer", {"name": "4", "limit": 1, "status": "scheduled"}).json()
-    assert (body["searched"]["status"], body["searched"]["timers"]) == ("scheduled", 4)
-    due = Delivery.objects.get(timer=timers[3]).due_at
+    body = client.get("/timer", {"name": "7", "limit": 1, "status": "scheduled"}).json()
+    assert (body["searched"]["status"], body["searched"]["timers"]) == ("scheduled", 5)
+    due = Delivery.objects.get(timer=timers[4]).due_at
     assert read_instant(body["searched"]["until"]) == due
     assert client.get("/timer", {"name": "0", "limit": 1, "status": "scheduled"}).json().keys() == {"timers", "next"}
 
