@@ -33,7 +33,7 @@ _TIMEOUT_SECONDS = 1.5
 
 
 def is_there() -> bool:
-    """Return whether there is a receiver: where it is set up, and no timer has an owner who could mind."""
+    """Return whether there is a receiver, as `demo_receiver` has it."""
     return bool(settings.WEBTASK_DEMO_RECEIVER) and is_open()
 
 

@@ -103,13 +103,12 @@ def stop(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     found = _visible(request, operation_id)
     if not _may_stop(request, found):
         raise PermissionDenied
+    if found.finished_at is not None:
+        messages.info(request, _("It had ended already."))
     try:
-        found = services.stop_bulk(found.pk)
+        services.stop_bulk(found.pk)
     except ValidationError as error:
         messages.error(request, error.messages[0])
-    else:
-        if found.stopped_at is None:
-            messages.info(request, _("It had ended already."))
     return redirect("dashboard:operation", operation_id=operation_id)
 
 

@@ -79,7 +79,7 @@ from webtask_scheduler.wording import translated
 
 
 class TimerFormSerializer(NewTimerSerializer):
-    """A timer as a form: everything that is no list or object."""
+    """A timer as a form: `web_url`, and when. Everything is taken that is no list or object."""
 
     labels = headers = success_statuses = retry = None  # type: ignore[assignment]  # as Django REST framework has it
     metadata = TextField(required=False, help_text="Any text, given back as it is.")  # type: ignore[assignment]
@@ -87,7 +87,9 @@ class TimerFormSerializer(NewTimerSerializer):
 
 
 class TimerPartsSerializer(TimerFormSerializer):
-    """As TimerForm; by a name of its own, for generated clients choose the encoding by it."""
+    """A timer as a form in parts: `web_url`, and when. Everything is taken that is no list or object."""
+
+    # By a name of its own, because generated clients choose the encoding by it.
 
 
 TOO_LARGE = gettext_noop("The timers are large, and more of them would make the answer too long. Go on with `next`.")
@@ -141,7 +143,7 @@ create_timer = described(
     examples=[
         OpenApiExample(
             "In five seconds",
-            value={"hours": 0, "minutes": 0, "seconds": 5, "web_url": "https://example.com/hook"},
+            value={"web_url": "https://example.com/hook", "seconds": 5},
             request_only=True,
         ),
         OpenApiExample(

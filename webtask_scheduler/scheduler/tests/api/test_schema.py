@@ -9,7 +9,7 @@ import yaml
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError
-from django.test import Client
+from django.test import Client, override_settings
 from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
@@ -105,10 +105,40 @@ def test_it_is_openapi_3_1_of_all_operations(document, create, retrieve):
     } == OPERATIONS
     assert create["operationId"] == "v1_scheduler_timer_create"
     assert retrieve["operationId"] == "v1_scheduler_timer_retrieve"
-    assert create["tags"] == retrieve["tags"] == ["scheduler"]
+    assert create["tags"] == retrieve["tags"] == ["Timers"]
     assert create["summary"]
     assert retrieve["summary"]
-    assert [tag["name"] for tag in document["tags"]] == ["scheduler"]
+
+
+def test_operations_are_grouped_by_what_a_person_wants_the_two_of_every_day_first(document):
+    operations = sorted(
+        (operation for item in document["paths"].values() for operation in item.values()),
+        key=lambda operation: operation["x-order"],
+    )
+    first = [operation["operationId"].removeprefix("v1_scheduler_") for operation in operations[:3]]
+    assert first == ["timer_create", "timer_retrieve", "timer_list"]
+    groups = [tag["name"] for tag in document["tags"]]
+    assert groups == ["Timers", "Schedules", "Many at once", "History", "Secrets", "Operations"]
+    assert [groups.index(*operation["tags"]) for operation in operations] == sorted(
+        groups.index(*operation["tags"]) for operation in operations
+    )
+    new = document["components"]["schemas"]["NewTimer"]
+    assert list(new["properties"])[:4] == ["web_url", "seconds", "minutes", "hours"]
+    assert "services" not in json.dumps(document)
+
+
+def test_smallest_example_is_first_and_calls_the_demo_receiver_only_where_there_is_one(client):
+    def examples():
+        document = json.loads(client.get("/api/schema", headers={"accept": JSON}).content)
+        return document["paths"][PATH]["post"]["requestBody"]["content"][JSON]["examples"].values()
+
+    first, *others = [example["value"] for example in examples()]
+    assert first == {"web_url": "http://testserver/demo/receiver", "seconds": 5}
+    assert {other["web_url"] for other in others} == {first["web_url"]}
+    assert all(len(other) > len(first) for other in others)
+    for name, value in (("WEBTASK_DEMO_RECEIVER", ""), ("WEBTASK_API_AUTH", "key")):
+        with override_settings(**{name: value}):
+            assert all(example["value"]["web_url"].startswith("https://example.com/") for example in examples())
 
 
 def test_it_is_served_with_and_without_a_slash_as_yaml_too(client, document):

@@ -726,9 +726,7 @@ def test_stop_waits_for_the_page_that_is_under_way_and_counts_it(client, monkeyp
 
 def waiting_for_locks():
     with connection.cursor() as cursor:
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
+        cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()")
         return cursor.fetchone()[0]
 
 

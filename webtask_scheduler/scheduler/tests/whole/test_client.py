@@ -61,7 +61,6 @@ def call(made, web) -> Iterator[Callable]:
     )
 
     def call(name, *arguments, **options):
-        operation = importlib.import_module(f"{PACKAGE}.api.scheduler.v1_scheduler_{name}")
         answer = operation.sync_detailed(*arguments, client=client, **options)
         return answer.status_code, answer.parsed
 
