@@ -104,11 +104,7 @@ class EnglishGenerator(SchemaGenerator):
             document = super().get_schema(request=request, public=public)  # type: ignore[no-untyped-call]
         receiver = demo_receiver(request) if request is not None else ""
         if receiver:
-            for item in document["paths"].values():
-                for operation in item.values():
-                    for content in operation.get("requestBody", {}).get("content", {}).values():
-                        for example in content.get("examples", {}).values():
-                            example["value"] = _called_at(receiver, example["value"])
+            _call(receiver, document)
         return document
 
 
@@ -122,15 +118,28 @@ def demo_receiver(request: Any) -> str:
     return urljoin(request.build_absolute_uri("/"), settings.WEBTASK_DEMO_RECEIVER)
 
 
+def _call(receiver: str, document: dict[str, Any]) -> None:
+    """Let the timers of all examples of requests call the receiver."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    example["value"] = _called_at(receiver, example["value"])
+    for schema in document["components"]["schemas"].values():
+        shown = schema.get("properties", {}).get("web_url", {})
+        if "example" in shown:
+            shown["example"] = receiver
+
+
 def _called_at(receiver: str, value: Any) -> Any:
     """Return an example of a request whose timers call the receiver."""
     if isinstance(value, list):
         return [_called_at(receiver, one) for one in value]
     if isinstance(value, dict):
-        return {
-            name: receiver if name == "web_url" and str(inner).startswith(EXAMPLE_SITE) else _called_at(receiver, inner)
-            for name, inner in value.items()
-        }
+        called = {name: _called_at(receiver, inner) for name, inner in value.items()}
+        if str(value.get("web_url", "")).startswith(EXAMPLE_SITE):
+            called["web_url"] = receiver
+        return called
     return value
 
 
@@ -196,6 +205,12 @@ def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str
     return bounds
 
 
+def _filled_in(name: str, form: Any) -> dict[str, Any]:
+    """Return what a form shows in a field: the example, or nothing, which counts as not given."""
+    example = getattr(form, "form_example", None)
+    return {} if example is None else {"example": example.get(name, "")}
+
+
 def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
     """Say of bodies what the generator does not know.
 
@@ -249,7 +264,7 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
             first = {name: properties[name] for name in _FIRST}
             shape["properties"] = properties = first | properties
         for name, field in self.target.fields.items():
-            properties[name] |= _bounds(name, field)
+            properties[name] |= _bounds(name, field) | _filled_in(name, self.target)
         if "hosts" in properties:
             properties["hosts"]["items"]["minLength"] = 1
         if "timers" in properties:

@@ -201,6 +201,9 @@ class NewTimerSerializer(ScheduleSerializer):
         required=False, help_text="Called with the outcome after each delivery that failed or was missed."
     )
 
+    # What the OpenAPI document shows as a filled-in form; the other fields are left empty there. None for JSON.
+    form_example: Mapping[str, Any] | None = None
+
     # Whether `***` may stand for a value that the timer has: see `edited`.
     keeps_values = False
 

@@ -32,6 +32,7 @@ from webtask_scheduler.scheduler.api.base import (
     validated,
 )
 from webtask_scheduler.scheduler.api.document import (
+    EXAMPLE_SITE,
     IDEMPOTENCY_KEY,
     LOCATION,
     RECURRING_EXAMPLE,
@@ -81,6 +82,7 @@ from webtask_scheduler.wording import translated
 class TimerFormSerializer(NewTimerSerializer):
     """A timer as a form: `web_url`, and when. Everything is taken that is no list or object."""
 
+    form_example = {"web_url": f"{EXAMPLE_SITE}hook", "seconds": 5}
     labels = headers = success_statuses = retry = None  # type: ignore[assignment]  # as Django REST framework has it
     metadata = TextField(required=False, help_text="Any text, given back as it is.")  # type: ignore[assignment]
     body = TextField(required=False, help_text="Sent as it is.")  # type: ignore[assignment]
@@ -328,7 +330,7 @@ class TimersView(TimerAPIView):
 
         def make() -> Response:
             # A form's numbers are text, which its own serializer allows for.
-            timer = validated(NewTimerSerializer, data) if isinstance(data, QueryDict) else read_timer(data)
+            timer = validated(NewTimerSerializer, _filled(data)) if isinstance(data, QueryDict) else read_timer(data)
             (body,) = _store(request, [timer])
             return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
 
@@ -360,6 +362,15 @@ class TimersView(TimerAPIView):
         body["next"] = cursors.seal(page.next, request=request, caller=caller)
         body["timers"] = show_timers(page.timer_ids, fields)
         return Response(body)
+
+
+def _filled(form: QueryDict) -> QueryDict:
+    """Return a form without the fields that were left empty, which a browser sends too."""
+    filled = form.copy()
+    for name in NewTimerSerializer().fields:
+        if not any(form.getlist(name)):
+            filled.pop(name, None)
+    return filled
 
 
 class BatchView(TimerAPIView):

@@ -20,7 +20,7 @@ from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import facts, services
-from webtask_scheduler.scheduler.api.timers import TimersView
+from webtask_scheduler.scheduler.api.timers import TimerFormSerializer, TimersView
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Beat, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import move as reschedule
 from webtask_scheduler.scheduler.tests.support.service import Service, database_url
@@ -218,7 +218,11 @@ def test_a_form_works_as_json_does(client, path):
     answer = client.post(path, {"minutes": "1", "seconds": "", "web_url": URL})
     assert answer.status_code == 201, answer.content
     assert answer.json()["time_left_in_seconds"] == 60
-    assert stored() == [2, 2, 2, 2]
+    # As a browser sends a form with all fields.
+    empty = dict.fromkeys(TimerFormSerializer().fields, "")
+    answer = client.post(path, empty | {"seconds": "5", "web_url": URL})
+    assert answer.status_code == 201, answer.content
+    assert stored() == [3, 3, 3, 3]
 
 
 @db
