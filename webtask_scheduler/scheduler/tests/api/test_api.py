@@ -437,7 +437,7 @@ BAD = [
     bad("form: 30 digits", b"seconds=" + b"9" * 30 + b"&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
     bad("form: other digits", "seconds=%D9%A5&web_url=" + URL, ["seconds"], content_type=FORM),
     bad("form: underscore", b"seconds=1_0&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
-    bad("form: all empty", b"hours=&minutes=&seconds=&web_url=", ["web_url"], content_type=FORM),
+    bad("form: all empty", b"hours=&minutes=&seconds=&web_url=", ["seconds", "web_url"], content_type=FORM),
     bad("form: no moment", b"hours=&minutes=&seconds=&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
     bad("form: NUL", b"seconds=5&web_url=http://a/%00", ["web_url"], content_type=FORM),
     bad("form: empty", b"", ["seconds", "web_url"], content_type=FORM),

@@ -1,11 +1,13 @@
 """The OpenAPI document is valid, complete, and true of what the API really answers."""
 
 import json
+import re
 import uuid
 from datetime import timedelta
 
 import pytest
 import yaml
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError
@@ -481,3 +483,16 @@ def test_an_error_of_the_document_itself_is_json_too(client):
     answer = client.get("/api/schema?format=nonsense")
     assert (answer.status_code, answer["Content-Type"]) == (404, PROBLEM)
     assert json.loads(answer.content)["status"] == 404
+
+
+def test_page_of_the_api_sets_each_variable_of_its_examples_before_it_is_used():
+    page = (settings.BASE_DIR / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```console$(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    known, used = set(), set()
+    for line in "".join(blocks).splitlines():
+        for name in re.findall(r"\$([A-Z]+)", line):
+            assert name in known, line
+            used.add(name)
+        known |= set(re.findall(r"^\$ ([A-Z]+)=", line))
+    assert used == known
+    assert len(used) > 5
