@@ -115,7 +115,7 @@ def demo_receiver(request: Any) -> str:
     """
     if not (settings.WEBTASK_DEMO_RECEIVER and is_open()):
         return ""
-    return urljoin(request.build_absolute_uri("/"), settings.WEBTASK_DEMO_RECEIVER)
+    return str(urljoin(request.build_absolute_uri("/"), settings.WEBTASK_DEMO_RECEIVER))
 
 
 def _call(receiver: str, document: dict[str, Any]) -> None:

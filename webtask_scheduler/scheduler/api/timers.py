@@ -367,7 +367,7 @@ class TimersView(TimerAPIView):
 def _filled(form: QueryDict) -> QueryDict:
     """Return a form without the fields that were left empty, which a browser sends too."""
     filled = form.copy()
-    for name in NewTimerSerializer().fields:
+    for name in map(str, NewTimerSerializer().fields):
         if not any(form.getlist(name)):
             filled.pop(name, None)
     return filled
