@@ -122,7 +122,7 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0) -> Pa
     """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
     A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first. At least
-    SCANNED_MOST rows are looked at, and more until so many seconds have passed.
+    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, and more until so many seconds have passed.
     """
     deadline = time.monotonic() + seconds
     place = _read(cursor, wanted)
@@ -132,7 +132,7 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0) -> Pa
     leads = [] if wanted.steady else _leads(wanted)
     is_owned = not (wanted.everyone or wanted.owner_id is None or wanted.by_delivery or wanted.label)
     most = OWNED_MOST if is_owned else SCANNED_MOST
-    while len(found) < limit and (scanned < SCANNED_MOST or time.monotonic() < deadline):
+    while len(found) < limit and (scanned < most or time.monotonic() < deadline):
         if leads and scanned >= PATIENCE:
             lead = _few(wanted, leads)
             if lead:
