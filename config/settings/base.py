@@ -410,18 +410,20 @@ SPECTACULAR_SETTINGS = {
         "drf_spectacular.hooks.postprocess_schema_enums",
         "webtask_scheduler.scheduler.api.document.bodies_required",
         "webtask_scheduler.scheduler.api.document.secured",
+        "webtask_scheduler.scheduler.api.document.grouped",
     ],
     "WEBHOOKS": ["webtask_scheduler.scheduler.api.webhook.timer_due"],
-    "TAGS": [{"name": "scheduler", "description": "Timers."}],
     # Served from this service: the page works without the internet.
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
-    "SWAGGER_UI_SETTINGS": {
-        "deepLinking": True,
-        "persistAuthorization": True,
-        "displayRequestDuration": True,
-        "defaultModelsExpandDepth": 0,
-    },
+    # A script, because JSON has no functions. The script of the page is an answer of its own.
+    "SWAGGER_UI_SETTINGS": """{
+  deepLinking: true,
+  persistAuthorization: true,
+  displayRequestDuration: true,
+  defaultModelsExpandDepth: 0,
+  operationsSorter: (one, other) => one.getIn(["operation", "x-order"]) - other.getIn(["operation", "x-order"]),
+}""",
     # `secured` says of the whole document that it takes a key; an operation says nothing of its own.
     "AUTHENTICATION_WHITELIST": [],
     "SERVE_AUTHENTICATION": [],

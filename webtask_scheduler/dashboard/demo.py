@@ -8,19 +8,17 @@ import functools
 import json
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urljoin
 
 import redis
-from django.conf import settings
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.broker import redis_client
 from webtask_scheduler.dashboard.frame import show
+from webtask_scheduler.scheduler.api.document import demo_receiver
 from webtask_scheduler.scheduler.rules.instants import instant_text
 
 # Calls that are kept, how much of each, and for how long.
@@ -32,20 +30,15 @@ _KEY = "webtask_scheduler:demo_receiver"
 _TIMEOUT_SECONDS = 1.5
 
 
-def is_there() -> bool:
-    """Return whether there is a receiver: where it is set up, and no timer has an owner who could mind."""
-    return bool(settings.WEBTASK_DEMO_RECEIVER) and is_open()
-
-
 def address(request: HttpRequest) -> str:
     """Return the receiver's URL as workers reach it; empty if there is none."""
-    return urljoin(request.build_absolute_uri("/"), settings.WEBTASK_DEMO_RECEIVER) if is_there() else ""
+    return demo_receiver(request)
 
 
 @csrf_exempt
 def receiver(request: HttpRequest) -> HttpResponse:
     """Take a call, or show a person what came."""
-    if not is_there():
+    if not address(request):
         raise Http404
     if _is_for_people(request):
         return show(

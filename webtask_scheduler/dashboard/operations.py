@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from django.contrib import messages
-from django.core.exceptions import ValidationError
+from django.core.exceptions import PermissionDenied, ValidationError
 from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -16,7 +16,7 @@ from rest_framework import exceptions
 
 from webtask_scheduler.dashboard.frame import is_live, show
 from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
-from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.dashboard.who import caller_of, page, sees_all
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
@@ -48,6 +48,7 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "one": found,
         "total": int(total) if total.isascii() and total.isdigit() and len(total) < 10 else 0,  # noqa: PLR2004
         "may_begin": found.owner_id == caller_of(request).owner_id,
+        "may_stop": found.finished_at is None and _may_stop(request, found),
         "every_ms": 0 if found.finished_at else 1000,
         "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
     }
@@ -93,6 +94,30 @@ def begin(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         mine=not found.everyone,
         query=f"?total={found.matched}",
     )
+
+
+@page
+@require_POST
+def stop(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
+    """Stop an operation; what it has changed stays."""
+    found = _visible(request, operation_id)
+    if not _may_stop(request, found):
+        raise PermissionDenied
+    if found.finished_at is not None:
+        messages.info(request, _("It had ended already."))
+    try:
+        services.stop_bulk(found.pk)
+    except ValidationError as error:
+        messages.error(request, error.messages[0])
+    return redirect("dashboard:operation", operation_id=operation_id)
+
+
+def _may_stop(request: HttpRequest, found: BulkOperation) -> bool:
+    """Return whether an operation that is seen may be stopped: one's own, or with the right to change all timers."""
+    user: Any = request.user
+    if found.owner_id == (user.pk if user.is_authenticated else None):
+        return True
+    return bool(sees_all(request) and user.has_perm("django_celery_beat.change_periodictask"))
 
 
 def _begun(

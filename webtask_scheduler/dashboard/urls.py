@@ -40,6 +40,7 @@ urlpatterns = [
     path("operations/count", operations.count, name="count"),
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),
     path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
+    path("operations/<uuid:operation_id>/stop", operations.stop, name="stop-operation"),
     path("hosts", system.hosts, name="hosts"),
     path("hosts/<str:name>", hosts.host, name="host"),
     path("hosts/<str:name>/<str:action>", hosts.act, name="host-act"),

@@ -8,7 +8,7 @@ from rest_framework.views import APIView
 
 from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler.api.audit import AuditView
-from webtask_scheduler.scheduler.api.bulk import BulksView, BulkView
+from webtask_scheduler.scheduler.api.bulk import BulkStopView, BulksView, BulkView
 from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
@@ -38,8 +38,9 @@ urlpatterns = [
     _route("timer/batch", BatchView, "batch", POST=WRITE),
     # It stores nothing.
     _route("timer/preview", PreviewView, "preview", POST=READ),
-    _route("timer/bulk", BulksView, "bulks", POST=BULK),
+    _route("timer/bulk", BulksView, "bulks", GET=BULK, POST=BULK),
     _route(f"timer/bulk/{_ID}", BulkView, "bulk", GET=BULK),
+    _route(f"timer/bulk/{_ID}/stop", BulkStopView, "bulk-stop", POST=BULK),
     _route(f"timer/{_ID}", TimerView, "timer", GET=READ, PATCH=WRITE, DELETE=WRITE),
     _route(f"timer/{_ID}/run", RunView, "run", POST=WRITE),
     _route(f"timer/{_ID}/pause", PauseView, "pause", POST=WRITE),

@@ -25,6 +25,8 @@ _STATES: dict[str, tuple[Any, str]] = {
     "missed": (gettext_lazy("Missed"), '<path d="M4 2h8M4 14h8M5 2c0 4 6 4 6 12M11 2c0 4-6 4-6 12"/>'),
     # No state of a delivery: what a schedule will promise.
     "later": (gettext_lazy("By its schedule"), '<circle cx="8" cy="8" r="6" stroke-dasharray="2.6 2.1"/>'),
+    # Of an operation.
+    "stopped": (gettext_lazy("Stopped"), '<path class="full" d="M4 4h8v8H4z"/>'),
     "late": (gettext_lazy("Late"), '<path d="M8 2.2L14.6 13.5H1.4z"/><path d="M8 6.5v3.2M8 11.6v.2"/>'),
 }
 

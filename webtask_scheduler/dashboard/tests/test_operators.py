@@ -14,6 +14,7 @@ from webtask_scheduler.dashboard import overview
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
+from webtask_scheduler.scheduler.services import many
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import call_all
 
@@ -258,6 +259,45 @@ def test_operations_of_others_are_not_there(client, user, root, settings):
         True,
         False,
     ]
+
+
+def test_operation_is_stopped_in_the_middle_and_says_what_it_had_changed(client, make_timer, monkeypatch):
+    monkeypatch.setattr(many, "BULK_ROWS", 2)
+    for _ in range(3):
+        make_timer("http://a.example/x")
+    operation = BulkOperation.objects.create(action="pause", filter={"host": "a.example"})
+    path = f"/operations/{operation.pk}"
+    assert services.step_bulk(operation)
+    assert "What it has changed so far stays." in text_of(client, path)
+    assert client.post(f"{path}/stop")["Location"] == path
+    shown = text_of(client, path)
+    assert "It was stopped; 2 timers had been changed by then, and stay so." in shown
+    assert "What it has changed so far stays." not in shown
+    assert "Stopped" in text_of(client, "/operations")
+    assert "It had ended already." in text_of(client, client.post(f"{path}/stop")["Location"])
+    counting = BulkOperation.objects.create(action="pause", filter={"host": "a.example"}, dry_run=True)
+    client.post(f"/operations/{counting.pk}/stop")
+    assert "It was stopped while it counted; nothing was changed." in text_of(client, f"/operations/{counting.pk}")
+
+
+def test_operation_of_another_is_stopped_by_no_one_but_a_superuser(client, user, root, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    operation = BulkOperation.objects.create(owner=user, action="pause", filter={"host": "a.example"})
+    path = f"/operations/{operation.pk}/stop"
+    other = get_user_model().objects.create_user("other@example.com", "x", is_staff=True)
+    client.force_login(other)
+    assert client.post(path).status_code == 404
+    # Staff that may look at all, and change none.
+    other.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    client.force_login(get_user_model().objects.get(pk=other.pk))
+    assert "Stop</button>" not in client.get(path.removesuffix("/stop")).content.decode()
+    assert client.post(path).status_code == 403
+    operation.refresh_from_db()
+    assert operation.status == "running"
+    client.force_login(root)
+    client.post(path)
+    operation.refresh_from_db()
+    assert operation.status == "stopped"
 
 
 def minute(ago, **counts):

@@ -427,6 +427,8 @@ class BulkOperationAdmin(ViewOnlyAdmin, BoundedAdmin):
 
     @admin.display(description=_("status"))
     def status(self, operation: BulkOperation) -> str:
+        if operation.stopped_at is not None:
+            return gettext("Stopped")
         if operation.error:
             return gettext("Stopped: %(error)s") % {"error": operation.error}
         return gettext("Under way") if operation.finished_at is None else gettext("Ended")

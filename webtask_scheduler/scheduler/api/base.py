@@ -33,6 +33,7 @@ from webtask_scheduler.scheduler.api.problems import (
     KeyReused,
     LengthRequired,
     LoopDetected,
+    NotJSON,
     NotUTF8,
     TooLarge,
     TooManyRequests,
@@ -256,10 +257,26 @@ def _check_body(request: Request, *, limit: int) -> None:
     # A client that died while sending may leave half a number or half a URL behind.
     if len(request.body) != promised:
         raise exceptions.ParseError(_("The body is shorter or longer than its Content-Length."))
+    if promised:
+        _check_kind(request)
     # Python has charsets that decompress, or that take minutes to decode a body within the limit.
     charset = (request.content_params or {}).get("charset", "utf-8").strip("\"' ").lower()
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise NotUTF8
+
+
+def _check_kind(request: Request) -> None:
+    """Check that the body says what it is, before its fields are read as something else. Raises NotJSON."""
+    kind = (request.content_type or "").partition(";")[0].strip().lower()
+    if not kind:
+        raise NotJSON
+    if kind == "application/x-www-form-urlencoded" and request.body.lstrip()[:1] in (b"{", b"["):
+        raise NotJSON(
+            _(
+                "The body is JSON, but its Content-Type says that it is a form, as curl's does by itself. Send it with"
+                " the header `Content-Type: application/json`."
+            )
+        )
 
 
 def timer_of_caller(request: Request, text: str) -> Timer:
@@ -276,6 +293,7 @@ def answering_conflicts() -> Iterator[None]:
     try:
         yield
     except (
+        services.NotStoppedError,
         services.QuotaError,
         services.TimerEndedError,
         services.NothingToReplayError,
@@ -297,14 +315,14 @@ def as_json(data: Any) -> Any:
 def newest_first(
     request: Request, rows: QuerySet[Row], *, by: str, page: Mapping[str, Any]
 ) -> tuple[list[Row], str | None]:
-    """Return a page of rows by falling numbers in the column `by`, and the cursor of the next one.
+    """Return a page of rows, by falling values of the column `by`, and the cursor of the next one.
 
     `page` is the validated data of PageSerializer. Raises ValidationError.
     """
     caller, limit = caller_of(request), page["limit"]
     place = cursors.unseal(page.get("cursor", ""), request=request, caller=caller)
     if place:
-        rows = rows.filter(**{f"{by}__lt": int(place)})
+        rows = rows.filter(**{f"{by}__lt": place})
     found = list(rows.order_by(f"-{by}")[: limit + 1])
     following = str(getattr(found[limit - 1], by)) if len(found) > limit else None
     return found[:limit], cursors.seal(following, request=request, caller=caller)

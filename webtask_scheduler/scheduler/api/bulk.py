@@ -1,4 +1,4 @@
-"""Bulk operations: begin one, and look at its progress."""
+"""Bulk operations: begin one, list them, look at its progress, stop it."""
 
 from typing import Any, cast
 
@@ -8,7 +8,6 @@ from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiParameter,
     OpenApiResponse,
-    extend_schema_field,
 )
 from rest_framework import exceptions, serializers
 from rest_framework.request import Request
@@ -19,15 +18,17 @@ from webtask_scheduler.scheduler.api.base import (
     TimerAPIView,
     answering_conflicts,
     as_json,
+    body_of,
     caller_of,
     do_once,
+    newest_first,
     refuse_called,
     timer_id_of,
     validated,
 )
-from webtask_scheduler.scheduler.api.document import ID, IDEMPOTENCY_KEY, REPLAYED, described, problem_answers
-from webtask_scheduler.scheduler.api.fields import OneOfField, StrictSerializer, TrueOrFalseField
-from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.document import ID, IDEMPOTENCY_KEY, REPLAYED, WRITING, described, problem_answers
+from webtask_scheduler.scheduler.api.fields import NothingSerializer, OneOfField, StrictSerializer, TrueOrFalseField
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer, PageSerializer
 from webtask_scheduler.scheduler.models import (
     BulkOperation,
 )
@@ -45,7 +46,10 @@ class BulkStatusSerializer(serializers.ModelSerializer[BulkOperation]):
     """A bulk operation and how far it has come."""
 
     bulk_id = serializers.UUIDField(source="id")
-    status = serializers.SerializerMethodField()
+    status = serializers.ChoiceField(
+        choices=("running", "done", "stopped", "failed"),
+        help_text="`stopped` by a person; `failed` where it could not go on, as `error` says. What it changed stays.",
+    )
 
     class Meta:
         model = BulkOperation
@@ -62,11 +66,12 @@ class BulkStatusSerializer(serializers.ModelSerializer[BulkOperation]):
             "error",
         )
 
-    @extend_schema_field({"type": "string", "enum": ["running", "done", "failed"]})
-    def get_status(self, operation: BulkOperation) -> str:
-        if operation.finished_at is None:
-            return "running"
-        return "failed" if operation.error else "done"
+
+class BulkListSerializer(serializers.Serializer[Any]):
+    """A page of bulk operations."""
+
+    operations = BulkStatusSerializer(many=True)
+    next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
 
 
 _BULK = {
@@ -81,6 +86,9 @@ _BULK = {
     "finished_at": None,
     "error": "",
 }
+_BULK_ID = OpenApiParameter(
+    "id", OpenApiTypes.UUID, OpenApiParameter.PATH, description="The `bulk_id` that beginning it answered."
+)
 begin_bulk = described(
     "timer_bulk_create",
     "Cancel, pause, resume or replay many",
@@ -117,9 +125,7 @@ retrieve_bulk = described(
     "timer_bulk_retrieve",
     "Look at a bulk operation",
     "`matched` counts the timers that fitted so far, `changed` those among them that were changed.",
-    parameters=[
-        OpenApiParameter("id", OpenApiTypes.UUID, OpenApiParameter.PATH, description="The `bulk_id` of the answer.")
-    ],
+    parameters=[_BULK_ID],
     responses={
         200: OpenApiResponse(
             BulkStatusSerializer, "Its progress.", examples=[OpenApiExample("Running", value=_BULK, response_only=True)]
@@ -127,10 +133,53 @@ retrieve_bulk = described(
         **problem_answers(404, 503),
     },
 )
+list_bulks = described(
+    "timer_bulk_list",
+    "List bulk operations",
+    "The latest first, those that ended too, until they are pruned.",
+    parameters=[PageSerializer],
+    responses={
+        200: OpenApiResponse(
+            BulkListSerializer,
+            "A page.",
+            examples=[OpenApiExample("One", value={"operations": [_BULK], "next": None}, response_only=True)],
+        ),
+        **problem_answers(400, 503),
+    },
+)
+stop_bulk = described(
+    "timer_bulk_stop",
+    "Stop a bulk operation",
+    "For good, in the middle of its work. What it has changed stays changed: `changed` says how many timers. One that"
+    " has ended stays as it is.",
+    request=None,
+    parameters=[_BULK_ID],
+    responses={
+        200: OpenApiResponse(
+            BulkStatusSerializer,
+            "The operation as it is now; its counts are final.",
+            examples=[
+                OpenApiExample(
+                    "Stopped",
+                    value=_BULK | {"status": "stopped", "finished_at": "2026-01-05T09:00:02.120011Z"},
+                    response_only=True,
+                )
+            ],
+        ),
+        **problem_answers(*WRITING, 409),
+    },
+)
 
 
 class BulksView(TimerAPIView):
-    """`timer/bulk`: do something to all timers that fit a filter."""
+    """`timer/bulk`: do something to all timers that fit a filter; list what was begun."""
+
+    @list_bulks
+    def get(self, request: Request) -> Response:
+        values = validated(PageSerializer, request.query_params)
+        rows = BulkOperation.objects.filter(**caller_of(request).visible())
+        found, following = newest_first(request, rows, by="id", page=values)
+        return Response({"operations": BulkStatusSerializer(found, many=True).data, "next": following})
 
     @begin_bulk
     def post(self, request: Request) -> Response:
@@ -140,6 +189,8 @@ class BulksView(TimerAPIView):
 
         # Stored as given, because each page of the operation reads it again; a URL's user-info is secret.
         stored = dict(cast("dict[str, Any]", request.data)["filter"])
+        if "status" in stored:
+            stored["status"] = values["filter"]["status"]
         if "url_prefix" in stored:
             stored["url_prefix"] = values["filter"]["url_prefix"]
 
@@ -165,7 +216,27 @@ class BulkView(TimerAPIView):
 
     @retrieve_bulk
     def get(self, request: Request, id: str) -> Response:  # noqa: A002
-        operation = BulkOperation.objects.filter(pk=timer_id_of(id), **caller_of(request).visible()).first()
-        if operation is None:
-            raise exceptions.NotFound(_("There is no bulk operation with this id."))
+        return Response(BulkStatusSerializer(_of_caller(request, id)).data)
+
+
+class BulkStopView(TimerAPIView):
+    """`timer/bulk/<id>/stop`."""
+
+    @stop_bulk
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        operation = _of_caller(request, id)
+        validated(NothingSerializer, body_of(request))
+        with answering_conflicts():
+            operation = services.stop_bulk(operation.pk)
         return Response(BulkStatusSerializer(operation).data)
+
+
+def _of_caller(request: Request, text: str) -> BulkOperation:
+    """Return the caller's bulk operation with the id in a path. Raises NotFound."""
+    try:
+        found = BulkOperation.objects.filter(pk=timer_id_of(text), **caller_of(request).visible()).first()
+    except exceptions.NotFound:
+        found = None
+    if found is None:
+        raise exceptions.NotFound(_("There is no bulk operation with this id."))
+    return found

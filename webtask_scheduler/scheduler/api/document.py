@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any, TypeVar
+from urllib.parse import urljoin
 
 from django.conf import settings
 from django.utils import translation
@@ -19,7 +20,7 @@ from rest_framework import serializers
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.access.keys import PREFIX
 from webtask_scheduler.scheduler.api.fields import CONTENT_TYPE, StrictSerializer
-from webtask_scheduler.scheduler.api.problems import KeyReused, LoopDetected, Unavailable
+from webtask_scheduler.scheduler.api.problems import KeyReused, LoopDetected, NotJSON, Unavailable
 from webtask_scheduler.scheduler.api.reading import BATCH_MOST, EditSerializer, NewTimerSerializer
 from webtask_scheduler.scheduler.api.schedules import UNITS, WHEN_MISSING, ScheduleSerializer
 from webtask_scheduler.scheduler.api.showing import TimerSerializer
@@ -61,12 +62,96 @@ SUCCEEDED_EXAMPLE = SCHEDULED_EXAMPLE | {
 }
 
 
+# The operations by what a person wants, and in which order. Swagger UI shows them so; a client that is made from the
+# document has a module for each group.
+GROUPS = {
+    "Timers": (
+        "One URL, called at a promised time: create it, look at it, change it.",
+        (
+            *("timer_create", "timer_retrieve", "timer_list", "timer_partial_update", "timer_pause", "timer_resume"),
+            *("timer_run", "timer_destroy"),
+        ),
+    ),
+    "Schedules": ("When a cron or an interval fires, before anything is stored.", ("timer_preview",)),
+    "Many at once": (
+        "Create up to a thousand timers; cancel, pause, resume or replay all that fit a filter.",
+        ("timer_batch_create", "timer_bulk_create", "timer_bulk_retrieve", "timer_bulk_stop", "timer_bulk_list"),
+    ),
+    "History": (
+        "What was called, what came of it, and sending it again.",
+        ("timer_deliveries_list", "timer_attempts_list", "timer_replay"),
+    ),
+    "Secrets": (
+        "What calls are signed with, so that a receiver knows them.",
+        ("signing_secret_list", "signing_secret_create", "signing_secret_destroy"),
+    ),
+    "Operations": (
+        "Who may call the API, and who did what.",
+        ("api_key_list", "api_key_create", "api_key_destroy", "audit_list"),
+    ),
+}
+_GROUP_OF = {name: group for group, (_, names) in GROUPS.items() for name in names}
+_ORDER = {name: place for place, name in enumerate(_GROUP_OF)}
+# In examples of requests; where there is a demo receiver, it is put in its place, so that each can be tried out.
+EXAMPLE_SITE = "https://example.com/"
+
+
 class EnglishGenerator(SchemaGenerator):
     """Generates the document in one language: programs are made from it, and compare it."""
 
-    def get_schema(self, *args: Any, **kwargs: Any) -> Any:
+    def get_schema(self, request: Any = None, public: bool = False) -> Any:
         with translation.override("en"):
-            return super().get_schema(*args, **kwargs)  # type: ignore[no-untyped-call]
+            document = super().get_schema(request=request, public=public)  # type: ignore[no-untyped-call]
+        receiver = demo_receiver(request) if request is not None else ""
+        if receiver:
+            _call(receiver, document)
+        return document
+
+
+def demo_receiver(request: Any) -> str:
+    """Return the URL of the demo receiver as workers reach it; empty where there is none, as in production.
+
+    It is where it is set up, and no timer has an owner who could mind that all see what is sent there.
+    """
+    if not (settings.WEBTASK_DEMO_RECEIVER and is_open()):
+        return ""
+    return str(urljoin(request.build_absolute_uri("/"), settings.WEBTASK_DEMO_RECEIVER))
+
+
+def _call(receiver: str, document: dict[str, Any]) -> None:
+    """Let the timers of all examples of requests call the receiver."""
+    for item in document["paths"].values():
+        for operation in item.values():
+            for content in operation.get("requestBody", {}).get("content", {}).values():
+                for example in content.get("examples", {}).values():
+                    example["value"] = _called_at(receiver, example["value"])
+    for schema in document["components"]["schemas"].values():
+        shown = schema.get("properties", {}).get("web_url", {})
+        if "example" in shown:
+            shown["example"] = receiver
+
+
+def _called_at(receiver: str, value: Any) -> Any:
+    """Return an example of a request whose timers call the receiver."""
+    if isinstance(value, list):
+        return [_called_at(receiver, one) for one in value]
+    if isinstance(value, dict):
+        called = {name: _called_at(receiver, inner) for name, inner in value.items()}
+        if str(value.get("web_url", "")).startswith(EXAMPLE_SITE):
+            called["web_url"] = receiver
+        return called
+    return value
+
+
+def grouped(result: dict[str, Any], **_: Any) -> dict[str, Any]:
+    """Order the paths by GROUPS, and say so of each operation, because one path may be of two places."""
+    for item in result["paths"].values():
+        for operation in item.values():
+            operation["x-order"] = _ORDER[operation["operationId"].removeprefix("v1_scheduler_")]
+    paths = sorted(result["paths"].items(), key=lambda one: min(operation["x-order"] for operation in one[1].values()))
+    result["paths"] = dict(paths)
+    result["tags"] = [{"name": group, "description": description} for group, (description, _) in GROUPS.items()]
+    return result
 
 
 def versioned_only(endpoints: list[tuple[str, Any, str, Any]]) -> list[tuple[str, Any, str, Any]]:
@@ -97,6 +182,8 @@ _TEXTS: dict[str, dict[str, Any]] = {
     },
 }
 WITH_BODY = [method for method in METHODS if method not in WITHOUT_BODY]
+# The fields of a timer that matter first; the others follow in their order.
+_FIRST = ("web_url", "seconds", "minutes", "hours", "delay", "due_at", "cron", "timezone", "every")
 # Fields of a timer that require or exclude others.
 _TOGETHER: dict[str, Any] = {
     "body": {"not": {"required": ["body_base64"]}, "properties": {"method": {"enum": WITH_BODY}}},
@@ -118,8 +205,19 @@ def _bounds(name: str, field: serializers.Field[Any, Any, Any, Any]) -> dict[str
     return bounds
 
 
+def _filled_in(name: str, form: Any) -> dict[str, Any]:
+    """Return what a form shows in a field: the example, or nothing, which counts as not given."""
+    example = getattr(form, "form_example", None)
+    return {} if example is None else {"example": example.get(name, "")}
+
+
 def bodies_required(result: dict[str, Any], **_: Any) -> dict[str, Any]:
-    """Mark a preview's body as required: the generator knows required fields, but not one out of several."""
+    """Say of bodies what the generator does not know.
+
+    A preview's is required: it has required fields, but one out of several. In a filter, one status is a list of one.
+    """
+    status = result["components"]["schemas"]["Filter"]["properties"]["status"]
+    result["components"]["schemas"]["Filter"]["properties"]["status"] = {"anyOf": [status, status["items"]]}
     result["paths"]["/api/v1/scheduler/timer/preview"]["post"]["requestBody"]["required"] = True
     return result
 
@@ -162,8 +260,11 @@ class StrictShape(OpenApiSerializerExtension):  # type: ignore[no-untyped-call]
     def map_serializer(self, auto_schema: Any, direction: Any) -> dict[str, Any]:
         shape: dict[str, Any] = auto_schema._map_serializer(self.target, direction, bypass_extensions=True)  # noqa: SLF001 - as they document
         properties = shape.get("properties", {})
+        if "web_url" in properties:
+            first = {name: properties[name] for name in _FIRST}
+            shape["properties"] = properties = first | properties
         for name, field in self.target.fields.items():
-            properties[name] |= _bounds(name, field)
+            properties[name] |= _bounds(name, field) | _filled_in(name, self.target)
         if "hosts" in properties:
             properties["hosts"]["items"]["minLength"] = 1
         if "timers" in properties:
@@ -255,10 +356,10 @@ def problem_answers(*codes: int) -> dict[Any, OpenApiResponse]:
             "The request's body is larger than 4194304 bytes.",
         ),
         415: _problem(
-            "Not JSON (or, for creating one timer, a form), or not in UTF-8.",
+            "Not said to be JSON (or, for creating one timer, a form) in UTF-8.",
             415,
             "Unsupported Media Type",
-            'Unsupported media type "text/plain" in request.',
+            NotJSON.default_detail,
         ),
         422: _problem(
             'A due_at that has passed, with "on_missed": "reject"; or an Idempotency-Key that was used for another'
@@ -318,7 +419,7 @@ def described(name: str, summary: str, description: str, **more: Any) -> Callabl
     more["responses"] |= problem_answers(429)
     return extend_schema(
         operation_id=f"v1_scheduler_{name}",
-        tags=["scheduler"],
+        tags=[_GROUP_OF[name]],
         summary=summary,
         description=description,
         # What `secured` says of the whole document holds; said here, generated clients could not do without a key.

@@ -349,6 +349,10 @@ class StrictSerializer(serializers.Serializer[Any]):
         return {}
 
 
+class NothingSerializer(StrictSerializer):
+    """No body, or an empty object."""
+
+
 def is_media_type(text: str) -> bool:
     return len(text) <= CONTENT_TYPE_MAX_LENGTH and CONTENT_TYPE.fullmatch(text) is not None
 

@@ -28,13 +28,14 @@ SHOWN_FIELDS = tuple(TimerSerializer().fields)
 
 
 class QueryListField(serializers.ListField):
-    """A list in a query: given several times, or in one text with commas."""
+    """A list in a query: given several times, or in one text with commas. In JSON a text is a list of one."""
 
     def get_value(self, dictionary: Any) -> Any:
         if isinstance(dictionary, QueryDict):
             values = [part for text in dictionary.getlist(str(self.field_name)) for part in text.split(",") if part]
             return values or serializers.empty
-        return super().get_value(dictionary)
+        found = super().get_value(dictionary)
+        return [found] if isinstance(found, str) else found
 
 
 class QueryInstantField(InstantField):
@@ -88,6 +89,10 @@ class ListSerializer(FilterSerializer):
         max_length=len(SHOWN_FIELDS),
         help_text="Only these of each timer and its `task_id`, with commas. A page without headers, bodies and metadata"
         " is small and quick, whatever the timers hold.",
+    )
+
+    count = TrueOrFalseField(
+        default=False, help_text="Say how many timers fit, up to 10,000; each page takes longer by it."
     )
 
     def get_fields(self) -> dict[str, Any]:

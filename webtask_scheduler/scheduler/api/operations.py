@@ -30,7 +30,7 @@ from webtask_scheduler.scheduler.api.document import (
     action_document,
     problem_answers,
 )
-from webtask_scheduler.scheduler.api.fields import IdField, StrictSerializer
+from webtask_scheduler.scheduler.api.fields import IdField, NothingSerializer, StrictSerializer
 from webtask_scheduler.scheduler.api.filtering import PageSerializer
 from webtask_scheduler.scheduler.api.showing import CallSerializer, DeliverySerializer, TimerSerializer
 from webtask_scheduler.scheduler.models import (
@@ -38,10 +38,6 @@ from webtask_scheduler.scheduler.models import (
     Delivery,
 )
 from webtask_scheduler.scheduler.services import EXTRA_OPEN_MOST
-
-
-class NothingSerializer(StrictSerializer):
-    """No body, or an empty object."""
 
 
 class ReplaySerializer(StrictSerializer):

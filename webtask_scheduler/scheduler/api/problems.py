@@ -32,6 +32,14 @@ class LengthRequired(exceptions.APIException):
     default_code = "length_required"
 
 
+class NotJSON(exceptions.APIException):
+    status_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
+    default_detail = _(
+        "The body has no Content-Type, so it is not read. Send it with the header `Content-Type: application/json`."
+    )
+    default_code = "not_json"
+
+
 class NotUTF8(exceptions.APIException):
     status_code = HTTPStatus.UNSUPPORTED_MEDIA_TYPE
     default_detail = _("Send the body in UTF-8; no other charset is read.")

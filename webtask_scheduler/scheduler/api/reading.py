@@ -139,8 +139,12 @@ class PlainTimerSerializer(StrictSerializer):
 
 
 class NewTimerSerializer(ScheduleSerializer):
-    """What is called, when, and what is made of it. Read into services.NewTimer."""
+    """`web_url`, and when: `seconds` (with `minutes`, `hours`), `delay`, `due_at`, `cron` or `every`.
 
+    All else is optional. A schedule (`cron`, `every`) may have a time zone, a beginning and an end.
+    """
+
+    # It is validated into a services.NewTimer.
     web_url = WebUrlField(help_text="The http or https URL to call.")
     name = TextField(
         max_length=NAME_MAX_LENGTH,
@@ -196,6 +200,9 @@ class NewTimerSerializer(ScheduleSerializer):
     failure_callback_url = WebUrlField(
         required=False, help_text="Called with the outcome after each delivery that failed or was missed."
     )
+
+    # What the OpenAPI document shows as a filled-in form; the other fields are left empty there. None for JSON.
+    form_example: Mapping[str, Any] | None = None
 
     # Whether `***` may stand for a value that the timer has: see `edited`.
     keeps_values = False
@@ -293,7 +300,7 @@ def _refuse_masks(web_url: str, options: Mapping[str, Any]) -> None:
 
 
 class EditSerializer(NewTimerSerializer):
-    """As NewTimerSerializer; without a schedule the present one stays, and `***` keeps the value that is not shown."""
+    """What to change. Without a time or schedule the present one stays; `***` keeps the value that is not shown."""
 
     when_required = False
     keeps_values = True

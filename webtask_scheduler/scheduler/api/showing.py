@@ -26,7 +26,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.rules import options
 from webtask_scheduler.scheduler.rules.instants import instant_text
-from webtask_scheduler.scheduler.services import reasons
+from webtask_scheduler.scheduler.services import reasons, search
 
 # Enum attribute access is slow on this path.
 SCHEDULED = State.SCHEDULED.value
@@ -215,11 +215,49 @@ class ListedTimerSerializer(TimerSerializer):
         return fields
 
 
+class SearchedSerializer(serializers.Serializer[Any]):
+    """How far a page was looked for that is neither full nor the last."""
+
+    timers = serializers.IntegerField(help_text="Timers of yours that were looked at for this page.")
+    status = serializers.ChoiceField(
+        choices=State.choices,
+        required=False,
+        help_text="In the order by status: where it was looked last. The statuses before it are done.",
+    )
+    until = serializers.DateTimeField(
+        required=False,
+        help_text="Up to where: within this status the due time (of those that wait, of the next attempt); without one,"
+        " when the timer was made.",
+    )
+    why = serializers.CharField(help_text="Why the page ends here, in a sentence.")
+
+
+class CountSerializer(serializers.Serializer[Any]):
+    """How many timers fit."""
+
+    timers = serializers.IntegerField(max_value=search.COUNT_MOST)
+    more = serializers.BooleanField(
+        help_text=f"Whether there may be more: it is counted up to {search.COUNT_MOST:,}, and for a part of a second."
+    )
+
+
 class TimersSerializer(serializers.Serializer[Any]):
-    """A page of timers."""
+    """A page of timers: full, or the last, or with `searched`."""
 
     timers = ListedTimerSerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
+    searched = SearchedSerializer(required=False)
+    count = CountSerializer(required=False)
+
+
+def searched_body(looked: search.Looked) -> dict[str, Any]:
+    """Return how far a short page was looked for, in SearchedSerializer's form."""
+    body: dict[str, Any] = {"timers": looked.timers}
+    if looked.status is not None:
+        body["status"] = str(looked.status)
+    if looked.until is not None:
+        body["until"] = instant_text(looked.until)
+    return body | {"why": _("Few of the timers looked at so far fit. Go on with `next` to look further.")}
 
 
 def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ from typing import Any
 from django.conf import settings
 from django.http import QueryDict
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_noop
 from drf_spectacular.utils import (
     OpenApiExample,
     OpenApiResponse,
@@ -31,6 +32,7 @@ from webtask_scheduler.scheduler.api.base import (
     validated,
 )
 from webtask_scheduler.scheduler.api.document import (
+    EXAMPLE_SITE,
     IDEMPOTENCY_KEY,
     LOCATION,
     RECURRING_EXAMPLE,
@@ -66,6 +68,7 @@ from webtask_scheduler.scheduler.api.showing import (
     TimerSerializer,
     TimersSerializer,
     fitting,
+    searched_body,
     show_timers,
     stored_body,
 )
@@ -77,15 +80,21 @@ from webtask_scheduler.wording import translated
 
 
 class TimerFormSerializer(NewTimerSerializer):
-    """A timer as a form: everything that is no list or object."""
+    """A timer as a form: `web_url`, and when. Everything is taken that is no list or object."""
 
+    form_example = {"web_url": f"{EXAMPLE_SITE}hook", "seconds": 5}
     labels = headers = success_statuses = retry = None  # type: ignore[assignment]  # as Django REST framework has it
     metadata = TextField(required=False, help_text="Any text, given back as it is.")  # type: ignore[assignment]
     body = TextField(required=False, help_text="Sent as it is.")  # type: ignore[assignment]
 
 
 class TimerPartsSerializer(TimerFormSerializer):
-    """As TimerForm; by a name of its own, for generated clients choose the encoding by it."""
+    """A timer as a form in parts: `web_url`, and when. Everything is taken that is no list or object."""
+
+    # By a name of its own, because generated clients choose the encoding by it.
+
+
+TOO_LARGE = gettext_noop("The timers are large, and more of them would make the answer too long. Go on with `next`.")
 
 
 class BatchStoredSerializer(serializers.Serializer[Any]):
@@ -136,7 +145,7 @@ create_timer = described(
     examples=[
         OpenApiExample(
             "In five seconds",
-            value={"hours": 0, "minutes": 0, "seconds": 5, "web_url": "https://example.com/hook"},
+            value={"web_url": "https://example.com/hook", "seconds": 5},
             request_only=True,
         ),
         OpenApiExample(
@@ -217,14 +226,30 @@ list_timers = described(
     "timer_list",
     "List timers",
     "The latest made first; asked for by status or due time, those that wait with the soonest first, then those that"
-    " ended with the latest first. A page may hold fewer timers than `limit`, or none, before the last one, and it ends"
-    " where its timers are large: go on while `next` is not null.",
+    " ended with the latest first. Go on with `cursor` while `next` is not null. A page is full, or the last one, or"
+    " says in `searched` how far it was looked and why it ends there.",
     parameters=[ListSerializer],
     responses={
         200: OpenApiResponse(
             TimersSerializer,
             "A page.",
-            examples=[OpenApiExample("One", value={"timers": [SCHEDULED_EXAMPLE], "next": None}, response_only=True)],
+            examples=[
+                OpenApiExample("One", value={"timers": [SCHEDULED_EXAMPLE], "next": None}, response_only=True),
+                OpenApiExample(
+                    "None so far, and how many there are",
+                    value={
+                        "timers": [],
+                        "next": "Zx0pRk5V",
+                        "searched": {
+                            "timers": 341000,
+                            "until": "2026-01-04T17:12:09.551283Z",
+                            "why": "Few of the timers looked at so far fit. Go on with `next` to look further.",
+                        },
+                        "count": {"timers": 0, "more": True},
+                    },
+                    response_only=True,
+                ),
+            ],
         ),
         **problem_answers(400, 503),
     },
@@ -305,7 +330,7 @@ class TimersView(TimerAPIView):
 
         def make() -> Response:
             # A form's numbers are text, which its own serializer allows for.
-            timer = validated(NewTimerSerializer, data) if isinstance(data, QueryDict) else read_timer(data)
+            timer = validated(NewTimerSerializer, _filled(data)) if isinstance(data, QueryDict) else read_timer(data)
             (body,) = _store(request, [timer])
             return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
 
@@ -318,17 +343,34 @@ class TimersView(TimerAPIView):
         wanted = search.filter_of(values, caller=caller)
         place = cursors.unseal(values.get("cursor", ""), request=request, caller=caller)
         fields = values.get("fields", ())
+        body: dict[str, Any] = {"timers": [], "next": None}
         try:
-            page = search.page(wanted, cursor=place, limit=values["limit"])
+            page = search.page(wanted, cursor=place, limit=values["limit"], seconds=search.LOOK_SECONDS)
         except search.CursorError as error:
             raise exceptions.ValidationError({"cursor": [translated(error)]}) from error
         if not fields or not GIVEN.isdisjoint(fields) or "attempts" in fields:
             limit = fitting(page.timer_ids, most_bytes=settings.WEBTASK_LIMIT_ANSWER_BYTES)
             if limit < len(page.timer_ids):
                 # A shorter page, with the cursor of its end.
-                page = search.page(wanted, cursor=place, limit=limit)
-        following = cursors.seal(page.next, request=request, caller=caller)
-        return Response({"timers": show_timers(page.timer_ids, fields), "next": following})
+                page = search.page(wanted, cursor=place, limit=limit, seconds=search.LOOK_SECONDS)
+                if page.next and page.looked is None:
+                    body["searched"] = {"timers": limit, "why": _(TOO_LARGE)}
+        if page.looked is not None:
+            body["searched"] = searched_body(page.looked)
+        if values["count"]:
+            body["count"] = search.count(wanted)._asdict()
+        body["next"] = cursors.seal(page.next, request=request, caller=caller)
+        body["timers"] = show_timers(page.timer_ids, fields)
+        return Response(body)
+
+
+def _filled(form: QueryDict) -> QueryDict:
+    """Return a form without the fields that were left empty, which a browser sends too."""
+    filled = form.copy()
+    for name in map(str, NewTimerSerializer().fields):
+        if not any(form.getlist(name)):
+            filled.pop(name, None)
+    return filled
 
 
 class BatchView(TimerAPIView):

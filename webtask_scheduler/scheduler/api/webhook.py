@@ -17,7 +17,7 @@ timer_due = OpenApiWebhook(
             "nothing else. An answer of 2xx within the time limit is a success; 410 ends the delivery and pauses a "
             "timer that recurs; anything else, a redirect included, is tried again as the timer's retry policy says. "
             "Calls come at least once: drop a `webhook-id` that you have seen.",
-            "tags": ["scheduler"],
+            "tags": ["Timers"],
             "parameters": [
                 {
                     "in": "header",

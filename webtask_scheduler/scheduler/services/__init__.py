@@ -35,6 +35,7 @@ from webtask_scheduler.scheduler.services.foreign import (
 )
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
+    NotStoppedError,
     Ran,
     Switched,
     begin_bulk,
@@ -44,6 +45,7 @@ from webtask_scheduler.scheduler.services.many import (
     replay_many_now,
     run_many_now,
     step_bulk,
+    stop_bulk,
     switch_many,
 )
 from webtask_scheduler.scheduler.services.quotas import QuotaError
@@ -73,6 +75,7 @@ __all__ = [
     "CallStopRefusedError",
     "Change",
     "NewTimer",
+    "NotStoppedError",
     "NothingPromisedError",
     "NothingToReplayError",
     "QuotaError",
@@ -110,6 +113,7 @@ __all__ = [
     "run_now",
     "schedule",
     "step_bulk",
+    "stop_bulk",
     "stop_calls",
     "stop_matches",
     "switch_many",

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+from django.core.exceptions import ValidationError
 from django.db import transaction
-from django.db.models import Q
+from django.db.models import F, Q
 from django.db.models.functions import Now
+from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.access import actor, audit
@@ -149,6 +151,32 @@ def end_owner(owner_id: int) -> None:
     SigningSecret.objects.filter(owner=owner_id).delete()
 
 
+class NotStoppedError(ValidationError):
+    """A bulk operation that nobody may stop."""
+
+
+def stop_bulk(operation_id: uuid.UUID) -> BulkOperation:
+    """Stop a bulk operation for good, and return it; what it has changed stays. One that has ended stays as it is.
+
+    A step that is under way is waited for, so that the counts are final. Raises BulkOperation.DoesNotExist,
+    NotStoppedError.
+    """
+    with transaction.atomic():
+        operation = BulkOperation.objects.select_for_update(of=("self",)).select_related("owner").get(pk=operation_id)
+        if operation.finished_at is not None:
+            return operation
+        if operation.owner is not None and operation.owner.deleted_at is not None:
+            raise NotStoppedError(_("It cancels the timers of a deleted user, and is not stopped."))
+        operation.stopped_at = operation.finished_at = states.database_now()
+        operation.save(update_fields=["stopped_at", "finished_at"])
+        if not operation.dry_run:
+            told = {"action": operation.action, "filter": operation.filter}
+            told |= {"matched": operation.matched, "changed": operation.changed}
+            audit.record("bulk.stopped", kind="bulk", of=operation.pk, owner_id=operation.owner_id, after=told)
+    event("bulk_stopped", bulk=operation.pk, matched=operation.matched, changed=operation.changed)
+    return operation
+
+
 # How long a deleted user's timers are looked for: longer than a request that began before the deletion.
 ENDING_SECONDS = 60.0
 # Timers of one step of a bulk operation: its transaction holds their locks for some tens of milliseconds.
@@ -158,7 +186,7 @@ BULK_ROWS = 200
 def _end_bulk(operation: BulkOperation, *, error: str) -> None:
     """End a bulk operation that cannot go on, and store why."""
     with transaction.atomic():
-        BulkOperation.objects.filter(pk=operation.pk).update(finished_at=Now(), error=error[:300])
+        BulkOperation.objects.filter(pk=operation.pk, finished_at=None).update(finished_at=Now(), error=error[:300])
         if not operation.dry_run:
             _record_end(operation, error=error[:300])
     event("bulk_failed", level=logging.WARNING, bulk=operation.pk, error=error)
@@ -194,6 +222,10 @@ def step_bulk(operation: BulkOperation) -> bool:
         _end_bulk(operation, error=f"Its filter is not known to this version of the service: {error}")
         return False
     with transaction.atomic():
+        # Whoever stops it waits for this page, or is seen here.
+        if not BulkOperation.objects.select_for_update().filter(pk=operation.pk, stopped_at=None).exists():
+            BulkOperation.objects.filter(pk=operation.pk, finished_at=None).update(finished_at=F("stopped_at"))
+            return False
         if page.timer_ids and not operation.dry_run:
             operation.changed += _bulk_page(operation.action, page.timer_ids)
         operation.matched += len(page.timer_ids)

@@ -1,16 +1,19 @@
 """Finds the timers that fit a filter, page by page, whatever their number.
 
-A page is read along one index, from the end of the page before, and looks at a bounded number of rows. So it may hold
-fewer timers than asked for, or be empty, and still not be the last. Its cursor says where to go on.
+A page is read along one index, from the end of the page before, by statements that look at a bounded number of rows.
+Where few of those fit, the few timers of an owner, host or label are read instead, if they are few. A page is full, or
+the last, or says how far it was looked: its cursor says where to go on.
 """
 
 import base64
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from enum import Enum
 from typing import Any, NamedTuple
 
 from django.db import connection
@@ -18,17 +21,24 @@ from django.db import connection
 from webtask_scheduler.scheduler.models import LEASED, RECURRING, State
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.instants import read_instant
-from webtask_scheduler.scheduler.rules.retry import MAX_AGE_SECONDS
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.wording import sentence as _
 
-# Rows that one page may look at: some hundred milliseconds.
+# Rows that one statement may look at: some hundred milliseconds.
 SCANNED_MOST = 20_000
+# The same, of an owner's timers: no index has them in order, so that many of others may be passed over.
+OWNED_MOST = 2_000
 # The first look reads this many times the wanted number of timers; a filter that few fit gets more.
 SCAN_FACTOR = 2
 SCAN_GROWTH = 5
-# No retry waits longer than this after its due time, or after a replay or a resume, which were before now.
-RETRIED_SECONDS = MAX_AGE_SECONDS + 3600
+# After so many rows in which few fitted, the page asks whether the timers of an owner, host or label are few.
+PATIENCE = 500
+# Timers of an owner, host or label that are read as a whole, and sorted.
+FEW = 20_000
+# How long a list looks for a page, and how long and how far it counts. A statement that has begun still ends.
+LOOK_SECONDS = 0.5
+COUNT_SECONDS = 0.25
+COUNT_MOST = 10_000
 
 
 class CursorError(ValueError):
@@ -61,9 +71,8 @@ class Filter:
 
     @property
     def by_delivery(self) -> bool:
-        """Return whether the deliveries' indexes are faster than the timers'."""
-        narrow = bool(self.host or self.label or self.recurring or self.steady)
-        return not narrow and bool(self.statuses or self.due_from or self.due_to)
+        """Return whether the order is by status and time, along the deliveries' indexes."""
+        return not self.steady and bool(self.statuses or self.due_from or self.due_to)
 
     @property
     def fingerprint(self) -> str:
@@ -75,11 +84,30 @@ class Filter:
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+class Looked(NamedTuple):
+    """How far a page was looked for that is neither full nor the last."""
+
+    # Timers that were looked at for this page, of those that the caller may see.
+    timers: int
+    # All of the statuses before this one were looked at; None where the order is not by status.
+    status: State | None
+    # Up to where: by status, the time that orders it (None where nothing but an id does); else when a timer was made.
+    until: datetime | None
+
+
 class Page(NamedTuple):
-    """Ids of timers, and the cursor of the next page; None after the last."""
+    """Ids of timers, and the cursor of the next page; None after the last. `looked` is None unless a page is short."""
 
     timer_ids: list[uuid.UUID]
     next: str | None
+    looked: Looked | None = None
+
+
+class Count(NamedTuple):
+    """How many timers fit, or at least so many if there may be more."""
+
+    timers: int
+    more: bool
 
 
 class _Place(NamedTuple):
@@ -90,30 +118,50 @@ class _Place(NamedTuple):
     id: str | None = None
 
 
-def page(wanted: Filter, *, cursor: str, limit: int) -> Page:
+def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0) -> Page:
     """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
-    A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first.
+    A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first. At least
+    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, and more until so many seconds have passed.
     """
+    deadline = time.monotonic() + seconds
     place = _read(cursor, wanted)
     found: list[uuid.UUID] = []
-    scanned, window = 0, limit * SCAN_FACTOR
+    scanned, own, until, window = 0, 0, None, limit * SCAN_FACTOR
     states = _states(wanted)
-    while len(found) < limit and scanned < SCANNED_MOST:
-        window = min(window, SCANNED_MOST - scanned)
+    leads = [] if wanted.steady else _leads(wanted)
+    is_owned = not (wanted.everyone or wanted.owner_id is None or wanted.by_delivery or wanted.label)
+    most = OWNED_MOST if is_owned else SCANNED_MOST
+    while len(found) < limit and (scanned < most or time.monotonic() < deadline):
+        if leads and scanned >= PATIENCE:
+            lead = _few(wanted, leads)
+            if lead:
+                return _of_few(wanted, states, place, found, limit=limit, lead=lead)
+            leads = []
+        window = min(window, most)
         rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
         found += [row[0] for row in rows]
-        scanned += seen
+        scanned += seen.rows
+        own += seen.own
+        until = seen.until or until
         if len(found) >= limit:
             place = place._replace(key=_text(rows[-1][1]), id=str(rows[-1][2]))
-        elif seen == window:
+        elif seen.rows == window:
             place = place._replace(key=_text(last[0]), id=str(last[1]))
         elif place.state + 1 < len(states):
             place = _Place(state=place.state + 1)
+            until = None
         else:
             return Page(found, None)
         window *= SCAN_GROWTH
-    return Page(found, _written(place, wanted))
+    looked = Looked(own, states[place.state], until) if len(found) < limit else None
+    return Page(found, _written(place, wanted), looked)
+
+
+def count(wanted: Filter) -> Count:
+    """Return how many timers fit, up to COUNT_MOST and for about COUNT_SECONDS."""
+    found = page(wanted, cursor="", limit=COUNT_MOST + 1, seconds=COUNT_SECONDS)
+    return Count(min(len(found.timer_ids), COUNT_MOST), found.next is not None)
 
 
 def _text(key: Any) -> str:
@@ -131,12 +179,28 @@ def _states(wanted: Filter) -> Sequence[State | None]:
 _TIMERS = "SELECT id, id AS key, id AS timer_id FROM scheduler_timer"
 _LABELLED = "SELECT timer_id AS id, timer_id AS key, timer_id FROM scheduler_timerlabel"
 _DELIVERIES = "SELECT id, {key} AS key, timer_id FROM scheduler_delivery"
+# Each is looked up by its id: with OFFSET 0 no plan can read the whole table instead.
+_TIMER = """
+  SELECT id, owner_id, host, name, web_url, created_at, cron, every_seconds, outcome_of FROM scheduler_timer
+"""
+_LATEST = """
+  SELECT id, state, due_at, next_attempt_at FROM scheduler_delivery
+   WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1
+"""
+
+
+class _Seen(NamedTuple):
+    """How many rows a statement looked at, how many of them are of timers that may be seen, and up to when."""
+
+    rows: int
+    own: int
+    until: datetime | None
 
 
 def _scan(
     wanted: Filter, states: Sequence[State | None], place: _Place, *, limit: int, window: int
-) -> tuple[list[Any], int, Any]:
-    """Look at the next `window` rows; return those that fit, how many were seen, and the key and id of the last.
+) -> tuple[list[Any], _Seen, Any]:
+    """Look at the next `window` rows; return those that fit, what was seen, and the key and id of the last.
 
     It is one statement, so that the rows passed over and the next beginning come from one snapshot.
     """
@@ -146,30 +210,39 @@ def _scan(
     conditions = _conditions(wanted, values)
     if state is not None:
         values["state"] = state.value
+    # What another owner's timers are like is nobody's business: only the caller's own are counted and dated.
+    until = "NULL" if state in (*LEASED, State.HELD) else "timer.created_at" if state is None else "seen.key"
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
+            own AS MATERIALIZED (
+              SELECT seen.*, {until} AS until, {conditions.timer} AS fits
+                FROM seen JOIN LATERAL ({_TIMER} WHERE id = seen.timer_id OFFSET 0) timer ON true
+               WHERE {conditions.owner}
+            ),
             fit AS MATERIALIZED (
-              SELECT timer.id AS timer_id, seen.key, seen.id
-                FROM seen JOIN scheduler_timer timer ON timer.id = seen.timer_id
-                JOIN LATERAL (
-                  SELECT id, state, due_at FROM scheduler_delivery
-                   WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1
-                ) latest ON {"latest.id = seen.id" if state is not None else "true"}
-               WHERE {conditions} ORDER BY {order} LIMIT %(limit)s
+              SELECT timer.timer_id, timer.key, timer.id
+                FROM own timer JOIN LATERAL ({_LATEST.replace("timer.id", "timer.timer_id")}) latest
+                  ON {"latest.id = timer.id" if state is not None else "true"}
+               WHERE timer.fits AND {conditions.latest} ORDER BY {order} LIMIT %(limit)s
             )
-            SELECT fit.timer_id, fit.key, fit.id, count.count, last.key AS last_key, last.id AS last_id
-              FROM (SELECT count(*) FROM seen) count
+            SELECT fit.timer_id, fit.key, fit.id, count.rows, count.own, last_own.until, last.key, last.id
+              FROM (SELECT (SELECT count(*) FROM seen) AS rows, (SELECT count(*) FROM own) AS own) count
               CROSS JOIN (SELECT key, id FROM seen ORDER BY {reverse} LIMIT 1) last
-              LEFT JOIN fit ON true ORDER BY {order}
+              LEFT JOIN (SELECT until FROM own ORDER BY {reverse} LIMIT 1) last_own ON true
+              LEFT JOIN fit ON true ORDER BY {order.replace("key", "fit.key").replace("id", "fit.id")}
             """,  # noqa: S608 - only constants are put in
             values,
         )
         rows = cursor.fetchall()
     if not rows:
-        return [], 0, None
-    return [row for row in rows if row[0] is not None], rows[0][3], rows[0][4:6]
+        return [], _Seen(0, 0, None), None
+    return [row for row in rows if row[0] is not None], _Seen(*rows[0][3:6]), rows[0][6:8]
+
+
+def _owned_by(wanted: Filter) -> str:
+    return "owner_id IS NULL" if wanted.owner_id is None else "owner_id = %(owner)s"
 
 
 # These two return the query, the order of its columns, and that order backwards.
@@ -186,61 +259,184 @@ def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
         where += " AND (cron <> '' OR every_seconds IS NOT NULL)"
     if not wanted.everyone:
         # By this condition an owner's few timers are found without reading the many of others.
-        where += " AND owner_id IS NULL" if wanted.owner_id is None else " AND owner_id = %(owner)s"
+        where += f" AND {_owned_by(wanted)}"
     return f"{_TIMERS} WHERE {where}", "id DESC", "id"
 
 
 def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, str]:
     where = "state = %(state)s AND NOT extra"
+    if place.id:
+        where += f" AND {_AFTER[_order_of(state)]}"
     if state is State.SCHEDULED:
+        waiting = _DELIVERIES.format(key="next_attempt_at") + f" WHERE {where}"
         if wanted.due_from:
-            where += " AND next_attempt_at >= %(due_from)s"
+            waiting += " AND next_attempt_at >= %(due_from)s"
         if wanted.due_to:
-            latest = "greatest(%(due_to)s::timestamptz, statement_timestamp())"
-            where += f" AND next_attempt_at < {latest} + interval '{RETRIED_SECONDS} s'"
-        if place.id:
-            where += " AND (next_attempt_at, id) > (%(key)s::timestamptz, %(after)s::uuid)"
-        source = f"{_DELIVERIES.format(key='next_attempt_at')} WHERE {where}"
-        return source, "key, id", "key DESC, id DESC"
+            # Those that wait for that time; then those that were due before and are tried again after it.
+            again = f"{waiting} AND next_attempt_at > due_at AND due_at < %(due_to)s"
+            again += " AND due_at >= %(due_from)s" if wanted.due_from else ""
+            ordered = "ORDER BY key, id LIMIT %(window)s"
+            parts = (f"{waiting} AND next_attempt_at < %(due_to)s", f"{again} AND next_attempt_at >= %(due_to)s")
+            waiting = "SELECT * FROM (" + " UNION ALL ".join(f"({part} {ordered})" for part in parts) + ") waiting"  # noqa: S608 - as above
+        return waiting, "key, id", "key DESC, id DESC"
     if state in LEASED or state is State.HELD:
-        if place.id:
-            where += " AND id > %(after)s::uuid"
         return f"{_DELIVERIES.format(key='id')} WHERE {where}", "id", "id DESC"
     if wanted.due_from:
         where += " AND due_at >= %(due_from)s"
     if wanted.due_to:
         where += " AND due_at < %(due_to)s"
-    if place.id:
-        where += " AND (due_at, id) < (%(key)s::timestamptz, %(after)s::uuid)"
     source = f"{_DELIVERIES.format(key='due_at')} WHERE {where}"
     return source, "key DESC, id DESC", "key, id"
 
 
-def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
-    """Return the conditions of a row that its index does not cover, filling in the values."""
-    conditions = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
+class _Order(Enum):
+    """The order within a state."""
+
+    SOONEST = "next_attempt_at"
+    ID = "id"
+    LATEST = "due_at"
+
+
+def _order_of(state: State) -> _Order:
+    if state is State.SCHEDULED:
+        return _Order.SOONEST
+    return _Order.ID if state in LEASED or state is State.HELD else _Order.LATEST
+
+
+# The rows after a place, by the order.
+_AFTER = {
+    _Order.SOONEST: "(next_attempt_at, id) > (%(key)s::timestamptz, %(after)s::uuid)",
+    _Order.ID: "id > %(after)s::uuid",
+    _Order.LATEST: "(due_at, id) < (%(key)s::timestamptz, %(after)s::uuid)",
+}
+
+
+class _Conditions(NamedTuple):
+    """The conditions of a row: whose its timer is, what its timer is like, and its latest promised delivery."""
+
+    owner: str
+    timer: str
+    latest: str
+
+
+def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
+    """Return the conditions of a row that its index need not cover, filling in the values."""
+    timer = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
+    latest = ["true"]
     values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
     values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
-    if not wanted.everyone:
-        conditions.append("timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint")
     if wanted.host:
-        conditions.append("timer.host = %(host)s")
+        timer.append("timer.host = %(host)s")
     if wanted.recurring is not None:
-        conditions.append(f"{RECURRING} = {wanted.recurring}")
-    if wanted.statuses:
-        values["statuses"] = [state.value for state in wanted.statuses]
-        conditions.append("latest.state = ANY(%(statuses)s)")
-    if wanted.due_from:
-        conditions.append("latest.due_at >= %(due_from)s")
-    if wanted.due_to:
-        conditions.append("latest.due_at < %(due_to)s")
+        timer.append(f"{RECURRING} = {wanted.recurring}")
     if wanted.name:
         values["name"] = wanted.name.lower()
-        conditions.append("strpos(lower(timer.name), %(name)s) > 0")
+        timer.append("strpos(lower(timer.name), %(name)s) > 0")
     if wanted.url_prefix:
         values["prefix"] = wanted.url_prefix
-        conditions.append("starts_with(timer.web_url, %(prefix)s)")
-    return " AND ".join(conditions)
+        timer.append("starts_with(timer.web_url, %(prefix)s)")
+    if wanted.label:
+        timer.append(
+            "EXISTS (SELECT 1 FROM scheduler_timerlabel label WHERE label.timer_id = timer.id"
+            " AND label.label = %(label)s)"
+        )
+    if wanted.statuses:
+        values["statuses"] = [state.value for state in wanted.statuses]
+        latest.append("latest.state = ANY(%(statuses)s)")
+    if wanted.due_from:
+        latest.append("latest.due_at >= %(due_from)s")
+    if wanted.due_to:
+        latest.append("latest.due_at < %(due_to)s")
+    owner = "true" if wanted.everyone else f"timer.{_owned_by(wanted)}"
+    return _Conditions(owner, " AND ".join(timer), " AND ".join(latest))
+
+
+# Few timers
+
+
+def _leads(wanted: Filter) -> list[str]:
+    """Return queries of timers' ids that narrow a filter by an index, beyond the one that its pages are read along."""
+    leads = {
+        "owner": "SELECT id FROM scheduler_timer WHERE owner_id = %(owner)s",
+        "label": "SELECT timer_id AS id FROM scheduler_timerlabel WHERE label = %(label)s",
+        "host": "SELECT id FROM scheduler_timer WHERE host = %(host)s",
+        "recurring": "SELECT id FROM scheduler_timer WHERE cron <> '' OR every_seconds IS NOT NULL",
+    }
+    narrow = {
+        "owner": not wanted.everyone and wanted.owner_id is not None,
+        "label": bool(wanted.label),
+        "host": bool(wanted.host),
+        "recurring": wanted.recurring is True,
+    }
+    found = [leads[name] for name, is_narrow in narrow.items() if is_narrow]
+    # By timer, pages are read along the only one.
+    return found if wanted.by_delivery or len(found) > 1 else []
+
+
+def _few(wanted: Filter, leads: Sequence[str]) -> str | None:
+    """Return the query that leads to the fewest timers; None if each leads to more than FEW."""
+    counts = ", ".join(f"(SELECT count(*) FROM ({lead} LIMIT %(most)s) lead)" for lead in leads)  # noqa: S608 - as above
+    values = {"most": FEW + 1, "owner": wanted.owner_id, "label": wanted.label, "host": wanted.host}
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {counts}", values)
+        number, lead = min(zip(cursor.fetchone(), leads, strict=True))
+    return lead if number <= FEW else None
+
+
+def _of_few(
+    wanted: Filter,
+    states: Sequence[State | None],
+    place: _Place,
+    found: list[uuid.UUID],
+    *,
+    limit: int,
+    lead: str,
+) -> Page:
+    """Return the page that begins with what was found, full or the last, by reading all timers of the query `lead`."""
+    values: dict[str, Any] = {"more": limit - len(found) + 1, "key": place.key, "after": place.id, "state": place.state}
+    conditions = _conditions(wanted, values)
+    state = states[place.state]
+    if state is None:
+        columns, order = "timer.id, timer.id AS key, 0 AS rank", "id DESC"
+        where = "id < %(after)s::uuid" if place.id else "true"
+    else:
+        values["states"] = [str(one) for one in states]
+        columns, order = f"latest.id, latest.due_at, latest.next_attempt_at, {_KEY} AS key, {_RANK} AS rank", _BY_RANK
+        where = "rank > %(state)s OR rank = %(state)s" + (f" AND {_AFTER[_order_of(state)]}" if place.id else "")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH few AS MATERIALIZED ({lead}),
+            fit AS MATERIALIZED (
+              SELECT timer.id AS timer_id, latest.state, {columns}
+                FROM few JOIN LATERAL ({_TIMER} WHERE id = few.id OFFSET 0) timer ON true
+                JOIN LATERAL ({_LATEST}) latest ON true
+               WHERE {conditions.owner} AND {conditions.timer} AND {conditions.latest}
+            )
+            SELECT timer_id, rank, key, id FROM fit WHERE {where} ORDER BY {order} LIMIT %(more)s
+            """,  # noqa: S608 - only constants are put in
+            values,
+        )
+        rows = cursor.fetchall()
+    more = limit - len(found)
+    ids = found + [row[0] for row in rows[:more]]
+    if len(rows) <= more:
+        return Page(ids, None)
+    _, rank, key, last = rows[more - 1]
+    return Page(ids, _written(_Place(state=rank, key=_text(last if key is None else key), id=str(last)), wanted))
+
+
+_RANK = "array_position(%(states)s::varchar[], latest.state) - 1"
+_IS = {
+    order: f"state IN ({', '.join(repr(state.value) for state in State if _order_of(state) is order)})"
+    for order in _Order
+}
+_KEY = f"CASE WHEN {_IS[_Order.SOONEST]} THEN next_attempt_at WHEN {_IS[_Order.LATEST]} THEN due_at END"
+_BY_RANK = (
+    f"rank, CASE WHEN {_IS[_Order.SOONEST]} THEN next_attempt_at END,"
+    f" CASE WHEN {_IS[_Order.LATEST]} THEN due_at END DESC,"
+    f" CASE WHEN NOT {_IS[_Order.LATEST]} THEN id END, id DESC"
+)
 
 
 def _written(place: _Place, wanted: Filter) -> str:

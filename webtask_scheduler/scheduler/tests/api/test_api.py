@@ -20,7 +20,7 @@ from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTasks
 
 from webtask_scheduler.scheduler import facts, services
-from webtask_scheduler.scheduler.api.timers import TimersView
+from webtask_scheduler.scheduler.api.timers import TimerFormSerializer, TimersView
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Beat, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import move as reschedule
 from webtask_scheduler.scheduler.tests.support.service import Service, database_url
@@ -218,7 +218,24 @@ def test_a_form_works_as_json_does(client, path):
     answer = client.post(path, {"minutes": "1", "seconds": "", "web_url": URL})
     assert answer.status_code == 201, answer.content
     assert answer.json()["time_left_in_seconds"] == 60
-    assert stored() == [2, 2, 2, 2]
+    # As a browser sends a form with all fields.
+    empty = dict.fromkeys(TimerFormSerializer().fields, "")
+    answer = client.post(path, empty | {"seconds": "5", "web_url": URL})
+    assert answer.status_code == 201, answer.content
+    assert stored() == [3, 3, 3, 3]
+
+
+@db
+def test_body_that_does_not_say_that_it_is_json_is_told_that_first(client):
+    body = json.dumps({"seconds": 5, "web_url": URL})
+    for path in ("/timer", "/timer/batch", "/timer/bulk", "/signing-secret"):
+        for kind, said in (("", "The body has no Content-Type"), (FORM, "The body is JSON, but its Content-Type")):
+            answer = client.generic("POST", path, body, kind)
+            assert (answer.status_code, answer["Content-Type"]) == (415, PROBLEM), (path, kind)
+            assert answer.json()["detail"].startswith(said)
+            assert "`Content-Type: application/json`" in answer.json()["detail"]
+            assert "errors" not in answer.json()
+    assert not Timer.objects.exists()
 
 
 @db
@@ -420,11 +437,11 @@ BAD = [
     bad("form: 30 digits", b"seconds=" + b"9" * 30 + b"&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
     bad("form: other digits", "seconds=%D9%A5&web_url=" + URL, ["seconds"], content_type=FORM),
     bad("form: underscore", b"seconds=1_0&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
-    bad("form: all empty", b"hours=&minutes=&seconds=&web_url=", ["web_url"], content_type=FORM),
+    bad("form: all empty", b"hours=&minutes=&seconds=&web_url=", ["seconds", "web_url"], content_type=FORM),
     bad("form: no moment", b"hours=&minutes=&seconds=&web_url=" + URL.encode(), ["seconds"], content_type=FORM),
     bad("form: NUL", b"seconds=5&web_url=http://a/%00", ["web_url"], content_type=FORM),
     bad("form: empty", b"", ["seconds", "web_url"], content_type=FORM),
-    bad("form: JSON", json.dumps({"seconds": 5}), ['{"seconds": 5}', "seconds", "web_url"], content_type=FORM),
+    bad("form: JSON", json.dumps({"seconds": 5}), None, status=415, content_type=FORM),
     bad("form: thousands of fields", "&".join(f"f{i}=1" for i in range(3000)), None, content_type=FORM),
     bad("form: thousands of the same", "&".join(["seconds=1"] * 3000), None, content_type=FORM),
     bad(

@@ -1,21 +1,23 @@
 """The OpenAPI document is valid, complete, and true of what the API really answers."""
 
 import json
+import re
 import uuid
 from datetime import timedelta
 
 import pytest
 import yaml
+from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.db import OperationalError
-from django.test import Client
+from django.test import Client, override_settings
 from django.utils import timezone
 from drf_spectacular.validation import validate_schema
 from jsonschema import Draft202012Validator
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Attempt, Delivery, ErrorKind, State
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, ErrorKind, State
 from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.tests.support.api import bearer
 from webtask_scheduler.users.models import User
@@ -76,8 +78,9 @@ OPERATIONS = {
     "/timer": {"get": "timer_list", "post": "timer_create"},
     "/timer/batch": {"post": "timer_batch_create"},
     "/timer/preview": {"post": "timer_preview"},
-    "/timer/bulk": {"post": "timer_bulk_create"},
+    "/timer/bulk": {"get": "timer_bulk_list", "post": "timer_bulk_create"},
     "/timer/bulk/{id}": {"get": "timer_bulk_retrieve"},
+    "/timer/bulk/{id}/stop": {"post": "timer_bulk_stop"},
     "/timer/{id}": {"get": "timer_retrieve", "patch": "timer_partial_update", "delete": "timer_destroy"},
     "/timer/{id}/run": {"post": "timer_run"},
     "/timer/{id}/pause": {"post": "timer_pause"},
@@ -104,10 +107,40 @@ def test_it_is_openapi_3_1_of_all_operations(document, create, retrieve):
     } == OPERATIONS
     assert create["operationId"] == "v1_scheduler_timer_create"
     assert retrieve["operationId"] == "v1_scheduler_timer_retrieve"
-    assert create["tags"] == retrieve["tags"] == ["scheduler"]
+    assert create["tags"] == retrieve["tags"] == ["Timers"]
     assert create["summary"]
     assert retrieve["summary"]
-    assert [tag["name"] for tag in document["tags"]] == ["scheduler"]
+
+
+def test_operations_are_grouped_by_what_a_person_wants_the_two_of_every_day_first(document):
+    operations = sorted(
+        (operation for item in document["paths"].values() for operation in item.values()),
+        key=lambda operation: operation["x-order"],
+    )
+    first = [operation["operationId"].removeprefix("v1_scheduler_") for operation in operations[:3]]
+    assert first == ["timer_create", "timer_retrieve", "timer_list"]
+    groups = [tag["name"] for tag in document["tags"]]
+    assert groups == ["Timers", "Schedules", "Many at once", "History", "Secrets", "Operations"]
+    assert [groups.index(*operation["tags"]) for operation in operations] == sorted(
+        groups.index(*operation["tags"]) for operation in operations
+    )
+    new = document["components"]["schemas"]["NewTimer"]
+    assert list(new["properties"])[:4] == ["web_url", "seconds", "minutes", "hours"]
+    assert "services" not in json.dumps(document)
+
+
+def test_smallest_example_is_first_and_calls_the_demo_receiver_only_where_there_is_one(client):
+    def examples():
+        document = json.loads(client.get("/api/schema", headers={"accept": JSON}).content)
+        return document["paths"][PATH]["post"]["requestBody"]["content"][JSON]["examples"].values()
+
+    first, *others = [example["value"] for example in examples()]
+    assert first == {"web_url": "http://testserver/demo/receiver", "seconds": 5}
+    assert {other["web_url"] for other in others} == {first["web_url"]}
+    assert all(len(other) > len(first) for other in others)
+    for name, value in (("WEBTASK_DEMO_RECEIVER", ""), ("WEBTASK_API_AUTH", "key")):
+        with override_settings(**{name: value}):
+            assert all(example["value"]["web_url"].startswith("https://example.com/") for example in examples())
 
 
 def test_it_is_served_with_and_without_a_slash_as_yaml_too(client, document):
@@ -362,6 +395,7 @@ def test_real_answers_to_creating_and_listing_are_as_described(ask):
     page = ask("GET", "/timer?limit=1").json()
     ask("GET", f"/timer?limit=2&cursor={page['next']}")
     ask("GET", "/timer?limit=x")
+    assert ask("GET", "/timer?limit=2&count=true").json()["count"] == {"timers": 8, "more": False}
     ask("POST", "/timer/preview", CRON)
     ask("POST", "/timer/preview", {})
     assert ask.unseen == {"timer_create": {TWO}, "timer_batch_create": {TWO}}
@@ -422,6 +456,16 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
         ask("POST", "/timer/bulk", body | {"dry_run": dry_run}, **{"Idempotency-Key": "a"})
     ask("GET", f"/timer/bulk/{bulk['bulk_id']}", where="/timer/bulk/{id}")
     ask("GET", "/timer/bulk/x", where="/timer/bulk/{id}")
+    ask("POST", "/timer/bulk", body | {"filter": {"status": "failed"}})
+    for query in ("", "?limit=1", "?cursor=x"):
+        ask("GET", f"/timer/bulk{query}", where="/timer/bulk")
+    for body in (None, {}, {"x": 1}):
+        ask("POST", f"/timer/bulk/{bulk['bulk_id']}/stop", body, where="/timer/bulk/{id}/stop")
+    ask("POST", "/timer/bulk/x/stop", where="/timer/bulk/{id}/stop")
+    gone = User.objects.create_user("gone@example.com", deleted_at=timezone.now())
+    kept = BulkOperation.objects.create(owner=gone, action="cancel", filter={})
+    root = bearer(User.objects.create_superuser("root@example.com"))
+    ask("POST", f"/timer/bulk/{kept.pk}/stop", where="/timer/bulk/{id}/stop", **root)
     by_key = bearer(User.objects.create_user("ann@example.com"))
     for query in ("", "?cursor=x"):
         ask("GET", f"/audit{query}", where="/audit", **by_key)
@@ -439,3 +483,16 @@ def test_an_error_of_the_document_itself_is_json_too(client):
     answer = client.get("/api/schema?format=nonsense")
     assert (answer.status_code, answer["Content-Type"]) == (404, PROBLEM)
     assert json.loads(answer.content)["status"] == 404
+
+
+def test_page_of_the_api_sets_each_variable_of_its_examples_before_it_is_used():
+    page = (settings.BASE_DIR / "docs" / "api.md").read_text()
+    blocks = re.findall(r"^```console$(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+    known, used = set(), set()
+    for line in "".join(blocks).splitlines():
+        for name in re.findall(r"\$([A-Z]+)", line):
+            assert name in known, line
+            used.add(name)
+        known |= set(re.findall(r"^\$ ([A-Z]+)=", line))
+    assert used == known
+    assert len(used) > 5

@@ -14,6 +14,7 @@ from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.search import CursorError, Filter
@@ -128,8 +129,9 @@ CHOICES = {
 
 
 def test_pages_of_every_combination_of_filters_hold_each_timer_that_fits_once(mixed, user, monkeypatch):
-    # So that pages end for having looked at enough, too.
-    monkeypatch.setattr(search, "SCANNED_MOST", 150)
+    # So that pages end for having looked at enough, too; and that a host's timers are few, and a label's are not.
+    for name, value in (("SCANNED_MOST", 150), ("OWNED_MOST", 100), ("PATIENCE", 20), ("FEW", 110)):
+        monkeypatch.setattr(search, name, value)
     facts = facts_of_all()
     assert len(facts) == 301
     for index, values in enumerate(itertools.product(*CHOICES.values())):
@@ -455,9 +457,16 @@ def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, use
         (Filter(due_from=soon, due_to=later), 50, 1, "delivery_due_idx"),
         (Filter(statuses=(State.SUCCEEDED,), due_from=soon, due_to=later), 50, 1, "delivery_ended_idx"),
         (Filter(host="h7.example"), 50, 2, "timer_host_idx"),
-        (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 2, "timer_host_idx"),
+        (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 1, "delivery_ended_idx"),
         (Filter(label="group=7"), 50, 2, "label_timer_idx"),
         (Filter(label="group=7", host="h7.example"), 34, 2, "label_timer_idx"),
+        (Filter(due_to=later, statuses=(State.SCHEDULED,)), 50, 1, "delivery_again_idx"),
+        # Few are found at once, whatever the order: a few steps, which are of another plan.
+        (Filter(label="group=7", statuses=(State.FAILED,)), 17, 3, ""),
+        (Filter(label="group=8", statuses=(State.SCHEDULED,)), 50, 4, ""),
+        (Filter(host="h11.example", statuses=(State.RUNNING, State.FAILED)), 0, 4, ""),
+        (Filter(owner_id=user.pk, statuses=(State.SCHEDULED,)), 2, 4, ""),
+        (Filter(owner_id=user.pk, due_to=later), 3, 5, ""),
         # Where so few recur, one index of them is as good as the other.
         (Filter(recurring=True), 49, 2, "timer_(owner_)?recurring_idx"),
         (Filter(owner_id=user.pk), 3, 1, "scheduler_timer_owner_id"),
@@ -484,7 +493,93 @@ def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_
 def test_page_of_a_filter_that_nothing_fits_looks_at_a_bounded_number_of_rows(many, django_assert_max_num_queries):
     page, asked = statements(django_assert_max_num_queries, Filter(name="nothing"))
     assert (page.timer_ids, page.next is None) == ([], False)
+    assert search.SCANNED_MOST <= page.looked.timers < 2 * search.SCANNED_MOST
     assert len(asked) <= 6
     assert pages(Filter(name="nothing"), limit=200) == []
     page, asked = statements(django_assert_max_num_queries, Filter(name="nothing", statuses=tuple(State)))
     assert len(asked) <= 15
+
+
+def test_page_of_what_few_fit_is_full_or_the_end_or_says_how_far_it_was_looked(client, many, sql):
+    sql(
+        "UPDATE scheduler_timer SET name = 'needle'"
+        " WHERE id IN (SELECT id FROM scheduler_timer WHERE owner_id IS NULL ORDER BY id LIMIT 2)"
+    )
+    for query in ({"name": "needle"}, {"name": "needle", "due_from": "2020-01-01T00:00:00Z"}):
+        found, cursor, answers = [], "", 0
+        while cursor is not None:
+            body = client.get("/timer", query | {"cursor": cursor, "limit": 50}).json()
+            found += body["timers"]
+            cursor, answers = body["next"], answers + 1
+            assert (cursor is None) == ("searched" not in body)
+        assert (len(found), answers <= 3) == (2, True)
+
+
+def test_short_page_says_how_far_it_was_looked_and_why(client, make_timer, monkeypatch):
+    for name, value in (("SCANNED_MOST", 3), ("LOOK_SECONDS", 0.0)):
+        monkeypatch.setattr(search, name, value)
+    timers = [make_timer(name=str(number)) for number in range(8)]
+    # Two rows are looked at, and then three.
+    body = client.get("/timer", {"name": "0", "limit": 1}).json()
+    seen = body["searched"]
+    assert (body["timers"], seen["timers"], "status" in seen) == ([], 5, False)
+    assert read_instant(seen["until"]) == timers[3].created_at
+    assert "`next`" in seen["why"]
+    last = client.get("/timer", {"name": "0", "limit": 1, "cursor": body["next"]}).json()
+    assert [timer["name"] for timer in last["timers"]] == ["0"]
+    assert "searched" not in last
+    body = client.get("/timer", {"name": "7", "limit": 1, "status": "scheduled"}).json()
+    assert (body["searched"]["status"], body["searched"]["timers"]) == ("scheduled", 5)
+    due = Delivery.objects.get(timer=timers[4]).due_at
+    assert read_instant(body["searched"]["until"]) == due
+    assert client.get("/timer", {"name": "0", "limit": 1, "status": "scheduled"}).json().keys() == {"timers", "next"}
+
+
+def test_others_are_neither_counted_nor_dated_in_what_was_searched(client, user, make_timer, monkeypatch):
+    for name, value in (("SCANNED_MOST", 3), ("LOOK_SECONDS", 0.0), ("FEW", 1)):
+        monkeypatch.setattr(search, name, value)
+    mine = [make_timer(owner_id=user.pk) for _ in range(2)]
+    for _ in range(3):
+        make_timer(delay_seconds=90)
+    make_timer(owner_id=user.pk, name="late", delay_seconds=120)
+    client.force_login(user)
+    seen = client.get("/timer", {"status": "scheduled", "name": "late", "limit": 2}).json()["searched"]
+    assert seen["timers"] == 2
+    assert read_instant(seen["until"]) == Delivery.objects.get(timer=mine[1]).due_at
+
+
+def test_page_that_ends_because_its_timers_are_large_says_so(client, make_timer, settings):
+    settings.WEBTASK_LIMIT_ANSWER_BYTES = 5000
+    for _ in range(3):
+        make_timer(options={"body": "x" * 3000})
+    body = client.get("/timer").json()
+    assert (len(body["timers"]), body["searched"]["timers"]) == (1, 1)
+    assert "large" in body["searched"]["why"]
+
+
+def test_count_stops_at_a_bound_and_says_so(client, make_timer, monkeypatch):
+    for number in range(5):
+        make_timer(name="even" if number % 2 == 0 else "odd")
+    assert "count" not in client.get("/timer").json()
+    for query, most, expected in (
+        ({}, 10, (5, False)),
+        ({"name": "even"}, 10, (3, False)),
+        ({"status": "failed"}, 10, (0, False)),
+        ({}, 5, (5, False)),
+        ({}, 4, (4, True)),
+    ):
+        monkeypatch.setattr(search, "COUNT_MOST", most)
+        body = client.get("/timer", query | {"count": "true", "limit": 1}).json()
+        assert tuple(body["count"].values()) == expected, query
+
+
+def test_retries_are_found_by_the_time_they_were_due(make_timer):
+    now = timezone.now()
+    again, waiting = make_timer(), make_timer()
+    Delivery.objects.filter(timer=again).update(
+        due_at=now - timedelta(hours=1), next_attempt_at=now + timedelta(days=40), attempts=1, started_at=now
+    )
+    assert pages(Filter(due_to=now)) == [again.pk]
+    assert pages(Filter(due_to=now, due_from=now - timedelta(minutes=90), statuses=(State.SCHEDULED,))) == [again.pk]
+    assert pages(Filter(due_to=now - timedelta(hours=2))) == []
+    assert pages(Filter(due_from=now - timedelta(hours=2)), limit=1) == [waiting.pk, again.pk]
