@@ -14,7 +14,7 @@ class Migration(migrations.Migration):
     atomic = False
 
     dependencies = [
-        ('scheduler', '0018_limits'),
+        ("scheduler", "0020_stages"),
     ]
 
     operations = [
