@@ -43,6 +43,7 @@ TABS = (
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
 ID_LEAST = 8
 ID_SCANNED = 2000
+_TOKEN = re.compile(rb'name="csrfmiddlewaretoken" value="[^"]*"')
 
 
 class Chip(NamedTuple):
@@ -188,7 +189,9 @@ def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> Htt
 
 def unchanged_or(request: HttpRequest, answer: HttpResponse, *, new: int = 0) -> HttpResponse:
     """Return an answer to the script with its tag, or 204 if that is the tag that it has seen."""
-    tag = hashlib.sha256(answer.content + b"%d" % new).hexdigest()[:16]
+    # Each rendering masks the token of its forms anew, which changes nothing that is seen.
+    seen = _TOKEN.sub(b"", answer.content)
+    tag = hashlib.sha256(seen + b"%d" % new).hexdigest()[:16]
     if request.GET.get("seen") == tag:
         answer = HttpResponse(status=204)
     answer["X-Seen"] = tag
