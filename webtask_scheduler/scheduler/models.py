@@ -371,6 +371,11 @@ class Delivery(models.Model):
             return 0
         return max(0, math.ceil((self.due_at - now) / timedelta(seconds=1)))
 
+    def waits_again(self, *, now: datetime) -> bool:
+        """Return whether it waits for a later attempt: a retry, or a replay that is spread over time."""
+        tried = self.attempts > 0 or self.replayed_at is not None
+        return self.state == State.SCHEDULED and tried and self.next_attempt_at > now
+
 
 class ErrorKind(models.TextChoices):
     """Why an attempt did not succeed; empty for one that did."""

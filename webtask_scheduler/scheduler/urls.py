@@ -17,6 +17,7 @@ from webtask_scheduler.scheduler.api.operations import (
     ReplayView,
     ResumeView,
     RunView,
+    TryNowView,
 )
 from webtask_scheduler.scheduler.api.preview import PreviewView
 from webtask_scheduler.scheduler.api.secrets import SecretsView, SecretView
@@ -42,6 +43,7 @@ urlpatterns = [
     _route(f"timer/bulk/{_ID}", BulkView, "bulk", GET=BULK),
     _route(f"timer/{_ID}", TimerView, "timer", GET=READ, PATCH=WRITE, DELETE=WRITE),
     _route(f"timer/{_ID}/run", RunView, "run", POST=WRITE),
+    _route(f"timer/{_ID}/try-now", TryNowView, "try_now", POST=WRITE),
     _route(f"timer/{_ID}/pause", PauseView, "pause", POST=WRITE),
     _route(f"timer/{_ID}/resume", ResumeView, "resume", POST=WRITE),
     _route(f"timer/{_ID}/replay", ReplayView, "replay", POST=WRITE),

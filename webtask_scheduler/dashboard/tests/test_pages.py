@@ -296,6 +296,17 @@ def test_failed_timer_is_replayed(client, make_timer, receiver):
     assert client.post(page_of(timer, "/nonsense")).status_code == 404
 
 
+def test_waiting_retry_is_tried_now(client, make_timer, receiver):
+    timer = make_timer(receiver.url("/status/500"), delay_seconds=-1, options={"retry": {"min_seconds": 3600}})
+    assert "/try-now" not in text_of(get(client, page_of(timer)))
+    call_all(receiver)
+    assert "/try-now" in text_of(get(client, page_of(timer)))
+    client.post(page_of(timer, "/try-now"))
+    assert len(call_all(receiver)) == 1
+    Delivery.objects.update(state=State.PAUSED)
+    assert "is paused" in text_of(client.post(page_of(timer, "/try-now"), follow=True))
+
+
 def test_what_a_receiver_answers_is_text(client, make_timer, receiver):
     timer = make_timer(receiver.url("/x"), delay_seconds=-1, name="<script>alert(1)</script>")
     call_all(receiver)

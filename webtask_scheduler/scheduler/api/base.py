@@ -276,6 +276,7 @@ def answering_conflicts() -> Iterator[None]:
     try:
         yield
     except (
+        services.NoRetryError,
         services.QuotaError,
         services.TimerEndedError,
         services.NothingToReplayError,

@@ -1,4 +1,4 @@
-"""Operations on one timer and their results: pause, resume, run, replay, deliveries, attempts."""
+"""Operations on one timer and their results: pause, resume, run, try now, replay, deliveries, attempts."""
 
 from typing import Any
 
@@ -52,6 +52,14 @@ class ReplaySerializer(StrictSerializer):
     )
 
 
+class TryNowSerializer(StrictSerializer):
+    """Which delivery to try now."""
+
+    delivery_id = IdField(
+        required=False, help_text="A delivery that waits for a retry. Default: the timer's latest such one."
+    )
+
+
 class DeliveriesSerializer(serializers.Serializer[Any]):
     deliveries = DeliverySerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
@@ -83,6 +91,17 @@ run_timer = action_document(
     responses={
         201: OpenApiResponse(DeliverySerializer, "The extra delivery."),
         **problem_answers(*WRITING, 409, 422, 508),
+    },
+)
+try_timer = action_document(
+    "timer_try_now",
+    "Try a waiting retry now",
+    "Makes the attempt that waits for its retry now instead of later: the same delivery, the same `webhook-id`, the next"
+    " attempt of its policy. 409 where nothing waits for a retry; the answer says what it waits for.",
+    request=TryNowSerializer,
+    responses={
+        200: OpenApiResponse(DeliverySerializer, "The delivery, due now."),
+        **problem_answers(*WRITING, 409, 508),
     },
 )
 replay_timer = action_document(
@@ -153,6 +172,19 @@ class RunView(TimerAPIView):
             return Response(as_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=201)
 
         return do_once(request, make)
+
+
+class TryNowView(TimerAPIView):
+    """`timer/<id>/try-now`."""
+
+    @try_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        values = validated(TryNowSerializer, body_of(request))
+        refuse_called(request)
+        with answering_conflicts():
+            delivery_id = services.try_now(timer.pk, delivery_id=values.get("delivery_id"))
+        return Response(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data)
 
 
 class ReplayView(TimerAPIView):

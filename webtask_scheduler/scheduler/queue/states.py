@@ -111,6 +111,11 @@ def end(deliveries: Sequence[Delivery]) -> None:
     _write(deliveries, State.CANCELLED, of=waiting, finished_at=now, lease_token=None, lease_expires_at=None)
 
 
+def hurry(delivery: Delivery, *, now: datetime) -> None:
+    """Let a locked delivery that waits again be due now. Raises DatabaseError."""
+    _write([delivery], State.SCHEDULED, of=(State.SCHEDULED,), next_attempt_at=max(now, delivery.due_at))
+
+
 def _write(deliveries: Sequence[Delivery], state: State, *, of: Sequence[State], **values: Any) -> None:
     found = [delivery for delivery in deliveries if delivery.state in of]
     if not found:

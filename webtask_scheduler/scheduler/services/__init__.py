@@ -6,6 +6,7 @@ Each module has one topic; the names that are meant for callers are gathered her
 from webtask_scheduler.scheduler.services.changing import (
     EXTRA_OPEN_MOST,
     Change,
+    NoRetryError,
     NothingToReplayError,
     TimerEndedError,
     TooManyRunsError,
@@ -15,6 +16,7 @@ from webtask_scheduler.scheduler.services.changing import (
     replay,
     resume,
     run_now,
+    try_now,
 )
 from webtask_scheduler.scheduler.services.creating import (
     NewTimer,
@@ -72,6 +74,7 @@ __all__ = [
     "CallStopRefusedError",
     "Change",
     "NewTimer",
+    "NoRetryError",
     "NothingPromisedError",
     "NothingToReplayError",
     "QuotaError",
@@ -111,4 +114,5 @@ __all__ = [
     "stop_calls",
     "stop_matches",
     "switch_many",
+    "try_now",
 ]

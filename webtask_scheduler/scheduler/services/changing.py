@@ -1,4 +1,4 @@
-"""Changes one timer: edit, cancel, pause, resume, run now, replay.
+"""Changes one timer: edit, cancel, pause, resume, run now, try now, replay.
 
 Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
 """
@@ -6,7 +6,7 @@ Each function is one short transaction. It begins with the timer's lock; see `qu
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -17,6 +17,7 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from webtask_scheduler.scheduler.mirror import show
 from webtask_scheduler.scheduler.models import (
     Delivery,
+    State,
     Timer,
     TimerLabel,
     host_of,
@@ -65,6 +66,13 @@ class NothingToReplayError(ValidationError):
     def __init__(self, timer_id: uuid.UUID) -> None:
         text = _("Timer %(timer)s has no delivery that failed or was missed.")
         super().__init__(text, code="nothing_to_replay", params={"timer": timer_id})
+
+
+class NoRetryError(ValidationError):
+    """No delivery waits for a retry; the text says what the timer waits for instead."""
+
+    def __init__(self, timer_id: uuid.UUID, reason: str) -> None:
+        super().__init__(reason, code="no_retry", params={"timer": timer_id})
 
 
 def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
@@ -229,6 +237,44 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
         auditing.record_deed("timer.run", timer, delivery=delivery.pk)
     event("timer_run_now", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
+
+
+def try_now(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
+    """Make the next attempt of a delivery that waits for a retry now, and return its id. It counts as that attempt.
+
+    Without `delivery_id`, it is the timer's latest delivery that waits so. Beats see it within their next look at the
+    queue, as with `run_now`. Raises Timer.DoesNotExist, NoRetryError.
+    """
+    with transaction.atomic():
+        timer, deliveries = _lock(timer_id)
+        wanted = [one for one in deliveries if delivery_id in (None, one.pk)]
+        now = states.database_now()
+        waiting = [one for one in wanted if one.waits_again(now=now)]
+        if not waiting:
+            raise NoRetryError(timer_id, _why_no_retry(wanted))
+        delivery = max(waiting, key=lambda one: one.number)
+        states.hurry(delivery, now=now)
+        auditing.record_deed("timer.tried_now", timer, delivery=delivery.pk)
+    event("timer_tried_now", timer=timer_id, delivery=delivery.pk)
+    return delivery.pk
+
+
+def _why_no_retry(deliveries: Sequence[Delivery]) -> Any:
+    """Return in a sentence why none of a timer's open deliveries can be tried now."""
+    found = {one.state for one in deliveries}
+    if not deliveries:
+        return _(
+            "Timer %(timer)s has no open delivery of that kind: nothing waits for a retry. Replay one that failed."
+        )
+    if State.RUNNING in found:
+        return _("Timer %(timer)s is being called now. Try again if that call fails.")
+    if State.PAUSED in found:
+        return _("Timer %(timer)s is paused. Resume it: a retry that is due is made at once.")
+    if State.HELD in found:
+        return _("Calls to the host of timer %(timer)s are stopped. It is called when they are resumed.")
+    if State.CLAIMED in found or any(one.attempts or one.replayed_at for one in deliveries):
+        return _("The next attempt of timer %(timer)s is due already and about to be made.")
+    return _("Timer %(timer)s waits for its first call, not for a retry. Run it to call it once more now.")
 
 
 def _lock(timer_id: uuid.UUID, *, deliveries: Q | None = states.OPEN) -> tuple[Timer, list[Delivery]]:

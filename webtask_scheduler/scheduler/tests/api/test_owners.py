@@ -45,6 +45,7 @@ OPERATIONS = {
     ("PATCH", "/timer/{id}"): (WRITE, {"name": "taken", "hours": 2}),
     ("DELETE", "/timer/{id}"): (WRITE, None),
     ("POST", "/timer/{id}/run"): (WRITE, None),
+    ("POST", "/timer/{id}/try-now"): (WRITE, None),
     ("POST", "/timer/{id}/pause"): (WRITE, None),
     ("POST", "/timer/{id}/resume"): (WRITE, None),
     ("POST", "/timer/{id}/replay"): (WRITE, None),
@@ -131,8 +132,9 @@ def test_tables_name_every_operation_of_the_schema():
 @EACH
 def test_own_things_are_there(ann, method, path):
     answer = ask(method, thing(path, ann), ann.key, OPERATIONS[method, path][1])
-    # Nothing of hers has failed, so that there is nothing to replay.
-    assert answer.status_code == 409 if path.endswith("/replay") else answer.status_code < 300, answer.content
+    # Nothing of hers has failed, so that there is nothing to replay or to try now.
+    is_lost = path.endswith(("/replay", "/try-now"))
+    assert answer.status_code == 409 if is_lost else answer.status_code < 300, answer.content
 
 
 @EACH_OF_ONE

@@ -80,6 +80,7 @@ OPERATIONS = {
     "/timer/bulk/{id}": {"get": "timer_bulk_retrieve"},
     "/timer/{id}": {"get": "timer_retrieve", "patch": "timer_partial_update", "delete": "timer_destroy"},
     "/timer/{id}/run": {"post": "timer_run"},
+    "/timer/{id}/try-now": {"post": "timer_try_now"},
     "/timer/{id}/pause": {"post": "timer_pause"},
     "/timer/{id}/resume": {"post": "timer_resume"},
     "/timer/{id}/replay": {"post": "timer_replay"},
@@ -383,7 +384,9 @@ def test_real_answers_about_one_timer_are_as_described(ask):
     one("POST", "/replay")
     one("POST", "/run", **LOOP)
     one("POST", "/replay", **LOOP)
-    for action in ("/pause", "/resume", "/run", "/replay"):
+    one("POST", "/try-now")
+    one("POST", "/try-now", **LOOP)
+    for action in ("/pause", "/resume", "/run", "/replay", "/try-now"):
         one("POST", action, {"x": 1})
     for action in ("/pause", "/resume", "/run"):
         one("POST", action)
@@ -399,13 +402,15 @@ def test_real_answers_about_one_timer_are_as_described(ask):
     for kind in ("/deliveries", "/attempts"):
         one("GET", f"{kind}?limit=1")
         one("GET", f"{kind}?cursor=x")
+    Delivery.objects.filter(pk=delivery.pk).update(next_attempt_at=timezone.now() + timedelta(hours=1))
+    one("POST", "/try-now")
     one("DELETE")
     one("PATCH", "", {"seconds": 5})
     for action in ("/pause", "/resume", "/run"):
         one("POST", action)
     for method, more in (("GET", ""), ("DELETE", ""), ("PATCH", ""), ("GET", "/deliveries"), ("GET", "/attempts")):
         one(method, more, {} if method == "PATCH" else None, id_=uuid.uuid4())
-    for action in ("/pause", "/resume", "/replay", "/run"):
+    for action in ("/pause", "/resume", "/replay", "/run", "/try-now"):
         one("POST", action, id_="x")
     left = ask.unseen
     left.pop("timer_create")
