@@ -14,6 +14,7 @@ urlpatterns = [
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
     path("dead", dead.dead, name="dead"),
+    path("dead/<str:action>", dead.act, name="dead-act"),
     path("operations", operations.operations, name="operations"),
     path("operations/count", operations.count, name="count"),
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),

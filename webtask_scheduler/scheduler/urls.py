@@ -13,6 +13,7 @@ from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
     DeliveriesView,
+    DismissView,
     PauseView,
     ReplayView,
     ResumeView,
@@ -47,6 +48,7 @@ urlpatterns = [
     _route(f"timer/{_ID}/pause", PauseView, "pause", POST=WRITE),
     _route(f"timer/{_ID}/resume", ResumeView, "resume", POST=WRITE),
     _route(f"timer/{_ID}/replay", ReplayView, "replay", POST=WRITE),
+    _route(f"timer/{_ID}/dismiss", DismissView, "dismiss", POST=WRITE),
     _route(f"timer/{_ID}/deliveries", DeliveriesView, "deliveries", GET=READ),
     _route(f"timer/{_ID}/attempts", AttemptsView, "attempts", GET=READ),
     _route("audit", AuditView, "audit", GET=ADMIN),

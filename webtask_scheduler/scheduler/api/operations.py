@@ -52,6 +52,20 @@ class ReplaySerializer(StrictSerializer):
     )
 
 
+class DismissSerializer(StrictSerializer):
+    """Which delivery to dismiss."""
+
+    delivery_id = IdField(
+        required=False, help_text="A delivery that failed or was missed. Default: all such ones of the timer."
+    )
+
+
+class DismissedSerializer(serializers.Serializer[Any]):
+    """How many dead letters were dismissed."""
+
+    dismissed = serializers.IntegerField(min_value=0, help_text="Without those that were dismissed before.")
+
+
 class TryNowSerializer(StrictSerializer):
     """Which delivery to try now."""
 
@@ -96,8 +110,8 @@ run_timer = action_document(
 try_timer = action_document(
     "timer_try_now",
     "Try a waiting retry now",
-    "Makes the attempt that waits for its retry now instead of later: the same delivery, the same `webhook-id`, the next"
-    " attempt of its policy. 409 where nothing waits for a retry; the answer says what it waits for.",
+    "Makes the attempt that waits for its retry now instead of later: the same delivery, the same `webhook-id`, the"
+    " next attempt of its policy. 409 where nothing waits for a retry; the answer says what the timer waits for.",
     request=TryNowSerializer,
     responses={
         200: OpenApiResponse(DeliverySerializer, "The delivery, due now."),
@@ -114,6 +128,17 @@ replay_timer = action_document(
     responses={
         200: OpenApiResponse(DeliverySerializer, "The delivery, waiting again."),
         **problem_answers(*WRITING, 409, 422, 508),
+    },
+)
+dismiss_timer = action_document(
+    "timer_dismiss",
+    "Dismiss dead letters",
+    "Marks what failed or was missed as seen: it no longer counts as a dead letter to look at. The records stay, and"
+    " can still be replayed. Done twice it changes nothing.",
+    request=DismissSerializer,
+    responses={
+        200: OpenApiResponse(DismissedSerializer, "How many there were."),
+        **problem_answers(*WRITING, 409),
     },
 )
 list_deliveries = action_document(
@@ -202,6 +227,18 @@ class ReplayView(TimerAPIView):
             return Response(as_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=200)
 
         return do_once(request, make)
+
+
+class DismissView(TimerAPIView):
+    """`timer/<id>/dismiss`."""
+
+    @dismiss_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        values = validated(DismissSerializer, body_of(request))
+        with answering_conflicts():
+            count = services.dismiss(timer.pk, delivery_id=values.get("delivery_id"))
+        return Response({"dismissed": count})
 
 
 class DeliveriesView(TimerAPIView):

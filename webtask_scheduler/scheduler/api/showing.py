@@ -171,6 +171,9 @@ class DeliverySerializer(serializers.ModelSerializer[Delivery]):
     attempts = serializers.IntegerField(help_text="Attempts begun so far.")
     replayed_at = serializers.DateTimeField(allow_null=True, help_text="When it was last replayed; null if never.")
     finished_at = serializers.DateTimeField(allow_null=True)
+    dismissed_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it was dismissed as a dead letter; null if it was not."
+    )
 
     class Meta:
         model = Delivery
@@ -184,6 +187,7 @@ class DeliverySerializer(serializers.ModelSerializer[Delivery]):
             "attempts",
             "replayed_at",
             "finished_at",
+            "dismissed_at",
         )
 
     @extend_schema_field({"type": ["string", "null"], "format": "date-time"})
@@ -259,6 +263,8 @@ def _waits(  # noqa: PLR0911 - as above
             return f"{last} {_('It is tried again at next_attempt_at.')}"
         if delivery.due_at > now:
             return _(NOT_YET)
+        if delivery.replayed_at is not None:
+            return _("It was replayed, and is called at next_attempt_at.")
         return _("All places for calls that wait are taken by slow hosts; it is called at next_attempt_at.")
     found = facts.gather()
     cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)

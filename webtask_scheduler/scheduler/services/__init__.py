@@ -35,6 +35,12 @@ from webtask_scheduler.scheduler.services.foreign import (
     obey_deleted,
     reconcile,
 )
+from webtask_scheduler.scheduler.services.letters import (
+    Replayed,
+    dismiss,
+    dismiss_many,
+    replay_letters,
+)
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
     Ran,
@@ -79,6 +85,7 @@ __all__ = [
     "NothingToReplayError",
     "QuotaError",
     "Ran",
+    "Replayed",
     "Schedule",
     "Scheduled",
     "Switched",
@@ -93,6 +100,8 @@ __all__ = [
     "check_schedule",
     "check_schedule_edit",
     "delete_secret",
+    "dismiss",
+    "dismiss_many",
     "edit",
     "end_owner",
     "host_to_stop",
@@ -103,6 +112,7 @@ __all__ = [
     "pause",
     "reconcile",
     "replay",
+    "replay_letters",
     "replay_many",
     "resume",
     "resume_calls",

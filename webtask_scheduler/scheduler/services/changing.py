@@ -3,8 +3,9 @@
 Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
 """
 
+import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias
 
@@ -193,22 +194,45 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         (delivery,) = locked
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
-        replay_locked(timer, delivery)
+        replay_locked({timer_id: timer}, [delivery])
         auditing.record_deed("timer.replayed", timer, delivery=delivery.pk)
     event("timer_replayed", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 
 
-def replay_locked(timer: Timer, delivery: Delivery) -> None:
-    latest = latest_of(timer.pk)
-    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
-    # The timer's promised delivery again if it is still the latest; otherwise an extra delivery.
-    extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
-    states.replay(delivery, flow=timer.flow, extra=extra)
-    if not extra and task is not None:
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=True, last_run_at=None)
-        if task.clocked_id is not None:
-            ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
+def replay_locked(
+    timers: Mapping[uuid.UUID, Timer], deliveries: Sequence[Delivery], *, spread_seconds: float = 0
+) -> int:
+    """Replay locked dead letters of locked timers, spread at random over a time from now; return how many.
+
+    One that is no longer its timer's latest promise goes beside it, as an extra delivery, of which a timer has
+    EXTRA_OPEN_MOST at most; others stay as they are.
+    """
+    ids = list({one.timer_id for one in deliveries})
+    latest = {one.timer_id: one.pk for one in states.latest_promised(ids)}
+    tasks = PeriodicTask.objects.select_for_update().filter(timer__in=ids).order_by("pk")
+    clocked = {task.pk: task.clocked_id for task in tasks}
+    extras, now = open_extras(ids), states.database_now()
+    promised = []
+    done = 0
+    for delivery in deliveries:
+        timer = timers[delivery.timer_id]
+        # The timer's promised delivery again if it is still the latest; otherwise an extra delivery.
+        extra = delivery.extra or latest.get(timer.pk) != delivery.pk or timer.periodic_task_id not in clocked
+        if extra:
+            extras[timer.pk] = extras.get(timer.pk, 0) + 1
+            if extras[timer.pk] > EXTRA_OPEN_MOST:
+                continue
+        wait = random.uniform(0, spread_seconds)  # noqa: S311 - no secret depends on it
+        states.replay(delivery, flow=timer.flow, extra=extra, now=now, wait_seconds=wait)
+        done += 1
+        if not extra:
+            promised.append((timer.periodic_task_id, delivery.due_at))
+    PeriodicTask.objects.filter(pk__in=[task for task, _due_at in promised]).update(enabled=True, last_run_at=None)
+    for task, due_at in promised:
+        if clocked[task] is not None:
+            ClockedSchedule.objects.filter(pk=clocked[task]).update(clocked_time=due_at)
+    return done
 
 
 # Limit of open extra deliveries of one timer: more than a person needs, and a bound for a timer that runs itself.
@@ -263,9 +287,7 @@ def _why_no_retry(deliveries: Sequence[Delivery]) -> Any:
     """Return in a sentence why none of a timer's open deliveries can be tried now."""
     found = {one.state for one in deliveries}
     if not deliveries:
-        return _(
-            "Timer %(timer)s has no open delivery of that kind: nothing waits for a retry. Replay one that failed."
-        )
+        return _("Timer %(timer)s has no delivery that waits for a retry. One that failed can be replayed.")
     if State.RUNNING in found:
         return _("Timer %(timer)s is being called now. Try again if that call fails.")
     if State.PAUSED in found:

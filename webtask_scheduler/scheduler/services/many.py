@@ -20,7 +20,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import quotas, search
+from webtask_scheduler.scheduler.services import letters, quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
@@ -88,15 +88,16 @@ def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
     return len(live)
 
 
-def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
-    """Replay the latest promised delivery of each timer whose status is failed or missed; return how many."""
+def replay_many(timer_ids: Sequence[uuid.UUID], *, spread_seconds: float = 0) -> int:
+    """Replay the latest promised delivery of each timer whose status is failed or missed; return how many.
+
+    They are due at random moments of the time `spread_seconds` from now.
+    """
     with transaction.atomic():
         timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
         latest = [one.pk for one in states.latest_promised(list(timers))]
         lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
-        for delivery in lost:
-            replay_locked(timers[delivery.timer_id], delivery)
-    return len(lost)
+        return replay_locked(timers, lost, spread_seconds=spread_seconds)
 
 
 def begin_bulk(operation: BulkOperation) -> None:
@@ -108,6 +109,10 @@ def begin_bulk(operation: BulkOperation) -> None:
 
 def _begin(operation: BulkOperation) -> None:
     """Store a bulk operation whatever its owner's limit. Call it in a transaction."""
+    if operation.action == BulkOperation.Action.DISMISS:
+        # Timers with something to dismiss. A worker of the release before this action takes any that it does not know
+        # for a pause; a filter that it does not know it refuses.
+        operation.filter = {**operation.filter, "dead": True}
     operation.save(force_insert=True)
     # What only counts is no deed.
     if not operation.dry_run:
@@ -174,7 +179,7 @@ def step_bulk(operation: BulkOperation) -> bool:
         return False
     with transaction.atomic():
         if page.timer_ids and not operation.dry_run:
-            operation.changed += _bulk_page(operation.action, page.timer_ids)
+            operation.changed += _bulk_page(operation, page.timer_ids)
         operation.matched += len(page.timer_ids)
         operation.cursor = page.next or ""
         now = states.database_now()
@@ -190,16 +195,18 @@ def step_bulk(operation: BulkOperation) -> bool:
     return operation.finished_at is None
 
 
-def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
-    match action:
+def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID]) -> int:
+    match operation.action:
         case BulkOperation.Action.CANCEL:
             return cancel_many(timer_ids)
         case BulkOperation.Action.REPLAY:
-            return replay_many(timer_ids)
+            return replay_many(timer_ids, spread_seconds=operation.spread_seconds or 0)
+        case BulkOperation.Action.DISMISS:
+            return letters.dismiss_of(timer_ids)
     tasks = (
         Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
     )
-    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME)[0].done
+    return _switch(list(tasks), enabled=operation.action == BulkOperation.Action.RESUME)[0].done
 
 
 def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switched, dict[uuid.UUID, int | None]]:

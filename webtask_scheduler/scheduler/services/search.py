@@ -58,6 +58,8 @@ class Filter:
     # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
     steady: bool = False
     callbacks: bool = False
+    # Leave out timers without a delivery that failed or was missed and that nobody dismissed.
+    dead: bool = False
 
     @property
     def by_delivery(self) -> bool:
@@ -71,6 +73,8 @@ class Filter:
         if not self.callbacks:
             # As without the part, so that an operation goes on that began before there was one.
             del parts["callbacks"]
+        if not self.dead:
+            del parts["dead"]
         text = json.dumps(parts, default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -234,6 +238,11 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> str:
         conditions.append("latest.due_at >= %(due_from)s")
     if wanted.due_to:
         conditions.append("latest.due_at < %(due_to)s")
+    if wanted.dead:
+        conditions.append(
+            "EXISTS (SELECT FROM scheduler_delivery dead WHERE dead.timer_id = timer.id"
+            " AND dead.state IN ('failed', 'missed') AND dead.dismissed_at IS NULL)"
+        )
     if wanted.name:
         values["name"] = wanted.name.lower()
         conditions.append("strpos(lower(timer.name), %(name)s) > 0")
@@ -285,7 +294,9 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
 
 
 # The names that `stored_filter` knows.
-_STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks"))
+_STORED = frozenset(
+    ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks", "dead")
+)
 
 
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
@@ -298,5 +309,6 @@ def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
         raise ValueError(f"A filter cannot have {', '.join(sorted(unknown))}.")
     instants = {name: read_instant(stored[name]) for name in ("due_from", "due_to") if name in stored}
     wanted = filter_of({**stored, **instants}, caller=caller)
-    # The API takes no filter with `callbacks`: only the end of an owner has it.
-    return replace(wanted, steady=True, callbacks=bool(stored.get("callbacks")))
+    # The API takes no filter with these: only the end of an owner has `callbacks`, and a dismissal `dead`.
+    own = {name: bool(stored.get(name)) for name in ("callbacks", "dead")}
+    return replace(wanted, steady=True, **own)

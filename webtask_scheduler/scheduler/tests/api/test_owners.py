@@ -49,6 +49,7 @@ OPERATIONS = {
     ("POST", "/timer/{id}/pause"): (WRITE, None),
     ("POST", "/timer/{id}/resume"): (WRITE, None),
     ("POST", "/timer/{id}/replay"): (WRITE, None),
+    ("POST", "/timer/{id}/dismiss"): (WRITE, None),
     ("GET", "/timer/{id}/deliveries"): (READ, None),
     ("GET", "/timer/{id}/attempts"): (READ, None),
     ("GET", "/signing-secret"): (SECRETS, None),
@@ -132,8 +133,8 @@ def test_tables_name_every_operation_of_the_schema():
 @EACH
 def test_own_things_are_there(ann, method, path):
     answer = ask(method, thing(path, ann), ann.key, OPERATIONS[method, path][1])
-    # Nothing of hers has failed, so that there is nothing to replay or to try now.
-    is_lost = path.endswith(("/replay", "/try-now"))
+    # Nothing of hers has failed, so that there is nothing to replay, to try now or to dismiss.
+    is_lost = path.endswith(("/replay", "/try-now", "/dismiss"))
     assert answer.status_code == 409 if is_lost else answer.status_code < 300, answer.content
 
 
@@ -188,7 +189,9 @@ def test_bulk_operations_change_and_count_what_is_the_owners(ann, bob, action):
     begun = ask("POST", "/timer/bulk", bob.key, {"action": action, "filter": {}}).json()
     while services.step_bulk(BulkOperation.objects.get()):
         pass
-    assert ask("GET", f"/timer/bulk/{begun['bulk_id']}", bob.key).json()["matched"] == 1
+    # He has nothing to dismiss.
+    matched = 0 if action == "dismiss" else 1
+    assert ask("GET", f"/timer/bulk/{begun['bulk_id']}", bob.key).json()["matched"] == matched
     assert list(Delivery.objects.filter(timer__owner=ann.user).order_by("pk").values()) == of_ann
 
 

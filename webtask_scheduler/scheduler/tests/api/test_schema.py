@@ -84,6 +84,7 @@ OPERATIONS = {
     "/timer/{id}/pause": {"post": "timer_pause"},
     "/timer/{id}/resume": {"post": "timer_resume"},
     "/timer/{id}/replay": {"post": "timer_replay"},
+    "/timer/{id}/dismiss": {"post": "timer_dismiss"},
     "/timer/{id}/deliveries": {"get": "timer_deliveries_list"},
     "/timer/{id}/attempts": {"get": "timer_attempts_list"},
     "/audit": {"get": "audit_list"},
@@ -386,7 +387,8 @@ def test_real_answers_about_one_timer_are_as_described(ask):
     one("POST", "/replay", **LOOP)
     one("POST", "/try-now")
     one("POST", "/try-now", **LOOP)
-    for action in ("/pause", "/resume", "/run", "/replay", "/try-now"):
+    one("POST", "/dismiss")
+    for action in ("/pause", "/resume", "/run", "/replay", "/try-now", "/dismiss"):
         one("POST", action, {"x": 1})
     for action in ("/pause", "/resume", "/run"):
         one("POST", action)
@@ -397,6 +399,7 @@ def test_real_answers_about_one_timer_are_as_described(ask):
         one("POST", action, id_=other, **{"Idempotency-Key": "a"})
     delivery = Delivery.objects.filter(timer=id_).latest("number")
     Delivery.objects.filter(pk=delivery.pk).update(state="failed", finished_at=timezone.now())
+    one("POST", "/dismiss", {})
     one("POST", "/replay", {})
     Attempt.objects.create(delivery=delivery, number=1, meant_for=delivery.due_at, started_at=delivery.due_at)
     for kind in ("/deliveries", "/attempts"):
@@ -410,7 +413,7 @@ def test_real_answers_about_one_timer_are_as_described(ask):
         one("POST", action)
     for method, more in (("GET", ""), ("DELETE", ""), ("PATCH", ""), ("GET", "/deliveries"), ("GET", "/attempts")):
         one(method, more, {} if method == "PATCH" else None, id_=uuid.uuid4())
-    for action in ("/pause", "/resume", "/replay", "/run", "/try-now"):
+    for action in ("/pause", "/resume", "/replay", "/run", "/try-now", "/dismiss"):
         one("POST", action, id_="x")
     left = ask.unseen
     left.pop("timer_create")

@@ -418,7 +418,7 @@ def test_try_now_says_what_a_timer_waits_for_instead(client):
     assert "are stopped" in why_not(client, timer)
     client.delete(path(timer))
     before = list(Delivery.objects.values())
-    assert "nothing waits for a retry" in why_not(client, timer)
+    assert "no delivery that waits" in why_not(client, timer)
     assert list(Delivery.objects.values()) == before
 
 
@@ -432,7 +432,7 @@ def test_try_now_of_one_delivery_of_several(client):
     assert "due already" in why_not(client, timer, {"delivery_id": str(promised.pk)})
     # Without a word, the latest that waits.
     assert post(client, None, path(timer, "/try-now")).json()["delivery_id"] == extra
-    assert "nothing waits" in why_not(client, retrying(client), {"delivery_id": extra})
+    assert "no delivery that waits" in why_not(client, retrying(client), {"delivery_id": extra})
 
 
 @db
@@ -483,6 +483,7 @@ def test_replay_of_one_delivery_of_several(client):
         ("replay", {"id": 5}, ["id"]),
         ("try-now", {"delivery_id": "x"}, ["delivery_id"]),
         ("try-now", {"id": 5}, ["id"]),
+        ("dismiss", {"delivery_id": "x"}, ["delivery_id"]),
         ("run", {"at": 5}, ["at"]),
         ("pause", {"x": 1}, ["x"]),
         ("resume", {"x": 1}, ["x"]),
@@ -607,6 +608,7 @@ def test_outsider_gets_404_for_everything(client, user):
             ("POST", "/run", None),
             ("POST", "/replay", None),
             ("POST", "/try-now", None),
+            ("POST", "/dismiss", None),
             ("GET", "/deliveries", None),
             ("GET", "/attempts", None),
         ):
