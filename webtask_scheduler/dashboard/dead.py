@@ -50,12 +50,16 @@ class Cause(NamedTuple):
 
     @property
     def word(self) -> str:
-        """Return in a word or two why they did not succeed."""
-        if self.code:
-            return self.code
-        if self.error in ErrorKind.values:
-            return str(ErrorKind(self.error).label)
-        return _("Missed") if self.state == State.MISSED else _("Not called")
+        return cause_of(self.state, self.error, int(self.code) if self.code.isdecimal() else None)
+
+
+def cause_of(state: str, error: str, code: int | None) -> str:
+    """Return in a word or two why deliveries did not succeed."""
+    if code:
+        return str(code)
+    if error in ErrorKind.values:
+        return str(ErrorKind(error).label)
+    return _("Missed") if state == State.MISSED else _("Not called")
 
 
 @page

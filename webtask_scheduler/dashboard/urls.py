@@ -2,7 +2,20 @@
 
 from django.urls import path
 
-from webtask_scheduler.dashboard import dead, demo, login, new, operations, overview, punctuality, system, timer, timers
+from webtask_scheduler.dashboard import (
+    dead,
+    demo,
+    exporting,
+    login,
+    new,
+    operations,
+    overview,
+    punctuality,
+    system,
+    ticked,
+    timer,
+    timers,
+)
 
 app_name = "dashboard"
 
@@ -10,6 +23,9 @@ urlpatterns = [
     path("", overview.overview, name="overview"),
     path("timers", timers.timers, name="timers"),
     path("timers/new", new.new, name="new"),
+    path("timers/act", ticked.act, name="ticked"),
+    path("timers/export.csv", exporting.as_csv, name="export-csv"),
+    path("timers/export.jsonl", exporting.as_json_lines, name="export-jsonl"),
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),

@@ -218,6 +218,30 @@ def test_filter_of_an_operation_is_that_of_the_list(client, make_timer):
     assert parse_qs(urlsplit(link).query) == {name: [value] for name, value in fields.items()}
 
 
+def test_many_are_cancelled_only_where_their_number_is_typed(client, make_timer, monkeypatch):
+    from webtask_scheduler.dashboard import operations
+
+    monkeypatch.setattr(operations, "TYPED_ABOVE", 1)
+    for _ in range(2):
+        make_timer("http://a.example/x")
+    path = client.post("/operations/count", {"action": "cancel", "host": "a.example"})["Location"]
+    finish(BulkOperation.objects.get())
+    assert "Type 2 to confirm" in text_of(client, path)
+    for typed in ("", "3", "two"):
+        assert "nothing was done" in text_after(client, f"{path}/begin", {"typed": typed})
+    assert BulkOperation.objects.count() == 1
+    client.post(f"{path}/begin", {"typed": " 2 "})
+    assert BulkOperation.objects.count() == 2
+
+
+def test_replay_of_all_that_fit_may_be_spread(client, make_timer, receiver):
+    fail(receiver, make_timer, "/status/500")
+    path = client.post("/operations/count", {"action": "replay", "status": "failed"})["Location"]
+    finish(BulkOperation.objects.get())
+    client.post(f"{path}/begin", {"spread": "600"})
+    assert BulkOperation.objects.get(dry_run=False).spread_seconds == 600
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [

@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +15,7 @@ from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.models import (
     FINAL,
     BulkOperation,
+    Delivery,
     SigningSecret,
     State,
     Timer,
@@ -81,11 +82,28 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
 def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
     """Cancel timers for good, in one transaction; return how many had not ended yet. See `cancel`."""
     with transaction.atomic():
-        _, deliveries = states.lock(timer_ids)
-        live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
-        states.end(deliveries)
-        PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
-    return len(live)
+        return len(_cancel(timer_ids))
+
+
+def cancel_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
+    """As `cancel_many`, as a deed of the present actor, in transactions of BATCH_ROWS each."""
+    done = 0
+    for start in range(0, len(timer_ids), BATCH_ROWS):
+        with transaction.atomic():
+            cancelled = _cancel(timer_ids[start : start + BATCH_ROWS])
+            audit.record_each("timer.cancelled", kind=TIMER, owners=cancelled)
+        done += len(cancelled)
+    event("timers_cancelled", timers=done)
+    return done
+
+
+def _cancel(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int | None]:
+    """Cancel in a transaction; return the timers that had not ended yet, with their owners."""
+    timers, deliveries = states.lock(timer_ids)
+    live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
+    states.end(deliveries)
+    PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
+    return {timer.pk: timer.owner_id for timer in timers if timer.pk in live}
 
 
 def replay_many(timer_ids: Sequence[uuid.UUID], *, spread_seconds: float = 0) -> int:
@@ -95,9 +113,29 @@ def replay_many(timer_ids: Sequence[uuid.UUID], *, spread_seconds: float = 0) ->
     """
     with transaction.atomic():
         timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
-        latest = [one.pk for one in states.latest_promised(list(timers))]
-        lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
-        return replay_locked(timers, lost, spread_seconds=spread_seconds)
+        return replay_locked(timers, _lost(timers), spread_seconds=spread_seconds)
+
+
+def replay_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
+    """As `replay_many`, as a deed of the present actor, in transactions of BATCH_ROWS each."""
+    done = 0
+    for start in range(0, len(timer_ids), BATCH_ROWS):
+        with transaction.atomic():
+            timers = {
+                timer.pk: timer for timer in states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None).timers
+            }
+            lost = _lost(timers)
+            done += replay_locked(timers, lost)
+            owners = {one.timer_id: timers[one.timer_id].owner_id for one in lost}
+            audit.record_each("timer.replayed", kind=TIMER, owners=owners)
+    event("timers_replayed", timers=done)
+    return done
+
+
+def _lost(timer_ids: Iterable[uuid.UUID]) -> list[Delivery]:
+    """Lock the latest promised deliveries, of locked timers, that failed or were missed."""
+    latest = [one.pk for one in states.latest_promised(list(timer_ids))]
+    return states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
 
 
 def begin_bulk(operation: BulkOperation) -> None:

@@ -80,10 +80,11 @@ class Filter:
 
 
 class Page(NamedTuple):
-    """Ids of timers, and the cursor of the next page; None after the last."""
+    """Ids of timers, the cursor of the next page, None after the last; and how many rows were looked at for it."""
 
     timer_ids: list[uuid.UUID]
     next: str | None
+    scanned: int = 0
 
 
 class _Place(NamedTuple):
@@ -94,17 +95,18 @@ class _Place(NamedTuple):
     id: str | None = None
 
 
-def page(wanted: Filter, *, cursor: str, limit: int) -> Page:
+def page(wanted: Filter, *, cursor: str, limit: int, scanned_most: int = SCANNED_MOST) -> Page:
     """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
-    A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first.
+    A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first. It looks
+    at `scanned_most` rows at most.
     """
     place = _read(cursor, wanted)
     found: list[uuid.UUID] = []
     scanned, window = 0, limit * SCAN_FACTOR
     states = _states(wanted)
-    while len(found) < limit and scanned < SCANNED_MOST:
-        window = min(window, SCANNED_MOST - scanned)
+    while len(found) < limit and scanned < scanned_most:
+        window = min(window, scanned_most - scanned)
         rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
         found += [row[0] for row in rows]
         scanned += seen
@@ -115,9 +117,9 @@ def page(wanted: Filter, *, cursor: str, limit: int) -> Page:
         elif place.state + 1 < len(states):
             place = _Place(state=place.state + 1)
         else:
-            return Page(found, None)
+            return Page(found, None, scanned)
         window *= SCAN_GROWTH
-    return Page(found, _written(place, wanted))
+    return Page(found, _written(place, wanted), scanned)
 
 
 def _text(key: Any) -> str:
