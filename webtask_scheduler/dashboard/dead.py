@@ -1,60 +1,157 @@
-"""`/dead`: what failed or was missed, by host and cause, and what may be sent again."""
+"""`/dead`: what failed or was missed and was not dismissed, by host and cause, to be sent again or dismissed."""
 
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
-from django.http import HttpRequest, HttpResponse
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
 from django.urls import reverse
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
-from django.views.decorators.http import require_safe
+from django.utils.translation import gettext_lazy, ngettext
+from django.views.decorators.http import require_POST, require_safe
 
-from webtask_scheduler.dashboard import queries
+from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import show
-from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.dashboard.who import caller_of, changer_of, page
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import ErrorKind, State
+from webtask_scheduler.scheduler.services import letters
+from webtask_scheduler.scheduler.services.letters import Letter
 
 LOST = (State.FAILED, State.MISSED)
+GROUPS_SHOWN, LETTERS_SHOWN = 50, 50
+# The least time that a drawing of a group covers, and its columns.
+DRAWN_LEAST, COLUMNS = timedelta(hours=1), 24
+# Over how many seconds replays may be spread, and how that is said.
+SPREADS = (
+    ("0", gettext_lazy("all now")),
+    ("60", gettext_lazy("over 1 minute")),
+    ("600", gettext_lazy("over 10 minutes")),
+    ("3600", gettext_lazy("over 1 hour")),
+)
+
+
+class Cause(NamedTuple):
+    """What the dead letters of a group have in common; their names are those of the query and of the forms."""
+
+    host: str
+    state: str
+    error: str
+    code: str
+
+    @classmethod
+    def of(cls, letter: Letter) -> "Cause":
+        return cls(letter.host, letter.state, letter.error, str(letter.status_code or ""))
+
+    @property
+    def word(self) -> str:
+        return cause_of(self.state, self.error, int(self.code) if self.code.isdecimal() else None)
+
+
+def cause_of(state: str, error: str, code: int | None) -> str:
+    """Return in a word or two why deliveries did not succeed."""
+    if code:
+        return str(code)
+    if error in ErrorKind.values:
+        return str(ErrorKind(error).label)
+    return _("Missed") if state == State.MISSED else _("Not called")
 
 
 @page
 @require_safe
 def dead(request: HttpRequest) -> HttpResponse:
     """Show the groups; of one that the query names, its latest deliveries."""
-    caller = caller_of(request)
-    wanted = _group(request)
-    values: dict[str, Any] = {"most": queries.LOST_MOST, "group": wanted}
-    if wanted:
-        values["deliveries"] = queries.dead_of_group(caller, **wanted)
-        values["cause"] = cause_of(wanted["state"], wanted["error"], wanted["code"])
+    found = letters.find(caller_of(request))
+    cause = _cause(request.GET)
+    values: dict[str, Any] = {
+        "is_cut": found.is_cut,
+        "looked_at": number_format(len(found.found), use_l10n=True, force_grouping=True),
+        "spreads": SPREADS,
+        "only_own": caller_of(request).sees_all and not changer_of(request).sees_all,
+    }
+    if cause:
+        listed = _of(found.found, cause)
+        values |= {"cause": cause, "deliveries": listed[:LETTERS_SHOWN], "count": len(listed)}
     else:
-        groups = queries.dead_groups(caller)
-        for group in groups:
-            group["cause"] = cause_of(group["state"], group["error"], group["status_code"])
-            parts = {"host": group["host"], "state": group["state"], "error": group["error"]}
-            parts |= {"code": group["status_code"]} if group["status_code"] else {}
-            parts |= {"mine": "1"} if "mine" in request.GET else {}
-            group["link"] = f"{reverse('dashboard:dead')}?{urlencode(parts)}"
-        values["groups"] = groups
+        values["groups"] = groups_of(found.found, mine="mine" in request.GET)[:GROUPS_SHOWN]
     return show(request, "dead.html", title=_("Dead letters"), at="dead", **values)
 
 
-def _group(request: HttpRequest) -> dict[str, Any] | None:
-    """Return the group that the query names; None if it names none."""
-    host, state, code = (request.GET.get(name, "") for name in ("host", "state", "code"))
-    if not host or state not in LOST:
-        return None
-    return {
-        "host": host,
-        "state": state,
-        "error": request.GET.get("error", ""),
-        "code": int(code) if code.isascii() and code.isdigit() and len(code) <= 3 else None,  # noqa: PLR2004
-    }
+def _cause(values: Any) -> Cause | None:
+    """Return the group that a query or a form names; None if it names none."""
+    host, state, error, code = (values.get(name, "") for name in Cause._fields)
+    return Cause(host, state, error, code) if host and state in LOST else None
 
 
-def cause_of(state: str, error: str, code: int | None) -> str:
-    """Return in a word or two why the deliveries of a group did not succeed."""
-    if code:
-        return str(code)
-    if error in ErrorKind.values:
-        return str(ErrorKind(error).label)
-    return _("Missed") if state == State.MISSED else _("Not called")
+def _of(found: Iterable[Letter], cause: Cause) -> list[Letter]:
+    return sorted((one for one in found if Cause.of(one) == cause), key=lambda one: one.finished_at, reverse=True)
+
+
+def groups_of(found: Iterable[Letter], *, mine: bool) -> list[dict[str, Any]]:
+    """Return the groups, the largest first."""
+    ended: dict[Cause, list[datetime]] = defaultdict(list)
+    for letter in found:
+        ended[Cause.of(letter)].append(letter.finished_at)
+    listed = [
+        {
+            "cause": cause,
+            "count": len(moments),
+            "first_at": min(moments),
+            "last_at": max(moments),
+            "bars": _drawn(cause, moments),
+            "link": f"{reverse('dashboard:dead')}?{urlencode(_query(cause, mine=mine))}",
+        }
+        for cause, moments in ended.items()
+    ]
+    return sorted(listed, key=lambda group: (-group["count"], group["cause"]))
+
+
+def _drawn(cause: Cause, moments: Sequence[datetime]) -> list[charts.Stack]:
+    """Return when the deliveries of a group ended, as columns from the first to the last."""
+    span = max(max(moments) - min(moments), DRAWN_LEAST)
+    begin = max(moments) - span
+    counts = [0] * COLUMNS
+    for moment in moments:
+        counts[min(COLUMNS - 1, int((moment - begin) / span * COLUMNS))] += 1
+    return charts.stacks([(str(count), [(cause.state, count)]) for count in counts])
+
+
+def _query(cause: Cause, *, mine: bool) -> dict[str, str]:
+    query = {name: value for name, value in cause._asdict().items() if value}
+    return query | ({"mine": "1"} if mine else {})
+
+
+@page
+@require_POST
+def act(request: HttpRequest, action: str) -> HttpResponse:
+    """Replay or dismiss what a group holds, or the deliveries of it that are named, and go back."""
+    cause = _cause(request.POST)
+    if cause is None or action not in ("replay", "dismiss"):
+        raise Http404
+    caller = changer_of(request)
+    named = set(request.POST.getlist("id"))
+    ids = [one.delivery_id for one in _of(letters.find(caller).found, cause)]
+    ids = [pk for pk in ids if not named or str(pk) in named]
+    if action == "dismiss":
+        done = services.dismiss_many(ids)
+        text = ngettext("%(count)s dead letter is dismissed.", "%(count)s dead letters are dismissed.", done)
+        messages.success(request, text % {"count": number_format(done, force_grouping=True)})
+    else:
+        spread = request.POST.get("spread", "0")
+        result = services.replay_letters(ids, spread_seconds=int(spread) if spread in dict(SPREADS) else 0)
+        text = ngettext("%(count)s dead letter is sent again.", "%(count)s dead letters are sent again.", result.done)
+        messages.success(request, text % {"count": number_format(result.done, force_grouping=True)})
+        if result.left:
+            text = ngettext(
+                "%(count)s is not: its timer has as many extra deliveries as it may have, or it is sent again already.",
+                "%(count)s are not: their timers have as many extra deliveries as they may have, or they are sent again"
+                " already.",
+                result.left,
+            )
+            messages.warning(request, text % {"count": number_format(result.left, force_grouping=True)})
+    return redirect(f"{reverse('dashboard:dead')}{'?mine=1' if 'mine' in request.GET else ''}")

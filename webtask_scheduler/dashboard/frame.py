@@ -9,13 +9,16 @@ from django.utils import timezone
 from django.utils.cache import add_never_cache_headers
 
 from webtask_scheduler.access.authentication import is_open
-from webtask_scheduler.dashboard.who import LIVE, sees_all, sees_service
+from webtask_scheduler.dashboard.who import LIVE, caller_of, sees_all, sees_service
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.scheduler.services import letters
 
 THEMES = ("light", "dark")
 # The clock of moments, beside UTC.
 CLOCKS = ("local",)
+# The badge counts dead letters up to this.
+BADGE_MOST = 99
 
 
 def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, Any]:
@@ -35,6 +38,8 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "mine": "mine" in request.GET,
         "is_open": is_open(),
         "sees_service": entered and sees_service(request),
+        "dead_count": letters.count(caller_of(request), most=BADGE_MOST + 1) if entered else 0,
+        "badge_most": BADGE_MOST,
         "warnings": facts.warnings() if entered and sees_service(request) else [],
         "admin_path": f"/{settings.ADMIN_PATH}" if _may_know_admin(user) else "",
     }

@@ -14,7 +14,7 @@ from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import charts, queries
-from webtask_scheduler.dashboard.dead import cause_of
+from webtask_scheduler.dashboard.dead import groups_of
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.punctuality import WINDOWS, bound_text
 from webtask_scheduler.dashboard.templatetags.dash import word_of
@@ -22,6 +22,7 @@ from webtask_scheduler.dashboard.who import caller_of, may_stop_calls, page, see
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import HOST_MAX_LENGTH, CallStop, ErrorKind
 from webtask_scheduler.scheduler.rules import histogram
+from webtask_scheduler.scheduler.services import letters
 
 # Hosts are counted by the hour.
 HOUR_SECONDS = 3600
@@ -70,11 +71,9 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
         if total.calls
         else [],
         kinds=_kinds(name),
-        dead=[
-            group | {"cause": cause_of(group["state"], group["error"], group["status_code"])}
-            for group in queries.dead_groups(caller_of(request))
-            if group["host"] == name
-        ],
+        dead=groups_of(
+            [one for one in letters.find(caller_of(request)).found if one.host == name], mine="mine" in request.GET
+        ),
         stop=CallStop.objects.filter(host=name).first(),
         all_stopped=facts.gather().all_stopped,
         stops=AuditEntry.objects.filter(kind="host", object_id=name).order_by("-id")[:STOPS],

@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 from rest_framework import exceptions
 
+from webtask_scheduler.dashboard.dead import SPREADS
 from webtask_scheduler.dashboard.frame import is_live, show
 from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_all
@@ -25,6 +26,8 @@ from webtask_scheduler.scheduler.models import BulkOperation
 from webtask_scheduler.scheduler.rules.instants import instant_text
 
 SHOWN = 30
+# Of more timers than these, the number is typed before they are cancelled.
+TYPED_ABOVE = 1000
 
 
 @page
@@ -49,6 +52,8 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "total": int(total) if total.isascii() and total.isdigit() and len(total) < 10 else 0,  # noqa: PLR2004
         "may_begin": found.owner_id == caller_of(request).owner_id,
         "may_stop": found.finished_at is None and _may_stop(request, found),
+        "asks_number": _asks_number(found),
+        "spreads": SPREADS,
         "every_ms": 0 if found.finished_at else 1000,
         "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
     }
@@ -86,8 +91,14 @@ def begin(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     found = _visible(request, operation_id)
     if not found.dry_run or found.owner_id != caller_of(request).owner_id:
         raise Http404
+    typed = "".join(digit for digit in request.POST.get("typed", "") if digit.isdecimal())
+    if _asks_number(found) and typed != str(found.matched):
+        messages.error(request, _("Type the number of timers to confirm; nothing was done."))
+        return redirect("dashboard:operation", operation_id=operation_id)
+    spread = request.POST.get("spread", "0")
     return _begun(
         request,
+        spread_seconds=int(spread) if found.action == "replay" and spread in dict(SPREADS) else 0,
         action=found.action,
         stored=found.filter,
         dry_run=False,
@@ -120,8 +131,20 @@ def _may_stop(request: HttpRequest, found: BulkOperation) -> bool:
     return bool(sees_all(request) and user.has_perm("django_celery_beat.change_periodictask"))
 
 
+def _asks_number(found: BulkOperation) -> bool:
+    """Return whether a counted operation is done only where its number is typed: it is for good, and of many."""
+    return found.dry_run and found.action == BulkOperation.Action.CANCEL and found.matched > TYPED_ABOVE
+
+
 def _begun(
-    request: HttpRequest, *, action: str, stored: Mapping[str, Any], dry_run: bool, mine: bool, query: str = ""
+    request: HttpRequest,
+    *,
+    action: str,
+    stored: Mapping[str, Any],
+    dry_run: bool,
+    mine: bool,
+    query: str = "",
+    spread_seconds: int = 0,
 ) -> HttpResponse:
     caller, user = caller_of(request), request.user
     made = BulkOperation(
@@ -131,6 +154,7 @@ def _begun(
         action=action,
         filter=stored,
         dry_run=dry_run,
+        spread_seconds=spread_seconds or None,
     )
     try:
         services.begin_bulk(made)

@@ -299,9 +299,6 @@ def _histogram(rows: Any) -> list[int]:
     return total
 
 
-# Deliveries of each state that are looked at: a hundred milliseconds.
-LOST_MOST = 2500
-
 # Of each minute of the next hour, so many are counted.
 DUE_MOST = 2000
 # Along delivery_due_idx, a probe for each minute; and the second of it in which most are due.
@@ -365,46 +362,7 @@ SELECT ended.*, timer.name, timer.web_url, timer.host, last.started_at - last.me
 
 def latest_ended(caller: Caller, *, limit: int) -> list[dict[str, Any]]:
     """Return the deliveries of a caller that ended last, among the latest ENDED_MOST. Raises DatabaseError."""
-    return _dicts(_ENDED, _seen_by(caller) | {"most": ENDED_MOST, "limit": limit})
-
-
-# Along delivery_ended_idx, the latest first; then one probe each for its timer and its last attempt.
-_LOST = """
-SELECT timer.host, lost.state, coalesce(last.error, '') AS error, last.status_code, lost.id AS delivery_id,
-       lost.timer_id, lost.due_at, lost.finished_at, timer.name, coalesce(last.message, '') AS message, lost.attempts
-  FROM ((SELECT id, timer_id, state, due_at, finished_at, attempts FROM scheduler_delivery
-          WHERE state = 'failed' ORDER BY due_at DESC LIMIT %(most)s)
-        UNION ALL
-        (SELECT id, timer_id, state, due_at, finished_at, attempts FROM scheduler_delivery
-          WHERE state = 'missed' ORDER BY due_at DESC LIMIT %(most)s)) lost
-  JOIN scheduler_timer timer ON timer.id = lost.timer_id
-  LEFT JOIN LATERAL (SELECT error, status_code, message FROM scheduler_attempt WHERE delivery_id = lost.id
-                      ORDER BY number DESC LIMIT 1) last ON true
- WHERE (%(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint)
-"""
-_GROUPS = f"""
-SELECT host, state, error, status_code, count(*) AS count, min(finished_at) AS first_at, max(finished_at) AS last_at
-  FROM ({_LOST}) lost GROUP BY host, state, error, status_code ORDER BY count(*) DESC, host LIMIT 50
-"""  # noqa: S608 - only constants are put in
-_OF_GROUP = f"""
-SELECT * FROM ({_LOST}) lost
- WHERE host = %(host)s AND state = %(state)s AND error = %(error)s AND status_code IS NOT DISTINCT FROM %(code)s::int
- ORDER BY finished_at DESC LIMIT 50
-"""  # noqa: S608 - as above
-
-
-def dead_groups(caller: Caller) -> list[dict[str, Any]]:
-    """Return what failed or was missed lately by host, state and error, the largest first. Raises DatabaseError."""
-    return _dicts(_GROUPS, _seen_by(caller))
-
-
-def dead_of_group(caller: Caller, *, host: str, state: str, error: str, code: int | None) -> list[dict[str, Any]]:
-    """Return the latest deliveries of one such group. Raises DatabaseError."""
-    return _dicts(_OF_GROUP, _seen_by(caller) | {"host": host, "state": state, "error": error, "code": code})
-
-
-def _seen_by(caller: Caller) -> dict[str, Any]:
-    return {"most": LOST_MOST, "everyone": caller.sees_all, "owner": caller.owner_id}
+    return _dicts(_ENDED, {"everyone": caller.sees_all, "owner": caller.owner_id, "most": ENDED_MOST, "limit": limit})
 
 
 def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "streak_width": len(deliveries) * charts.STREAK_STEP,
         "may_act": may_change(request, found),
         "streak_said": _streak_said(deliveries),
-        "actions": _actions(body, deliveries),
+        "actions": _actions(body, deliveries, now=now),
         "every_ms": _pace(body, now=now),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
     }
@@ -209,7 +209,7 @@ class Action(NamedTuple):
     is_harmful: bool = False
 
 
-def _actions(body: Mapping[str, Any], deliveries: list[Delivered]) -> list[Action]:
+def _actions(body: Mapping[str, Any], deliveries: list[Delivered], *, now: datetime) -> list[Action]:
     """Return what may be done with a timer as it is now."""
     found = []
     ended = body["finished_at"] is not None
@@ -219,6 +219,9 @@ def _actions(body: Mapping[str, Any], deliveries: list[Delivered]) -> list[Actio
             found.append(Action("resume", _("Resume"), ""))
         else:
             found.append(Action("pause", _("Pause"), ""))
+    if any(one.delivery.waits_again(now=now) for one in deliveries):
+        question = _("Make the next attempt now instead of waiting for it?")
+        found.append(Action("try-now", _("Try now"), question))
     if any(one.delivery.state in LOST for one in deliveries):
         question = _("Send the latest delivery that failed or was missed again, with fresh attempts?")
         found.append(Action("replay", _("Replay"), question))
@@ -231,6 +234,7 @@ def _actions(body: Mapping[str, Any], deliveries: list[Delivered]) -> list[Actio
 # What each does, and what is said then.
 _DEEDS: dict[str, tuple[Callable[[uuid.UUID], object], Callable[[], str]]] = {
     "run": (services.run_now, lambda: _("It is called once more now.")),
+    "try-now": (services.try_now, lambda: _("The next attempt is made now.")),
     "pause": (services.pause, lambda: _("It is paused. Resume lets it go on.")),
     "resume": (services.resume, lambda: _("It goes on.")),
     "replay": (services.replay, lambda: _("The delivery is sent again.")),

@@ -3,30 +3,34 @@
 import hashlib
 import re
 import uuid
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions
 
 from webtask_scheduler.dashboard.frame import is_live, show
-from webtask_scheduler.dashboard.rows import PAGE_ROWS, look, rows
+from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list
-from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.dashboard.who import caller_of, changer_of, page
 from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
-from webtask_scheduler.scheduler.models import BulkOperation, Timer
+from webtask_scheduler.scheduler.models import BulkOperation, State, Timer
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.wording import translated
 
+# Timers that one export holds.
+EXPORT_MOST = 100_000
 # The names of the filter in the URL, as in the API.
 FILTERS = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix")
 TABS = (
@@ -40,6 +44,8 @@ TABS = (
     ("missed", gettext_lazy("Missed")),
     ("cancelled", gettext_lazy("Cancelled")),
 )
+# The order by when a timer was made, where a status would give another.
+NEWEST = "newest"
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
 ID_LEAST = 8
 ID_SCANNED = 2000
@@ -54,6 +60,13 @@ class Chip(NamedTuple):
     without: str
 
 
+def filter_of(request: HttpRequest, caller: Caller) -> search.Filter:
+    """Return the filter that the address says. Raises ValidationError."""
+    wanted = search.filter_of(validated(FilterSerializer, filters(request)), caller=caller)
+    # By the time when it was made, whatever its status.
+    return replace(wanted, steady=True) if request.GET.get("sort") == NEWEST else wanted
+
+
 @page
 @require_safe
 def timers(request: HttpRequest) -> HttpResponse:
@@ -64,8 +77,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         return _searched(request, query, caller)
     error, found, wanted = "", search.Page([], None), None
     try:
-        values = validated(FilterSerializer, _filters(request))
-        wanted = search.filter_of(values, caller=caller)
+        wanted = filter_of(request, caller)
         place = cursors.unseal(request.GET.get("cursor", ""), request=cast("Any", request), caller=caller)
         if is_live(request):
             return _changed(request, wanted, caller)
@@ -84,27 +96,37 @@ def timers(request: HttpRequest) -> HttpResponse:
         status=400 if error else 200,
         error=error,
         rows=listed,
-        tabs=[(_with(request, status=status), name, status == request.GET.get("status", "")) for status, name in TABS],
+        tabs=_tabs(request, wanted),
+        sorts=_sorts(request),
         kinds=_kinds(request),
         chips=_chips(request),
-        active={name: ",".join(values) for name, values in _filters(request).lists()},
-        may_act=bool(_filters(request)) and not error,
+        active={name: ",".join(values) for name, values in filters(request).lists()},
+        may_act=bool(filters(request)) and not error,
         bulk=[(value, label) for value, label in BulkOperation.Action.choices if value != "cancel"]
         + [("cancel", BulkOperation.Action.CANCEL.label)],
-        filtered=bool(_filters(request)) or "id" in request.GET,
+        ticks=True,
+        only_own=caller.sees_all and not changer_of(request).sees_all,
+        bulk_only_own=caller.sees_all and not getattr(request.user, "is_superuser", False),
+        fit=count(wanted) if wanted and filters(request) else "",
+        deeds=_deeds(),
+        here=request.get_full_path(),
+        export_most=EXPORT_MOST,
+        export=filters(request).urlencode() + ("&mine=1" if "mine" in request.GET else ""),
+        filtered=bool(filters(request)) or "id" in request.GET,
         next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
         if found.next
         else "",
         is_short=bool(found.next) and len(found.timer_ids) < PAGE_ROWS,
+        scanned=number_format(found.looked.timers if found.looked else 0, force_grouping=True),
         is_first="cursor" not in request.GET,
         first=_with(request),
         live=_with(request, live="1", cursor=request.GET.get("cursor", ""), id=request.GET.get("id", "")),
         ids=",".join(row["task_id"] for row in listed),
-        curl=curl_of_list(request.build_absolute_uri("/timer"), _filters(request).urlencode()),
+        curl=curl_of_list(request.build_absolute_uri("/timer"), filters(request).urlencode()),
     )
 
 
-def _filters(request: HttpRequest) -> QueryDict:
+def filters(request: HttpRequest) -> QueryDict:
     """Return what the URL narrows the list by; an empty field of a form does not."""
     found = QueryDict(mutable=True)
     for name in FILTERS:
@@ -116,11 +138,57 @@ def _filters(request: HttpRequest) -> QueryDict:
 
 def _with(request: HttpRequest, **changes: str) -> str:
     """Return the address of the list with some parts changed; one that is empty is taken out. It begins anew."""
-    kept = {name: ",".join(values) for name, values in _filters(request).lists()}
-    if "mine" in request.GET:
-        kept["mine"] = "1"
+    kept = {name: ",".join(values) for name, values in filters(request).lists()}
+    kept |= {name: request.GET[name] for name in ("mine", "sort") if request.GET.get(name)}
     parts = {name: value for name, value in (kept | changes).items() if value}
     return reverse("dashboard:timers") + (f"?{urlencode(parts)}" if parts else "")
+
+
+def _deeds() -> list[tuple[str, str, str]]:
+    """Return what may be done to ticked timers: its name, what a button says, and what is asked first."""
+    return [
+        ("run", _("Run now"), _("Call each of them once more now? What is promised stands.")),
+        ("pause", _("Pause"), ""),
+        ("resume", _("Resume"), ""),
+        ("replay", _("Replay"), _("Send those that failed or were missed again, with fresh attempts?")),
+        ("cancel", _("Cancel"), _("Cancel them for good? They cannot be resumed, and their records stay.")),
+    ]
+
+
+class Tab(NamedTuple):
+    """A status to show: the address, its name, whether it is shown, and how many timers fit as far as was counted."""
+
+    link: str
+    name: str
+    is_on: bool
+    number: str
+
+
+def _tabs(request: HttpRequest, wanted: search.Filter | None) -> list[Tab]:
+    found, at = [], request.GET.get("status", "")
+    for status, name in TABS:
+        number = ""
+        if wanted is not None and status:
+            # In the order that an index has, whatever the list's.
+            states = tuple(State(value) for value in status.split(","))
+            number = str(count(replace(wanted, statuses=states, steady=False)))
+        found.append(Tab(_with(request, status=status), str(name), status == at, number))
+    return found
+
+
+def _sorts(request: HttpRequest) -> list[tuple[str, str, bool]]:
+    """Return the orders that an index gives: of all timers the newest first, of a status also by its time."""
+    status, is_newest = request.GET.get("status", ""), request.GET.get("sort") == NEWEST
+    if not status:
+        return [
+            (_with(request, sort=""), _("Newest"), True),
+            (_with(request, status="scheduled"), _("Soonest due"), False),
+        ]
+    by_time = _("Soonest due") if status.startswith("scheduled") else _("Latest due")
+    return [
+        (_with(request, sort=""), by_time, not is_newest),
+        (_with(request, sort=NEWEST), _("Newest"), is_newest),
+    ]
 
 
 def _kinds(request: HttpRequest) -> list[tuple[str, str, bool]]:
@@ -134,7 +202,7 @@ def _chips(request: HttpRequest) -> list[Chip]:
     hidden = ("status", "recurring")
     chips = [
         Chip(name, str(value), _with(request, **{name: ""}))
-        for name, value in _filters(request).items()
+        for name, value in filters(request).items()
         if name not in hidden
     ]
     if request.GET.get("id"):
@@ -183,7 +251,7 @@ def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> Htt
     if "cursor" not in request.GET and "id" not in request.GET and not (wanted.name or wanted.url_prefix):
         newest = search.page(wanted, cursor="", limit=PAGE_ROWS)
         new = len(set(newest.timer_ids) - set(ids))
-    answer = render(request, "dashboard/_rows.html", {"rows": rows(ids, caller=caller)})
+    answer = render(request, "dashboard/_rows.html", {"rows": rows(ids, caller=caller), "ticks": True})
     return unchanged_or(request, answer, new=new)
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from django.core.exceptions import PermissionDenied
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
 from django.urls import reverse
 from django.utils.cache import add_never_cache_headers
@@ -24,7 +24,7 @@ from webtask_scheduler.users.site import second_factor_seen
 LIVE = "live"
 TOO_MANY = 429
 
-View = Callable[..., HttpResponse]
+View = Callable[..., HttpResponseBase]
 
 
 def caller_of(request: HttpRequest) -> Caller:
@@ -37,6 +37,15 @@ def caller_of(request: HttpRequest) -> Caller:
     if not user.is_authenticated:
         return Caller()
     return Caller(owner_id=user.pk, sees_all=sees_all(request) and "mine" not in request.GET)
+
+
+def changer_of(request: HttpRequest) -> Caller:
+    """Return the caller whose timers a page may change: as `caller_of`, and all with the right to it in the admin."""
+    caller = caller_of(request)
+    user: Any = request.user
+    if caller.sees_all and not user.has_perm("django_celery_beat.change_periodictask"):
+        return Caller(owner_id=caller.owner_id)
+    return caller
 
 
 def sees_all(request: HttpRequest) -> bool:
@@ -74,7 +83,7 @@ def page(view: View) -> View:
     """
 
     @functools.wraps(view)
-    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+    def answer(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponseBase:
         if not _may_enter(request):
             if LIVE in request.GET:
                 return HttpResponse(status=401)

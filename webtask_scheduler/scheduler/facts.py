@@ -84,12 +84,12 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
           FROM (SELECT next_attempt_at FROM scheduler_delivery WHERE state = 'claimed' LIMIT %(most)s) leased
          WHERE next_attempt_at <= statement_timestamp()) claimed,
        (SELECT count(*) AS count, extract(epoch FROM clock_timestamp() - min(due_at))::float8 AS seconds
-          FROM (SELECT due_at, attempts, attempts_before FROM scheduler_delivery
+          FROM (SELECT due_at, attempts, attempts_before, replayed_at FROM scheduler_delivery
                  WHERE state = 'scheduled' AND NOT extra AND next_attempt_at > statement_timestamp()
                    AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(soon)s)
                  ORDER BY next_attempt_at LIMIT %(most)s) soon
-         -- Not one that failed, and waits for its next attempt.
-         WHERE attempts = attempts_before
+         -- Not one that failed, and waits for its next attempt, nor a replay that is spread.
+         WHERE attempts = attempts_before AND replayed_at IS NULL
            AND due_at < statement_timestamp() - make_interval(secs => %(behind)s)) put_off
 """
 
@@ -118,11 +118,11 @@ _COUNTS = ", ".join(
 _NUMBERS = f"""
 SELECT {_COUNTS},
        (SELECT count(DISTINCT flow & 4294967295)
-          FROM (SELECT flow, due_at, attempts, attempts_before FROM scheduler_delivery
+          FROM (SELECT flow, due_at, attempts, attempts_before, replayed_at FROM scheduler_delivery
                  WHERE state = 'scheduled' AND NOT extra AND next_attempt_at > statement_timestamp()
                    AND next_attempt_at <= statement_timestamp() + make_interval(secs => %(soon)s)
                  ORDER BY next_attempt_at LIMIT %(most)s) soon
-         WHERE attempts = attempts_before
+         WHERE attempts = attempts_before AND replayed_at IS NULL
            AND due_at < statement_timestamp() - make_interval(secs => %(behind)s)) AS put_off_hosts,
        (SELECT count(*) FROM scheduler_beat
          WHERE seen_at >= clock_timestamp() - make_interval(secs => %(seen)s)) AS beats,

@@ -292,6 +292,9 @@ class Delivery(models.Model):
     finished_at = models.DateTimeField(null=True)
     # Why this service itself could not go on with the delivery and failed it; null otherwise.
     fault = models.CharField(_("fault"), max_length=FAULT_MAX_LENGTH, null=True)
+    # When a person dismissed it as a dead letter, so that it is no longer counted as one to look at. Null before, and
+    # again once it is replayed.
+    dismissed_at = models.DateTimeField(null=True)
 
     objects = DeliveryQuerySet.as_manager()
 
@@ -360,6 +363,13 @@ class Delivery(models.Model):
             models.Index(F("flow"), name="delivery_paused_idx", condition=Q(state=State.PAUSED)),
             # Serves retention.prune.
             models.Index(F("finished_at"), name="delivery_finished_idx", condition=Q(finished_at__isnull=False)),
+            # Serves services.letters: dead letters that nobody dismissed. An owner's flows are a range of each lane.
+            models.Index(
+                F("flow"),
+                F("finished_at"),
+                name="delivery_dead_idx",
+                condition=Q(state__in=[State.FAILED, State.MISSED], dismissed_at__isnull=True),
+            ),
             # Serves the admin's filter by status and due range for deliveries that no longer wait.
             models.Index(
                 F("state"), F("due_at"), name="delivery_ended_idx", condition=Q(state__in=[*FINAL, State.PAUSED])
@@ -378,6 +388,11 @@ class Delivery(models.Model):
         if self.is_final:
             return 0
         return max(0, math.ceil((self.due_at - now) / timedelta(seconds=1)))
+
+    def waits_again(self, *, now: datetime) -> bool:
+        """Return whether it waits for a later attempt: a retry, or a replay that is spread over time."""
+        tried = self.attempts > 0 or self.replayed_at is not None
+        return self.state == State.SCHEDULED and tried and self.next_attempt_at > now
 
 
 class ErrorKind(models.TextChoices):
@@ -535,15 +550,18 @@ class BulkOperation(models.Model):
         PAUSE = "pause", _("Pause")
         RESUME = "resume", _("Resume")
         REPLAY = "replay", _("Replay")
+        DISMISS = "dismiss", _("Dismiss")
 
     id = models.UUIDField(_("id"), primary_key=True, default=new_id, editable=False)
     owner = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False, verbose_name=_("owner")
     )
-    action = models.CharField(max_length=6, choices=Action.choices)
+    action = models.CharField(max_length=7, choices=Action.choices)
     # In the form that the API's list takes.
     filter = models.JSONField()
     dry_run = models.BooleanField(default=False)
+    # Replays are spread at random over this time from now; null means all at once.
+    spread_seconds = models.PositiveIntegerField(null=True)
     # Whether it is for the timers of all owners, as a superuser may ask; else for those of its own.
     everyone = models.BooleanField(default=False, db_default=False)
     # Where the next page begins; empty at the beginning.

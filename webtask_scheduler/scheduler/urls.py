@@ -13,10 +13,12 @@ from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
     DeliveriesView,
+    DismissView,
     PauseView,
     ReplayView,
     ResumeView,
     RunView,
+    TryNowView,
 )
 from webtask_scheduler.scheduler.api.preview import PreviewView
 from webtask_scheduler.scheduler.api.secrets import SecretsView, SecretView
@@ -43,9 +45,11 @@ urlpatterns = [
     _route(f"timer/bulk/{_ID}/stop", BulkStopView, "bulk-stop", POST=BULK),
     _route(f"timer/{_ID}", TimerView, "timer", GET=READ, PATCH=WRITE, DELETE=WRITE),
     _route(f"timer/{_ID}/run", RunView, "run", POST=WRITE),
+    _route(f"timer/{_ID}/try-now", TryNowView, "try_now", POST=WRITE),
     _route(f"timer/{_ID}/pause", PauseView, "pause", POST=WRITE),
     _route(f"timer/{_ID}/resume", ResumeView, "resume", POST=WRITE),
     _route(f"timer/{_ID}/replay", ReplayView, "replay", POST=WRITE),
+    _route(f"timer/{_ID}/dismiss", DismissView, "dismiss", POST=WRITE),
     _route(f"timer/{_ID}/deliveries", DeliveriesView, "deliveries", GET=READ),
     _route(f"timer/{_ID}/attempts", AttemptsView, "attempts", GET=READ),
     _route("audit", AuditView, "audit", GET=ADMIN),

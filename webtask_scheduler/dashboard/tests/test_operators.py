@@ -158,32 +158,92 @@ def test_calls_to_a_host_are_stopped_and_resumed_with_a_reason(client, root, use
     assert not CallStop.objects.exists()
 
 
-def test_dead_letters_are_grouped_by_cause(client, make_timer, receiver, django_assert_max_num_queries):
-    for path in ("/status/503", "/status/503", "/status/404"):
-        make_timer(receiver.url(path), delay_seconds=-1, options=ONCE, name=path)
+def groups_of(client, query=""):
+    groups = client.get(f"/dead{query}").context["groups"]
+    return sorted((group["cause"].word, group["count"]) for group in groups)
+
+
+def fail(receiver, make_timer, *paths, **more):
+    for path in paths:
+        make_timer(receiver.url(path), delay_seconds=-1, options=ONCE, name=path, **more)
     call_all(receiver)
+
+
+def cause_of(client, word):
+    (found,) = [group for group in client.get("/dead").context["groups"] if group["cause"].word == word]
+    return found["cause"]._asdict(), found["link"]
+
+
+def test_dead_letters_are_grouped_by_cause(client, make_timer, receiver, django_assert_max_num_queries):
+    fail(receiver, make_timer, "/status/503", "/status/503", "/status/404")
     make_timer(receiver.url("/late"), delay_seconds=-5, max_lateness_seconds=1)
     record_missed(begin().missed)
-    groups = client.get("/dead").context["groups"]
-    assert sorted((group["cause"], group["count"]) for group in groups) == [("404", 1), ("503", 2), ("Missed", 1)]
-    (link,) = [group["link"] for group in groups if group["cause"] == "503"]
+    assert groups_of(client) == [("404", 1), ("503", 2), ("Missed", 1)]
+    _, link = cause_of(client, "503")
     with django_assert_max_num_queries(5):
         shown = text_of(client, link)
-    assert shown.count("/status/503") == 2
-    assert "Replay all of this host" in shown
+    assert shown.count("<strong>/status/503") == 2
     assert text_of(client, "/dead?host=x&state=failed&code=9x")
+    # The badge counts them on every page.
+    assert client.get("/timers").context["dead_count"] == 4
+
+
+def test_group_is_dismissed_and_counted_no_more(client, make_timer, receiver):
+    fail(receiver, make_timer, "/status/503", "/status/503", "/status/404")
+    cause, _ = cause_of(client, "503")
+    assert "2 dead letters are dismissed." in text_after(client, "/dead/dismiss", cause)
+    assert groups_of(client) == [("404", 1)]
+    assert client.get("/timers").context["dead_count"] == 1
+    assert Delivery.objects.filter(state=State.FAILED).count() == 3
+    assert client.post("/dead/explode", cause).status_code == 404
+    assert client.post("/dead/dismiss", {"host": "x"}).status_code == 404
+
+
+def text_after(client, path, fields):
+    answer = client.post(path, fields, follow=True)
+    assert answer.status_code == 200
+    return answer.content.decode()
+
+
+def test_group_is_replayed_at_once_or_over_time_all_of_it_or_what_is_ticked(client, make_timer, receiver):
+    fail(receiver, make_timer, *["/status/503"] * 4)
+    cause, _ = cause_of(client, "503")
+    one = Delivery.objects.first()
+    assert "1 dead letter is sent again." in text_after(client, "/dead/replay", cause | {"id": str(one.pk)})
+    assert groups_of(client) == [("503", 3)]
+    assert "3 dead letters are sent again." in text_after(client, "/dead/replay", cause | {"spread": "3600"})
+    waits = Delivery.objects.exclude(pk=one.pk).values_list("next_attempt_at", flat=True)
+    assert max(waits) - timezone.now() > timedelta(minutes=1)
+    assert groups_of(client) == []
+    assert len(call_all(receiver)) < 4
 
 
 def test_dead_letters_of_others_are_not_there(client, user, make_timer, receiver, settings):
-    make_timer(receiver.url("/status/500"), delay_seconds=-1, options=ONCE, owner_id=user.pk)
-    call_all(receiver)
+    fail(receiver, make_timer, "/status/500", owner_id=user.pk)
     settings.WEBTASK_API_AUTH = "key"
-    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
-    assert client.get("/dead").context["groups"] == []
-    host = receiver.url("/").split("/")[2]
-    assert client.get(f"/dead?host={host}&state=failed&error=status&code=500").context["deliveries"] == []
     client.force_login(user)
-    assert len(client.get("/dead").context["groups"]) == 1
+    cause, link = cause_of(client, "500")
+    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert groups_of(client) == []
+    assert client.get(link).context["deliveries"] == []
+    assert client.get("/timers").context["dead_count"] == 0
+    for action in ("replay", "dismiss"):
+        client.post(f"/dead/{action}", cause)
+    assert (Delivery.objects.get().state, Delivery.objects.get().dismissed_at) == (State.FAILED, None)
+
+
+def test_staff_who_may_only_look_change_what_is_theirs(client, user, make_timer, receiver, settings):
+    staff = get_user_model().objects.create_user("staff@example.com", "x", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    fail(receiver, make_timer, "/status/500", owner_id=user.pk)
+    fail(receiver, make_timer, "/status/500", owner_id=staff.pk)
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(staff)
+    assert groups_of(client) == [("500", 2)]
+    assert groups_of(client, "?mine=1") == [("500", 1)]
+    assert "your own timers only" in text_of(client, "/dead")
+    client.post("/dead/dismiss", cause_of(client, "500")[0])
+    assert Delivery.objects.get(dismissed_at__isnull=False).timer.owner == staff
 
 
 def test_many_are_counted_first_and_changed_when_that_is_confirmed(client, make_timer):
@@ -224,6 +284,30 @@ def test_filter_of_an_operation_is_that_of_the_list(client, make_timer):
     assert not operation.error
     link = client.get(f"/operations/{operation.pk}").context["link"]
     assert parse_qs(urlsplit(link).query) == {name: [value] for name, value in fields.items()}
+
+
+def test_many_are_cancelled_only_where_their_number_is_typed(client, make_timer, monkeypatch):
+    from webtask_scheduler.dashboard import operations
+
+    monkeypatch.setattr(operations, "TYPED_ABOVE", 1)
+    for _ in range(2):
+        make_timer("http://a.example/x")
+    path = client.post("/operations/count", {"action": "cancel", "host": "a.example"})["Location"]
+    finish(BulkOperation.objects.get())
+    assert "Type 2 to confirm" in text_of(client, path)
+    for typed in ("", "3", "two"):
+        assert "nothing was done" in text_after(client, f"{path}/begin", {"typed": typed})
+    assert BulkOperation.objects.count() == 1
+    client.post(f"{path}/begin", {"typed": " 2 "})
+    assert BulkOperation.objects.count() == 2
+
+
+def test_replay_of_all_that_fit_may_be_spread(client, make_timer, receiver):
+    fail(receiver, make_timer, "/status/500")
+    path = client.post("/operations/count", {"action": "replay", "status": "failed"})["Location"]
+    finish(BulkOperation.objects.get())
+    client.post(f"{path}/begin", {"spread": "600"})
+    assert BulkOperation.objects.get(dry_run=False).spread_seconds == 600
 
 
 @pytest.mark.parametrize(

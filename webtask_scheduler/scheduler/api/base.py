@@ -294,6 +294,7 @@ def answering_conflicts() -> Iterator[None]:
         yield
     except (
         services.NotStoppedError,
+        services.NoRetryError,
         services.QuotaError,
         services.TimerEndedError,
         services.NothingToReplayError,

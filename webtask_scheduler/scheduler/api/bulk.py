@@ -27,11 +27,20 @@ from webtask_scheduler.scheduler.api.base import (
     validated,
 )
 from webtask_scheduler.scheduler.api.document import ID, IDEMPOTENCY_KEY, REPLAYED, WRITING, described, problem_answers
-from webtask_scheduler.scheduler.api.fields import NothingSerializer, OneOfField, StrictSerializer, TrueOrFalseField
+from webtask_scheduler.scheduler.api.fields import (
+    NothingSerializer,
+    OneOfField,
+    StrictSerializer,
+    TrueOrFalseField,
+    WholeNumberField,
+)
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer, PageSerializer
 from webtask_scheduler.scheduler.models import (
     BulkOperation,
 )
+
+# As far as replays may be spread: a day.
+SPREAD_MOST = 86_400
 
 
 class BulkSerializer(StrictSerializer):
@@ -40,6 +49,17 @@ class BulkSerializer(StrictSerializer):
     action = OneOfField(choices=BulkOperation.Action.choices)
     filter = FilterSerializer(help_text="As the list takes it. Empty, it means all timers.")
     dry_run = TrueOrFalseField(default=False, help_text="Only count.")
+    spread_seconds = WholeNumberField(
+        min_value=1,
+        max_value=SPREAD_MOST,
+        required=False,
+        help_text="With `replay`: at random moments of the time from now rather than all at once.",
+    )
+
+    def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
+        if "spread_seconds" in attrs and attrs["action"] != BulkOperation.Action.REPLAY:
+            raise serializers.ValidationError({"spread_seconds": [_("Only with replay.")]})
+        return attrs
 
 
 class BulkStatusSerializer(serializers.ModelSerializer[BulkOperation]):
@@ -58,6 +78,7 @@ class BulkStatusSerializer(serializers.ModelSerializer[BulkOperation]):
             "action",
             "filter",
             "dry_run",
+            "spread_seconds",
             "status",
             "matched",
             "changed",
@@ -79,6 +100,7 @@ _BULK = {
     "action": "cancel",
     "filter": {"label": "team=billing", "status": ["scheduled"]},
     "dry_run": False,
+    "spread_seconds": None,
     "status": "running",
     "matched": 1200,
     "changed": 1200,
@@ -91,9 +113,10 @@ _BULK_ID = OpenApiParameter(
 )
 begin_bulk = described(
     "timer_bulk_create",
-    "Cancel, pause, resume or replay many",
+    "Cancel, pause, resume, replay or dismiss many",
     "All timers that fit the filter, which is the list's. It is done in the background, begun within seconds, and goes"
-    " on whatever is restarted; look at `Location` for how far it has come. With `dry_run` it only counts.",
+    " on whatever is restarted; look at `Location` for how far it has come. With `dry_run` it only counts. `dismiss`"
+    " marks the dead letters of each as seen.",
     request=BulkSerializer,
     parameters=[
         IDEMPOTENCY_KEY,
@@ -202,6 +225,7 @@ class BulksView(TimerAPIView):
                 action=values["action"],
                 filter=stored,
                 dry_run=values["dry_run"],
+                spread_seconds=values.get("spread_seconds"),
             )
             with answering_conflicts():
                 services.begin_bulk(operation)

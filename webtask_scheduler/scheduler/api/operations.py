@@ -1,4 +1,4 @@
-"""Operations on one timer and their results: pause, resume, run, replay, deliveries, attempts."""
+"""Operations on one timer and their results: pause, resume, run, try now, replay, deliveries, attempts."""
 
 from typing import Any
 
@@ -48,6 +48,28 @@ class ReplaySerializer(StrictSerializer):
     )
 
 
+class DismissSerializer(StrictSerializer):
+    """Which delivery to dismiss."""
+
+    delivery_id = IdField(
+        required=False, help_text="A delivery that failed or was missed. Default: all such ones of the timer."
+    )
+
+
+class DismissedSerializer(serializers.Serializer[Any]):
+    """How many dead letters were dismissed."""
+
+    dismissed = serializers.IntegerField(min_value=0, help_text="Without those that were dismissed before.")
+
+
+class TryNowSerializer(StrictSerializer):
+    """Which delivery to try now."""
+
+    delivery_id = IdField(
+        required=False, help_text="A delivery that waits for a retry. Default: the timer's latest such one."
+    )
+
+
 class DeliveriesSerializer(serializers.Serializer[Any]):
     deliveries = DeliverySerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
@@ -81,6 +103,17 @@ run_timer = action_document(
         **problem_answers(*WRITING, 409, 422, 508),
     },
 )
+try_timer = action_document(
+    "timer_try_now",
+    "Try a waiting retry now",
+    "Makes the attempt that waits for its retry now instead of later: the same delivery, the same `webhook-id`, the"
+    " next attempt of its policy. 409 where nothing waits for a retry; the answer says what the timer waits for.",
+    request=TryNowSerializer,
+    responses={
+        200: OpenApiResponse(DeliverySerializer, "The delivery, due now."),
+        **problem_answers(*WRITING, 409, 508),
+    },
+)
 replay_timer = action_document(
     "timer_replay",
     "Replay a dead letter",
@@ -91,6 +124,17 @@ replay_timer = action_document(
     responses={
         200: OpenApiResponse(DeliverySerializer, "The delivery, waiting again."),
         **problem_answers(*WRITING, 409, 422, 508),
+    },
+)
+dismiss_timer = action_document(
+    "timer_dismiss",
+    "Dismiss dead letters",
+    "Marks what failed or was missed as seen: it no longer counts as a dead letter to look at. The records stay, and"
+    " can still be replayed. Done twice it changes nothing.",
+    request=DismissSerializer,
+    responses={
+        200: OpenApiResponse(DismissedSerializer, "How many there were."),
+        **problem_answers(*WRITING, 409),
     },
 )
 list_deliveries = action_document(
@@ -151,6 +195,19 @@ class RunView(TimerAPIView):
         return do_once(request, make)
 
 
+class TryNowView(TimerAPIView):
+    """`timer/<id>/try-now`."""
+
+    @try_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        values = validated(TryNowSerializer, body_of(request))
+        refuse_called(request)
+        with answering_conflicts():
+            delivery_id = services.try_now(timer.pk, delivery_id=values.get("delivery_id"))
+        return Response(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data)
+
+
 class ReplayView(TimerAPIView):
     """`timer/<id>/replay`."""
 
@@ -166,6 +223,18 @@ class ReplayView(TimerAPIView):
             return Response(as_json(DeliverySerializer(Delivery.objects.get(pk=delivery_id)).data), status=200)
 
         return do_once(request, make)
+
+
+class DismissView(TimerAPIView):
+    """`timer/<id>/dismiss`."""
+
+    @dismiss_timer
+    def post(self, request: Request, id: str) -> Response:  # noqa: A002
+        timer = timer_of_caller(request, id)
+        values = validated(DismissSerializer, body_of(request))
+        with answering_conflicts():
+            count = services.dismiss(timer.pk, delivery_id=values.get("delivery_id"))
+        return Response({"dismissed": count})
 
 
 class DeliveriesView(TimerAPIView):

@@ -169,6 +169,9 @@ class DeliverySerializer(serializers.ModelSerializer[Delivery]):
     attempts = serializers.IntegerField(help_text="Attempts begun so far.")
     replayed_at = serializers.DateTimeField(allow_null=True, help_text="When it was last replayed; null if never.")
     finished_at = serializers.DateTimeField(allow_null=True)
+    dismissed_at = serializers.DateTimeField(
+        allow_null=True, help_text="When it was dismissed as a dead letter; null if it was not."
+    )
 
     class Meta:
         model = Delivery
@@ -182,6 +185,7 @@ class DeliverySerializer(serializers.ModelSerializer[Delivery]):
             "attempts",
             "replayed_at",
             "finished_at",
+            "dismissed_at",
         )
 
     @extend_schema_field({"type": ["string", "null"], "format": "date-time"})

@@ -9,7 +9,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("scheduler", "0018_limits")]
+    dependencies = [("scheduler", "0019_dead_letters")]
 
     operations = [
         migrations.AddField(

@@ -23,13 +23,13 @@ by a statement that begins after the lock was taken, or is locked by the stateme
 
 import uuid
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.db import connection
 from django.db.models import Max, Q
 
-from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.models import ClockTimestamp, Delivery, State, Timer
 
 # Not called yet, and not held back by its own row.
 HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
@@ -111,6 +111,11 @@ def end(deliveries: Sequence[Delivery]) -> None:
     _write(deliveries, State.CANCELLED, of=waiting, finished_at=now, lease_token=None, lease_expires_at=None)
 
 
+def hurry(delivery: Delivery, *, now: datetime) -> None:
+    """Let a locked delivery that waits again be due now. Raises DatabaseError."""
+    _write([delivery], State.SCHEDULED, of=(State.SCHEDULED,), next_attempt_at=max(now, delivery.due_at))
+
+
 def _write(deliveries: Sequence[Delivery], state: State, *, of: Sequence[State], **values: Any) -> None:
     found = [delivery for delivery in deliveries if delivery.state in of]
     if not found:
@@ -165,16 +170,23 @@ def _last_numbers(timers: Sequence[Timer]) -> dict[uuid.UUID, int]:
     return dict(numbers.annotate(last=Max("number")))
 
 
-def replay(delivery: Delivery, *, flow: int, extra: bool) -> None:
-    """Send a locked dead letter again, now, with fresh attempts. Raises DatabaseError."""
-    now = database_now()
+def dismiss(deliveries: Sequence[Delivery]) -> None:
+    """Dismiss locked dead letters: their records stay. Raises DatabaseError."""
+    Delivery.objects.filter(pk__in=[one.pk for one in deliveries], state__in=REPLAYABLE, dismissed_at=None).update(
+        dismissed_at=ClockTimestamp()
+    )
+
+
+def replay(delivery: Delivery, *, flow: int, extra: bool, now: datetime, wait_seconds: float = 0.0) -> None:
+    """Send a locked dead letter again, `wait_seconds` from now, with fresh attempts. Raises DatabaseError."""
     values: dict[str, Any] = {
         "extra": extra,
         "flow": flow,
         "finished_at": None,
         "replayed_at": now,
         "attempts_before": delivery.attempts,
-        "next_attempt_at": max(now, delivery.due_at),
+        "next_attempt_at": max(now + timedelta(seconds=wait_seconds), delivery.due_at),
+        "dismissed_at": None,
         "cancel_requested_at": None,
         "fault": None,
     }

@@ -6,6 +6,7 @@ Each module has one topic; the names that are meant for callers are gathered her
 from webtask_scheduler.scheduler.services.changing import (
     EXTRA_OPEN_MOST,
     Change,
+    NoRetryError,
     NothingToReplayError,
     TimerEndedError,
     TooManyRunsError,
@@ -15,6 +16,7 @@ from webtask_scheduler.scheduler.services.changing import (
     replay,
     resume,
     run_now,
+    try_now,
 )
 from webtask_scheduler.scheduler.services.creating import (
     NewTimer,
@@ -33,6 +35,12 @@ from webtask_scheduler.scheduler.services.foreign import (
     obey_deleted,
     reconcile,
 )
+from webtask_scheduler.scheduler.services.letters import (
+    Replayed,
+    dismiss,
+    dismiss_many,
+    replay_letters,
+)
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
     NotStoppedError,
@@ -40,6 +48,7 @@ from webtask_scheduler.scheduler.services.many import (
     Switched,
     begin_bulk,
     cancel_many,
+    cancel_many_now,
     end_owner,
     replay_many,
     replay_many_now,
@@ -75,11 +84,13 @@ __all__ = [
     "CallStopRefusedError",
     "Change",
     "NewTimer",
+    "NoRetryError",
     "NotStoppedError",
     "NothingPromisedError",
     "NothingToReplayError",
     "QuotaError",
     "Ran",
+    "Replayed",
     "Schedule",
     "Scheduled",
     "Switched",
@@ -89,11 +100,14 @@ __all__ = [
     "begin_bulk",
     "cancel",
     "cancel_many",
+    "cancel_many_now",
     "canonical_hosts",
     "check_edit",
     "check_schedule",
     "check_schedule_edit",
     "delete_secret",
+    "dismiss",
+    "dismiss_many",
     "edit",
     "end_owner",
     "host_to_stop",
@@ -104,6 +118,7 @@ __all__ = [
     "pause",
     "reconcile",
     "replay",
+    "replay_letters",
     "replay_many",
     "replay_many_now",
     "resume",
@@ -117,4 +132,5 @@ __all__ = [
     "stop_calls",
     "stop_matches",
     "switch_many",
+    "try_now",
 ]

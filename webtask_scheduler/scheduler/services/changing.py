@@ -1,12 +1,13 @@
-"""Changes one timer: edit, cancel, pause, resume, run now, replay.
+"""Changes one timer: edit, cancel, pause, resume, run now, try now, replay.
 
 Each function is one short transaction. It begins with the timer's lock; see `queue.states` for the order of locks.
 """
 
+import random
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -17,6 +18,7 @@ from django_celery_beat.models import ClockedSchedule, PeriodicTask
 from webtask_scheduler.scheduler.mirror import show
 from webtask_scheduler.scheduler.models import (
     Delivery,
+    State,
     Timer,
     TimerLabel,
     host_of,
@@ -65,6 +67,13 @@ class NothingToReplayError(ValidationError):
     def __init__(self, timer_id: uuid.UUID) -> None:
         text = _("Timer %(timer)s has no delivery that failed or was missed.")
         super().__init__(text, code="nothing_to_replay", params={"timer": timer_id})
+
+
+class NoRetryError(ValidationError):
+    """No delivery waits for a retry; the text says what the timer waits for instead."""
+
+    def __init__(self, timer_id: uuid.UUID, reason: str) -> None:
+        super().__init__(reason, code="no_retry", params={"timer": timer_id})
 
 
 def edit(timer_id: uuid.UUID, change: Change, *, descriptive_only: bool = False) -> None:
@@ -185,22 +194,45 @@ def replay(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid
         (delivery,) = locked
         if open_extras([timer_id]).get(timer_id, 0) >= EXTRA_OPEN_MOST:
             raise TooManyRunsError(timer_id)
-        replay_locked(timer, delivery)
+        replay_locked({timer_id: timer}, [delivery])
         auditing.record_deed("timer.replayed", timer, delivery=delivery.pk)
     event("timer_replayed", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
 
 
-def replay_locked(timer: Timer, delivery: Delivery) -> None:
-    latest = latest_of(timer.pk)
-    task = PeriodicTask.objects.select_for_update().filter(timer=timer.pk).first()
-    # The timer's promised delivery again if it is still the latest; otherwise an extra delivery.
-    extra = delivery.extra or latest is None or latest.pk != delivery.pk or task is None
-    states.replay(delivery, flow=timer.flow, extra=extra)
-    if not extra and task is not None:
-        PeriodicTask.objects.filter(pk=task.pk).update(enabled=True, last_run_at=None)
-        if task.clocked_id is not None:
-            ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=delivery.due_at)
+def replay_locked(
+    timers: Mapping[uuid.UUID, Timer], deliveries: Sequence[Delivery], *, spread_seconds: float = 0
+) -> int:
+    """Replay locked dead letters of locked timers, spread at random over a time from now; return how many.
+
+    One that is no longer its timer's latest promise goes beside it, as an extra delivery, of which a timer has
+    EXTRA_OPEN_MOST at most; others stay as they are.
+    """
+    ids = list({one.timer_id for one in deliveries})
+    latest = {one.timer_id: one.pk for one in states.latest_promised(ids)}
+    tasks = PeriodicTask.objects.select_for_update().filter(timer__in=ids).order_by("pk")
+    clocked = {task.pk: task.clocked_id for task in tasks}
+    extras, now = open_extras(ids), states.database_now()
+    promised = []
+    done = 0
+    for delivery in deliveries:
+        timer = timers[delivery.timer_id]
+        # The timer's promised delivery again if it is still the latest; otherwise an extra delivery.
+        extra = delivery.extra or latest.get(timer.pk) != delivery.pk or timer.periodic_task_id not in clocked
+        if extra:
+            extras[timer.pk] = extras.get(timer.pk, 0) + 1
+            if extras[timer.pk] > EXTRA_OPEN_MOST:
+                continue
+        wait = random.uniform(0, spread_seconds)  # noqa: S311 - no secret depends on it
+        states.replay(delivery, flow=timer.flow, extra=extra, now=now, wait_seconds=wait)
+        done += 1
+        if not extra:
+            promised.append((timer.periodic_task_id, delivery.due_at))
+    PeriodicTask.objects.filter(pk__in=[task for task, _due_at in promised]).update(enabled=True, last_run_at=None)
+    for task, due_at in promised:
+        if clocked[task] is not None:
+            ClockedSchedule.objects.filter(pk=clocked[task]).update(clocked_time=due_at)
+    return done
 
 
 # Limit of open extra deliveries of one timer: more than a person needs, and a bound for a timer that runs itself.
@@ -229,6 +261,42 @@ def run_now(timer_id: uuid.UUID) -> uuid.UUID:
         auditing.record_deed("timer.run", timer, delivery=delivery.pk)
     event("timer_run_now", timer=timer_id, delivery=delivery.pk)
     return delivery.pk
+
+
+def try_now(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> uuid.UUID:
+    """Make the next attempt of a delivery that waits for a retry now, and return its id. It counts as that attempt.
+
+    Without `delivery_id`, it is the timer's latest delivery that waits so. Beats see it within their next look at the
+    queue, as with `run_now`. Raises Timer.DoesNotExist, NoRetryError.
+    """
+    with transaction.atomic():
+        timer, deliveries = _lock(timer_id)
+        wanted = [one for one in deliveries if delivery_id in (None, one.pk)]
+        now = states.database_now()
+        waiting = [one for one in wanted if one.waits_again(now=now)]
+        if not waiting:
+            raise NoRetryError(timer_id, _why_no_retry(wanted))
+        delivery = max(waiting, key=lambda one: one.number)
+        states.hurry(delivery, now=now)
+        auditing.record_deed("timer.tried_now", timer, delivery=delivery.pk)
+    event("timer_tried_now", timer=timer_id, delivery=delivery.pk)
+    return delivery.pk
+
+
+def _why_no_retry(deliveries: Sequence[Delivery]) -> Any:
+    """Return in a sentence why none of a timer's open deliveries can be tried now."""
+    found = {one.state for one in deliveries}
+    if not deliveries:
+        return _("Timer %(timer)s has no delivery that waits for a retry. One that failed can be replayed.")
+    if State.RUNNING in found:
+        return _("Timer %(timer)s is being called now. Try again if that call fails.")
+    if State.PAUSED in found:
+        return _("Timer %(timer)s is paused. Resume it: a retry that is due is made at once.")
+    if State.HELD in found:
+        return _("Calls to the host of timer %(timer)s are stopped. It is called when they are resumed.")
+    if State.CLAIMED in found or any(one.attempts or one.replayed_at for one in deliveries):
+        return _("The next attempt of timer %(timer)s is due already and about to be made.")
+    return _("Timer %(timer)s waits for its first call, not for a retry. Run it to call it once more now.")
 
 
 def _lock(timer_id: uuid.UUID, *, deliveries: Q | None = states.OPEN) -> tuple[Timer, list[Delivery]]:

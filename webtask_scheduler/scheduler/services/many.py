@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -17,12 +17,13 @@ from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler.models import (
     FINAL,
     BulkOperation,
+    Delivery,
     SigningSecret,
     State,
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import quotas, search
+from webtask_scheduler.scheduler.services import letters, quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
@@ -83,43 +84,60 @@ def run_many_now(timer_ids: Sequence[uuid.UUID]) -> Ran:
 def cancel_many(timer_ids: Sequence[uuid.UUID]) -> int:
     """Cancel timers for good, in one transaction; return how many had not ended yet. See `cancel`."""
     with transaction.atomic():
-        _, deliveries = states.lock(timer_ids)
-        live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
-        states.end(deliveries)
-        PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
-    return len(live)
+        return len(_cancel(timer_ids))
 
 
-def replay_many(timer_ids: Sequence[uuid.UUID]) -> int:
-    """Replay the latest promised delivery of each timer whose status is failed or missed; return how many."""
+def cancel_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
+    """As `cancel_many`, as a deed of the present actor, in transactions of BATCH_ROWS each."""
+    done = 0
+    for start in range(0, len(timer_ids), BATCH_ROWS):
+        with transaction.atomic():
+            cancelled = _cancel(timer_ids[start : start + BATCH_ROWS])
+            audit.record_each("timer.cancelled", kind=TIMER, owners=cancelled)
+        done += len(cancelled)
+    event("timers_cancelled", timers=done)
+    return done
+
+
+def _cancel(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int | None]:
+    """Cancel in a transaction; return the timers that had not ended yet, with their owners."""
+    timers, deliveries = states.lock(timer_ids)
+    live = {delivery.timer_id for delivery in deliveries if delivery.cancel_requested_at is None}
+    states.end(deliveries)
+    PeriodicTask.objects.filter(timer__in=list(timer_ids)).update(enabled=False)
+    return {timer.pk: timer.owner_id for timer in timers if timer.pk in live}
+
+
+def replay_many(timer_ids: Sequence[uuid.UUID], *, spread_seconds: float = 0) -> int:
+    """Replay the latest promised delivery of each timer whose status is failed or missed; return how many.
+
+    They are due at random moments of the time `spread_seconds` from now.
+    """
     with transaction.atomic():
-        return len(_replay(timer_ids))
-
-
-# Timers of one transaction of replays, each of which takes some statements.
-REPLAY_ROWS = 100
+        timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
+        return replay_locked(timers, _lost(timers), spread_seconds=spread_seconds)
 
 
 def replay_many_now(timer_ids: Sequence[uuid.UUID]) -> int:
-    """As `replay_many`, as a deed of the present actor, in transactions of REPLAY_ROWS each."""
+    """As `replay_many`, as a deed of the present actor, in transactions of BATCH_ROWS each."""
     done = 0
-    for start in range(0, len(timer_ids), REPLAY_ROWS):
+    for start in range(0, len(timer_ids), BATCH_ROWS):
         with transaction.atomic():
-            replayed = _replay(timer_ids[start : start + REPLAY_ROWS])
-            audit.record_each("timer.replayed", kind=TIMER, owners=replayed)
-        done += len(replayed)
+            timers = {
+                timer.pk: timer for timer in states.lock(timer_ids[start : start + BATCH_ROWS], deliveries=None).timers
+            }
+            lost = _lost(timers)
+            done += replay_locked(timers, lost)
+            owners = {one.timer_id: timers[one.timer_id].owner_id for one in lost}
+            audit.record_each("timer.replayed", kind=TIMER, owners=owners)
     event("timers_replayed", timers=done)
     return done
 
 
-def _replay(timer_ids: Sequence[uuid.UUID]) -> dict[uuid.UUID, int | None]:
-    """Replay in a transaction; return the timers whose delivery is replayed, with their owners."""
-    timers = {timer.pk: timer for timer in states.lock(timer_ids, deliveries=None).timers}
-    latest = [one.pk for one in states.latest_promised(list(timers))]
-    lost = states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
-    for delivery in lost:
-        replay_locked(timers[delivery.timer_id], delivery)
-    return {delivery.timer_id: timers[delivery.timer_id].owner_id for delivery in lost}
+def _lost(timer_ids: Iterable[uuid.UUID]) -> list[Delivery]:
+    """Lock the latest promised deliveries, of locked timers, that failed or were missed."""
+    latest = [one.pk for one in states.latest_promised(list(timer_ids))]
+    return states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
 
 
 def begin_bulk(operation: BulkOperation) -> None:
@@ -131,6 +149,10 @@ def begin_bulk(operation: BulkOperation) -> None:
 
 def _begin(operation: BulkOperation) -> None:
     """Store a bulk operation whatever its owner's limit. Call it in a transaction."""
+    if operation.action == BulkOperation.Action.DISMISS:
+        # Timers with something to dismiss. A worker of the release before this action takes any that it does not know
+        # for a pause; a filter that it does not know it refuses.
+        operation.filter = {**operation.filter, "dead": True}
     operation.save(force_insert=True)
     # What only counts is no deed.
     if not operation.dry_run:
@@ -227,7 +249,7 @@ def step_bulk(operation: BulkOperation) -> bool:
             BulkOperation.objects.filter(pk=operation.pk, finished_at=None).update(finished_at=F("stopped_at"))
             return False
         if page.timer_ids and not operation.dry_run:
-            operation.changed += _bulk_page(operation.action, page.timer_ids)
+            operation.changed += _bulk_page(operation, page.timer_ids)
         operation.matched += len(page.timer_ids)
         operation.cursor = page.next or ""
         now = states.database_now()
@@ -243,16 +265,18 @@ def step_bulk(operation: BulkOperation) -> bool:
     return operation.finished_at is None
 
 
-def _bulk_page(action: str, timer_ids: Sequence[uuid.UUID]) -> int:
-    match action:
+def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID]) -> int:
+    match operation.action:
         case BulkOperation.Action.CANCEL:
             return cancel_many(timer_ids)
         case BulkOperation.Action.REPLAY:
-            return replay_many(timer_ids)
+            return replay_many(timer_ids, spread_seconds=operation.spread_seconds or 0)
+        case BulkOperation.Action.DISMISS:
+            return letters.dismiss_of(timer_ids)
     tasks = (
         Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
     )
-    return _switch(list(tasks), enabled=action == BulkOperation.Action.RESUME)[0].done
+    return _switch(list(tasks), enabled=operation.action == BulkOperation.Action.RESUME)[0].done
 
 
 def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switched, dict[uuid.UUID, int | None]]:

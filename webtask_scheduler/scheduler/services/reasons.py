@@ -56,6 +56,8 @@ def _waits(  # noqa: PLR0911 - as above
             return f"{before} {_('It is tried again at next_attempt_at.')}"
         if delivery.due_at > now:
             return _(NOT_YET)
+        if delivery.replayed_at is not None:
+            return _("It was replayed, and is called at next_attempt_at.")
         return _("Calls to slow hosts fill the workers; it is called at next_attempt_at.")
     found = facts.gather()
     cause = found.cause(host, claimed=delivery.state != State.SCHEDULED)

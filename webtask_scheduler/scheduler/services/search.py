@@ -68,6 +68,8 @@ class Filter:
     # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
     steady: bool = False
     callbacks: bool = False
+    # Leave out timers without a delivery that failed or was missed and that nobody dismissed.
+    dead: bool = False
 
     @property
     def by_delivery(self) -> bool:
@@ -80,6 +82,8 @@ class Filter:
         if not self.callbacks:
             # As without the part, so that an operation goes on that began before there was one.
             del parts["callbacks"]
+        if not self.dead:
+            del parts["dead"]
         text = json.dumps(parts, default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -118,20 +122,21 @@ class _Place(NamedTuple):
     id: str | None = None
 
 
-def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0) -> Page:
+def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scanned_most: int = 0) -> Page:
     """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
     A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first. At least
-    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, and more until so many seconds have passed.
+    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, and more until so many seconds have passed; or no more
+    than `scanned_most`.
     """
     deadline = time.monotonic() + seconds
     place = _read(cursor, wanted)
     found: list[uuid.UUID] = []
     scanned, own, until, window = 0, 0, None, limit * SCAN_FACTOR
     states = _states(wanted)
-    leads = [] if wanted.steady else _leads(wanted)
     is_owned = not (wanted.everyone or wanted.owner_id is None or wanted.by_delivery or wanted.label)
-    most = OWNED_MOST if is_owned else SCANNED_MOST
+    most = scanned_most or (OWNED_MOST if is_owned else SCANNED_MOST)
+    leads = [] if wanted.steady or scanned_most else _leads(wanted)
     while len(found) < limit and (scanned < most or time.monotonic() < deadline):
         if leads and scanned >= PATIENCE:
             lead = _few(wanted, leads)
@@ -329,6 +334,11 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
         timer.append("timer.host = %(host)s")
     if wanted.recurring is not None:
         timer.append(f"{RECURRING} = {wanted.recurring}")
+    if wanted.dead:
+        timer.append(
+            "EXISTS (SELECT FROM scheduler_delivery dead WHERE dead.timer_id = timer.id"
+            " AND dead.state IN ('failed', 'missed') AND dead.dismissed_at IS NULL)"
+        )
     if wanted.name:
         values["name"] = wanted.name.lower()
         timer.append("strpos(lower(timer.name), %(name)s) > 0")
@@ -481,7 +491,9 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
 
 
 # The names that `stored_filter` knows.
-_STORED = frozenset(("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks"))
+_STORED = frozenset(
+    ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks", "dead")
+)
 
 
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
@@ -494,5 +506,5 @@ def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
         raise ValueError(f"A filter cannot have {', '.join(sorted(unknown))}.")
     instants = {name: read_instant(stored[name]) for name in ("due_from", "due_to") if name in stored}
     wanted = filter_of({**stored, **instants}, caller=caller)
-    # The API takes no filter with `callbacks`: only the end of an owner has it.
-    return replace(wanted, steady=True, callbacks=bool(stored.get("callbacks")))
+    # The API takes no filter with these: only the end of an owner has `callbacks`, and a dismissal `dead`.
+    return replace(wanted, steady=True, callbacks=bool(stored.get("callbacks")), dead=bool(stored.get("dead")))

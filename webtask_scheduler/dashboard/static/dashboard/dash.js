@@ -57,21 +57,20 @@
 
   // News: parts of a page with a key are replaced where they stand; nothing else moves.
   const light = document.getElementById('live');
-  const lit = (is) => {
+  const lit = (is, why = is) => {
     if (!light) return;
     light.hidden = false;
     light.dataset.is = is;
-    light.textContent = light.dataset[is];
+    light.textContent = light.dataset[why];
   };
+  // Why a part of the page must not change now; empty if it may.
   const busy = (region) => {
     const at = document.activeElement;
     const selected = document.getSelection();
-    return (
-      (selected && selected.type === 'Range' && region.contains(selected.anchorNode)) ||
-      (at && region.contains(at) && at.matches('input, select, textarea')) ||
-      region.querySelector('details.ask[open]') !== null ||
-      document.querySelector('dialog[open]') !== null
-    );
+    if (region.querySelector('.c-tick :checked')) return 'ticked';
+    if (at && region.contains(at) && at.matches('input:not([type="checkbox"]), select, textarea')) return 'typing';
+    if (document.querySelector('dialog[open], details.ask[open], details.menu[open]')) return 'menu';
+    return selected && selected.type === 'Range' && region.contains(selected.anchorNode) ? 'wait' : '';
   };
   const known = new WeakMap();
   // A part inside another comes and goes with that.
@@ -92,11 +91,11 @@
       } else if (known.get(old) !== html) {
         const opened = all('details', old).map((one) => one.open);
         const at = document.activeElement;
-        const place = old.contains(at) ? all('a, button, summary', old).indexOf(at) : -1;
+        const place = old.contains(at) ? all('a, button, summary, input', old).indexOf(at) : -1;
         old.replaceWith(part);
         known.set(part, html);
         all('details', part).forEach((one, number) => { if (number < opened.length) one.open = opened[number]; });
-        if (place >= 0) all('a, button, summary', part)[place]?.focus();
+        if (place >= 0) all('a, button, summary, input', part)[place]?.focus();
         if (part.matches('.row')) part.classList.add('fresh');
         last = part;
         continue;
@@ -106,9 +105,11 @@
     tell();
   };
   const regions = all('[data-live]');
+  let paused = false;
   const ask = async (region) => {
-    if (region.dataset.asking || document.hidden || region.dataset.every === '0') return;
-    if (busy(region)) return lit('wait');
+    if (region.dataset.asking || paused || document.hidden || region.dataset.every === '0') return;
+    const why = busy(region);
+    if (why) return lit('wait', why);
     region.dataset.asking = '1';
     try {
       const url = new URL(region.dataset.live, location.href);
@@ -205,9 +206,75 @@
     for (const menu of all('details.menu[open], details.ask[open]')) if (!menu.contains(event.target)) menu.open = false;
   });
 
+  // Ticked rows
+  const bar = document.getElementById('act');
+  const ticks = () => all('#list .c-tick input');
+  let ticked = null;
+  const count = () => {
+    if (!bar) return;
+    const on = ticks().filter((one) => one.checked).length;
+    bar.classList.toggle('on', on > 0);
+    const told = document.getElementById('ticked');
+    told.textContent = told.dataset.some.replace('%s', new Intl.NumberFormat(root.lang).format(on));
+    const every = document.getElementById('tick-all');
+    every.checked = on > 0 && on === ticks().length;
+    every.indeterminate = on > 0 && !every.checked;
+    if (!on) for (const open of all('details.ask[open]', bar)) open.open = false;
+  };
+  const set = (boxes, on) => { for (const box of boxes) box.checked = on; count(); };
+  if (bar) {
+    document.addEventListener('click', (event) => {
+      const box = event.target;
+      if (box.id === 'tick-all') return set(ticks(), box.checked);
+      if (box.id === 'untick') return set(ticks(), false);
+      if (!box.matches('#list .c-tick input')) return;
+      const boxes = ticks();
+      const [from, to] = [boxes.findIndex((one) => one.value === ticked), boxes.indexOf(box)];
+      ticked = box.value;
+      // From the last that was ticked to this one.
+      set(event.shiftKey && from >= 0 ? boxes.slice(Math.min(from, to), Math.max(from, to) + 1) : [box], box.checked);
+    });
+    // Without it a click with shift selects text.
+    document.addEventListener('mousedown', (event) => { if (event.shiftKey && event.target.closest('.c-tick')) event.preventDefault(); });
+    addEventListener('pageshow', count);
+    count();
+  }
+  document.addEventListener('click', (event) => {
+    const opens = event.target.closest('[data-open]');
+    if (!opens) return;
+    const menu = document.getElementById(opens.dataset.open);
+    menu.open = true;
+    menu.scrollIntoView({ block: 'center' });
+    menu.querySelector('summary').focus();
+  });
+
   // Keys
+  const pages = { o: '/', t: '/timers', d: '/dead', u: '/upcoming', n: '/operations', h: '/hosts', p: '/punctuality', s: '/system' };
+  const deeds = { r: ['run'], p: ['pause', 'resume'], R: ['replay'], c: ['cancel'], t: ['try-now'], e: ['edit'] };
+  const rowAt = () => document.activeElement?.closest('.row');
+  const deed = (names) => {
+    const row = rowAt();
+    const box = row?.querySelector('.c-tick input');
+    if (row && names[0] === 'edit') return go(`[data-key="${row.dataset.key}"] a.c-name`, '/edit');
+    // In a list it is done to the ticked rows, or to the one with the focus.
+    if (bar && !ticks().some((one) => one.checked)) {
+      if (!box) return;
+      set([box], true);
+    }
+    const found = names.map((name) => document.querySelector(`[data-do="${name}"]`)).filter(Boolean);
+    // A list has both of pause and resume: where all are paused, they go on.
+    const rest = bar && ticks().some((one) => one.checked && one.closest('.row').querySelector('.state').dataset.state !== 'paused');
+    const button = found[bar && !rest ? found.length - 1 : 0];
+    if (!button) return;
+    button.click();
+    if (button.matches('summary')) setTimeout(() => button.parentElement.querySelector('button')?.focus());
+  };
   let leader = 0;
-  const go = (selector) => document.querySelector(selector)?.click();
+  const go = (selector, more = '') => {
+    const link = document.querySelector(selector);
+    if (link && more) location.href = link.href + more;
+    else link?.click();
+  };
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') {
       const open = document.querySelector('details.menu[open], details.ask[open]');
@@ -215,17 +282,18 @@
       else if (document.activeElement?.matches('input, textarea')) document.activeElement.blur();
       return;
     }
-    if (say.keys === 'off' || event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input, textarea, select')) return;
+    if (say.keys === 'off' || event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input:not([type="checkbox"]), textarea, select')) return;
     const follows = Date.now() - leader < 1500;
     leader = 0;
-    if (follows && event.key === 'o') go('.bar nav a:nth-child(1)');
-    else if (follows && event.key === 't') go('.bar nav a:nth-child(2)');
-    else if (follows && event.key === 'd') go('.bar nav a:nth-child(3)');
+    if (follows && pages[event.key]) go(`a[href="${pages[event.key]}"]`);
     else if (event.key === 'g') leader = Date.now();
     else if (event.key === '/') { event.preventDefault(); document.getElementById('find')?.focus(); }
     else if (event.key === 'n') go('.bar .button.primary');
     else if (event.key === 'e') go('[data-edit]');
     else if (event.key === '?') document.getElementById('keys').showModal();
+    else if (event.key === '.') { paused = !paused; if (paused) lit('wait', 'stopped'); else regions.forEach(ask); }
+    else if (event.key === 'x') rowAt()?.querySelector('.c-tick input')?.click();
+    else if (deeds[event.key]) deed(deeds[event.key]);
     else if (event.key === 'j' || event.key === 'k') {
       const names = all('.rows .c-name');
       const at = names.indexOf(document.activeElement?.closest('.row')?.querySelector('.c-name'));

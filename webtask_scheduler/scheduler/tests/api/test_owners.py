@@ -47,9 +47,11 @@ OPERATIONS = {
     ("PATCH", "/timer/{id}"): (WRITE, {"name": "taken", "hours": 2}),
     ("DELETE", "/timer/{id}"): (WRITE, None),
     ("POST", "/timer/{id}/run"): (WRITE, None),
+    ("POST", "/timer/{id}/try-now"): (WRITE, None),
     ("POST", "/timer/{id}/pause"): (WRITE, None),
     ("POST", "/timer/{id}/resume"): (WRITE, None),
     ("POST", "/timer/{id}/replay"): (WRITE, None),
+    ("POST", "/timer/{id}/dismiss"): (WRITE, None),
     ("GET", "/timer/{id}/deliveries"): (READ, None),
     ("GET", "/timer/{id}/attempts"): (READ, None),
     ("GET", "/signing-secret"): (SECRETS, None),
@@ -133,8 +135,9 @@ def test_tables_name_every_operation_of_the_schema():
 @EACH
 def test_own_things_are_there(ann, method, path):
     answer = ask(method, thing(path, ann), ann.key, OPERATIONS[method, path][1])
-    # Nothing of hers has failed, so that there is nothing to replay.
-    assert answer.status_code == 409 if path.endswith("/replay") else answer.status_code < 300, answer.content
+    # Nothing of hers has failed, so that there is nothing to replay, to try now or to dismiss.
+    is_lost = path.endswith(("/replay", "/try-now", "/dismiss"))
+    assert answer.status_code == 409 if is_lost else answer.status_code < 300, answer.content
 
 
 @EACH_OF_ONE
@@ -188,7 +191,9 @@ def test_bulk_operations_change_and_count_what_is_the_owners(ann, bob, action):
     begun = ask("POST", "/timer/bulk", bob.key, {"action": action, "filter": {}}).json()
     while services.step_bulk(BulkOperation.objects.get()):
         pass
-    assert ask("GET", f"/timer/bulk/{begun['bulk_id']}", bob.key).json()["matched"] == 1
+    # He has nothing to dismiss.
+    matched = 0 if action == "dismiss" else 1
+    assert ask("GET", f"/timer/bulk/{begun['bulk_id']}", bob.key).json()["matched"] == matched
     assert list(Delivery.objects.filter(timer__owner=ann.user).order_by("pk").values()) == of_ann
 
 

@@ -83,9 +83,11 @@ OPERATIONS = {
     "/timer/bulk/{id}/stop": {"post": "timer_bulk_stop"},
     "/timer/{id}": {"get": "timer_retrieve", "patch": "timer_partial_update", "delete": "timer_destroy"},
     "/timer/{id}/run": {"post": "timer_run"},
+    "/timer/{id}/try-now": {"post": "timer_try_now"},
     "/timer/{id}/pause": {"post": "timer_pause"},
     "/timer/{id}/resume": {"post": "timer_resume"},
     "/timer/{id}/replay": {"post": "timer_replay"},
+    "/timer/{id}/dismiss": {"post": "timer_dismiss"},
     "/timer/{id}/deliveries": {"get": "timer_deliveries_list"},
     "/timer/{id}/attempts": {"get": "timer_attempts_list"},
     "/audit": {"get": "audit_list"},
@@ -417,7 +419,10 @@ def test_real_answers_about_one_timer_are_as_described(ask):
     one("POST", "/replay")
     one("POST", "/run", **LOOP)
     one("POST", "/replay", **LOOP)
-    for action in ("/pause", "/resume", "/run", "/replay"):
+    one("POST", "/try-now")
+    one("POST", "/try-now", **LOOP)
+    one("POST", "/dismiss")
+    for action in ("/pause", "/resume", "/run", "/replay", "/try-now", "/dismiss"):
         one("POST", action, {"x": 1})
     for action in ("/pause", "/resume", "/run"):
         one("POST", action)
@@ -428,18 +433,21 @@ def test_real_answers_about_one_timer_are_as_described(ask):
         one("POST", action, id_=other, **{"Idempotency-Key": "a"})
     delivery = Delivery.objects.filter(timer=id_).latest("number")
     Delivery.objects.filter(pk=delivery.pk).update(state="failed", finished_at=timezone.now())
+    one("POST", "/dismiss", {})
     one("POST", "/replay", {})
     Attempt.objects.create(delivery=delivery, number=1, meant_for=delivery.due_at, started_at=delivery.due_at)
     for kind in ("/deliveries", "/attempts"):
         one("GET", f"{kind}?limit=1")
         one("GET", f"{kind}?cursor=x")
+    Delivery.objects.filter(pk=delivery.pk).update(next_attempt_at=timezone.now() + timedelta(hours=1))
+    one("POST", "/try-now")
     one("DELETE")
     one("PATCH", "", {"seconds": 5})
     for action in ("/pause", "/resume", "/run"):
         one("POST", action)
     for method, more in (("GET", ""), ("DELETE", ""), ("PATCH", ""), ("GET", "/deliveries"), ("GET", "/attempts")):
         one(method, more, {} if method == "PATCH" else None, id_=uuid.uuid4())
-    for action in ("/pause", "/resume", "/replay", "/run"):
+    for action in ("/pause", "/resume", "/replay", "/run", "/try-now", "/dismiss"):
         one("POST", action, id_="x")
     left = ask.unseen
     left.pop("timer_create")

@@ -372,6 +372,70 @@ def test_run_makes_an_extra_delivery_beside_the_promised_one(client):
     assert post(client, None, path(timer, "/run")).status_code == 201
 
 
+def retrying(client, **more):
+    """Return a timer whose first attempt failed; the next one is an hour away."""
+    timer = create(client, retry={"min_seconds": 3600, "jitter": 0}, **more)
+    ended(client, timer, status_code=500, error="status")
+    return timer
+
+
+@db
+def test_waiting_retry_is_tried_now(client):
+    timer = retrying(client)
+    assert not run().started
+    answer = post(client, None, path(timer, "/try-now"))
+    assert answer.status_code == 200, answer.content
+    body = answer.json()
+    assert (body["status"], body["attempts"], body["extra"]) == ("scheduled", 1, False)
+    assert moment(body["next_attempt_at"]) <= timezone.now()
+    run()
+    shown = client.get(path(timer)).json()
+    assert (shown["status"], [one["number"] for one in shown["attempts"]]) == ("succeeded", [1, 2])
+    # It was late by what beat took, not by the hour that it did not wait.
+    assert shown["attempts"][1]["lateness_ms"] < 5000
+
+
+def why_not(client, timer, body=None):
+    answer = post(client, body, path(timer, "/try-now"))
+    assert answer.status_code == 409, answer.content
+    return answer.json()["detail"]
+
+
+@db
+def test_try_now_says_what_a_timer_waits_for_instead(client):
+    timer = create(client, retry={"min_seconds": 3600})
+    assert "its first call" in why_not(client, timer)
+    put_back(timer["task_id"])
+    (call,) = begin().started
+    assert "being called now" in why_not(client, timer)
+    record_outcomes([Outcome(call, call.started_at, 5, 500, "status", "It did not.", "")])
+    assert post(client, None, path(timer, "/try-now")).status_code == 200
+    assert "due already" in why_not(client, timer)
+    post(client, None, path(timer, "/pause"))
+    assert "is paused" in why_not(client, timer)
+    post(client, None, path(timer, "/resume"))
+    services.stop_calls(host="a.example", reason="x")
+    begin()
+    assert "are stopped" in why_not(client, timer)
+    client.delete(path(timer))
+    before = list(Delivery.objects.values())
+    assert "no delivery that waits" in why_not(client, timer)
+    assert list(Delivery.objects.values()) == before
+
+
+@db
+def test_try_now_of_one_delivery_of_several(client):
+    timer = retrying(client)
+    extra = post(client, None, path(timer, "/run")).json()["delivery_id"]
+    run(status_code=500, error="status")
+    promised = Delivery.objects.exclude(pk=extra).get()
+    assert post(client, {"delivery_id": str(promised.pk)}, path(timer, "/try-now")).json()["extra"] is False
+    assert "due already" in why_not(client, timer, {"delivery_id": str(promised.pk)})
+    # Without a word, the latest that waits.
+    assert post(client, None, path(timer, "/try-now")).json()["delivery_id"] == extra
+    assert "no delivery that waits" in why_not(client, retrying(client), {"delivery_id": extra})
+
+
 @db
 def test_replay_sends_a_dead_letter_again_with_fresh_attempts(client):
     timer = create(client, retry={"max_attempts": 1})
@@ -418,6 +482,9 @@ def test_replay_of_one_delivery_of_several(client):
         ("replay", {"delivery_id": "urn:uuid:" + str(uuid.uuid4())}, ["delivery_id"]),
         ("replay", {"delivery_id": "\0"}, ["delivery_id"]),
         ("replay", {"id": 5}, ["id"]),
+        ("try-now", {"delivery_id": "x"}, ["delivery_id"]),
+        ("try-now", {"id": 5}, ["id"]),
+        ("dismiss", {"delivery_id": "x"}, ["delivery_id"]),
         ("run", {"at": 5}, ["at"]),
         ("pause", {"x": 1}, ["x"]),
         ("resume", {"x": 1}, ["x"]),
@@ -541,6 +608,8 @@ def test_outsider_gets_404_for_everything(client, user):
             ("POST", "/resume", None),
             ("POST", "/run", None),
             ("POST", "/replay", None),
+            ("POST", "/try-now", None),
+            ("POST", "/dismiss", None),
             ("GET", "/deliveries", None),
             ("GET", "/attempts", None),
         ):

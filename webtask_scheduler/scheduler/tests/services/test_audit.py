@@ -8,12 +8,13 @@ import pytest
 from django.core.management import call_command
 from django.db import connection, transaction
 from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.access import actor, audit
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.scheduler import services, tasks
-from webtask_scheduler.scheduler.models import BulkOperation, CallStop, SigningSecret, State, Timer
+from webtask_scheduler.scheduler.models import BulkOperation, CallStop, Delivery, SigningSecret, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import GIVEN, URL, bearer, create, path, post, send
 from webtask_scheduler.scheduler.tests.support.doors import act, bare, saved, soon
@@ -64,10 +65,13 @@ def test_each_change_of_a_timers_life_has_one_entry(client):
     put_back(timer["task_id"])
     run(status_code=500, error="status")
     assert post(client, None, path(timer, "/replay")).status_code == 200
+    Delivery.objects.update(next_attempt_at=timezone.now() + timedelta(hours=1))
+    for status in (200, 409):
+        assert post(client, None, path(timer, "/try-now")).status_code == status
     for _ in range(2):
         assert client.delete(path(timer)).status_code == 200
     actions = list(AuditEntry.objects.order_by("pk").values_list("action", flat=True))
-    assert actions == ["timer.paused", "timer.resumed", "timer.replayed", "timer.cancelled"]
+    assert actions == ["timer.paused", "timer.resumed", "timer.replayed", "timer.tried_now", "timer.cancelled"]
 
 
 def test_creation_is_told_by_the_timers_own_row_and_costs_no_statement(signed_in, user):

@@ -111,6 +111,7 @@ def test_call_may_not_run_replay_or_move_and_may_look_pause_and_cancel(client):
     before = stored()
     refused(post(client, None, path(timer, "/run"), **OURS), 508, "a loop")
     refused(post(client, None, path(lost, "/replay"), **OURS), 508, "a loop")
+    refused(post(client, None, path(timer, "/try-now"), **OURS), 508, "a loop")
     refused(post(client, {"action": "replay", "filter": {}}, "/timer/bulk", **OURS), 508, "a loop")
     refused(send(client, "PATCH", path(timer), {"seconds": 0}, **OURS), 508, "a loop")
     assert stored() == before

@@ -62,6 +62,14 @@ def test_receiver_that_fails_at_first_is_called_again(receiver):
         assert first.headers["webhook-id"] == second.headers["webhook-id"]
         assert (first.json["attempt"], second.json["attempt"]) == (1, 2)
         wait_until(lambda: service.get(f"/timer/{body['task_id']}")[1]["status"] == "succeeded")
+        # One that waits for long is tried at once where a person asks for it.
+        retry = {"min_seconds": 3600}
+        _, body = service.post({"seconds": 0, "web_url": receiver.url("/flaky/2"), "retry": retry})
+        receiver.wait_for(3)
+        wait_until(lambda: len(service.get(f"/timer/{body['task_id']}")[1]["attempts"]) == 1)
+        asked_at = time.time()
+        assert service.post({}, f"/timer/{body['task_id']}/try-now")[0] == 200
+        assert receiver.wait_for(4)[3].at - asked_at <= 1.0
 
 
 def test_worker_killed_in_the_middle_of_a_call(receiver, make_timer):

@@ -1,0 +1,116 @@
+"""`/timers/export.csv` and `.jsonl`: the timers that fit the list's filter, streamed page by page."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils import timezone
+from django.views.decorators.http import require_safe
+from rest_framework import exceptions
+
+from webtask_scheduler.dashboard.timers import EXPORT_MOST, filter_of
+from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.scheduler.api.problems import invalid
+from webtask_scheduler.scheduler.api.showing import fitting, show_timers
+from webtask_scheduler.scheduler.services import search
+
+# Timers that are read at a time, and how large the texts of one time may be.
+ROWS, MOST_BYTES = 200, 4_000_000
+COLUMNS = (
+    *("task_id", "name", "status", "web_url", "created_at", "due_at", "next_attempt_at", "finished_at"),
+    *(
+        "cron",
+        "timezone",
+        "every",
+        "attempts",
+        "status_code",
+        "error",
+        "lateness_ms",
+        "duration_ms",
+        "labels",
+        "reason",
+    ),
+)
+# A cell that begins so is a formula to a spreadsheet, which may send the table elsewhere.
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+
+
+@page
+@require_safe
+def as_csv(request: HttpRequest) -> HttpResponseBase:
+    """Return the timers as a table for spreadsheets, with their last call."""
+    return _streamed(request, "text/csv; charset=utf-8", "csv", _csv)
+
+
+@page
+@require_safe
+def as_json_lines(request: HttpRequest) -> HttpResponseBase:
+    """Return the timers as the API shows them, one a line."""
+    return _streamed(request, "application/jsonl; charset=utf-8", "jsonl", _json_lines)
+
+
+def _streamed(
+    request: HttpRequest, media_type: str, ending: str, write: Callable[[Iterator[dict[str, Any]]], Iterator[str]]
+) -> HttpResponseBase:
+    try:
+        wanted = filter_of(request, caller_of(request))
+    except exceptions.ValidationError as error:
+        text = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(error.detail)["errors"])
+        return HttpResponse(text, status=400, content_type="text/plain; charset=utf-8")
+    # So that a timer whose status changes meanwhile is there once.
+    answer = StreamingHttpResponse(write(_timers(replace(wanted, steady=True))), content_type=media_type)
+    answer["Content-Disposition"] = f'attachment; filename="timers-{timezone.now():%Y%m%dT%H%M%SZ}.{ending}"'
+    return answer
+
+
+def _timers(wanted: search.Filter) -> Iterator[dict[str, Any]]:
+    """Yield up to EXPORT_MOST timers as the API shows them, the newest first."""
+    left: int = EXPORT_MOST
+    cursor: str | None = ""
+    while cursor is not None and left:
+        found = search.page(wanted, cursor=cursor, limit=min(ROWS, left))
+        ids = list(found.timer_ids)
+        while ids:
+            few = fitting(ids, most_bytes=MOST_BYTES)
+            yield from show_timers(ids[:few])
+            ids = ids[few:]
+        left -= len(found.timer_ids)
+        cursor = found.next
+
+
+def _json_lines(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
+    for timer in timers:
+        yield json.dumps(timer, ensure_ascii=False) + "\n"
+
+
+def _csv(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(COLUMNS)
+    for timer in timers:
+        writer.writerow([_cell(value) for value in _values(timer)])
+        yield text.getvalue()
+        text.seek(0)
+        text.truncate()
+    # Of no timer the names of the columns alone.
+    yield text.getvalue()
+
+
+def _values(timer: dict[str, Any]) -> Iterator[Any]:
+    attempts = timer["attempts"]
+    last = attempts[-1] if attempts else {}
+    labels = " ".join(f"{key}={value}" for key, value in timer.get("labels", {}).items())
+    own = {"attempts": last.get("number", 0), "labels": labels}
+    own |= {name: last.get(name) for name in ("status_code", "error", "lateness_ms", "duration_ms")}
+    return (own.get(name, timer.get(name)) for name in COLUMNS)
+
+
+def _cell(value: Any) -> Any:
+    """Return a value as a spreadsheet takes it for a text, whatever a person or a receiver wrote."""
+    if value is None:
+        return ""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value

@@ -1,0 +1,122 @@
+"""What is done to the timers that are ticked in the list: now, with counts; or to all that fit, as an operation."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from django.contrib import messages
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.http import require_POST
+
+from webtask_scheduler.dashboard.who import changer_of, page
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import Timer
+
+# Timers that one form may name: as many as some pages hold.
+TICKED_MOST = 500
+
+
+class _Deed(NamedTuple):
+    """Does something to timers and returns to how many; what is said of these, and of those that it was not done to."""
+
+    do: Callable[[Sequence[uuid.UUID]], int]
+    done: Callable[[int], str]
+    left: Callable[[int], str]
+
+
+def _switch(timer_ids: Sequence[uuid.UUID], *, enabled: bool) -> int:
+    tasks = Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None)
+    return services.switch_many(list(tasks.values_list("periodic_task_id", flat=True)), enabled=enabled).done
+
+
+def _ended(count: int) -> str:
+    return ngettext("%(count)s has ended and stays as it is.", "%(count)s have ended and stay as they are.", count)
+
+
+_DEEDS = {
+    "run": _Deed(
+        lambda ids: services.run_many_now(ids).done,
+        lambda count: ngettext("%(count)s timer is called now.", "%(count)s timers are called now.", count),
+        lambda count: ngettext(
+            "%(count)s is not: it has ended, or too many of its extra calls are open.",
+            "%(count)s are not: they have ended, or too many of their extra calls are open.",
+            count,
+        ),
+    ),
+    "pause": _Deed(
+        lambda ids: _switch(ids, enabled=False),
+        lambda count: ngettext("%(count)s timer is paused.", "%(count)s timers are paused.", count),
+        _ended,
+    ),
+    "resume": _Deed(
+        lambda ids: _switch(ids, enabled=True),
+        lambda count: ngettext("%(count)s timer goes on.", "%(count)s timers go on.", count),
+        _ended,
+    ),
+    "replay": _Deed(
+        services.replay_many_now,
+        lambda count: ngettext("%(count)s timer is sent again.", "%(count)s timers are sent again.", count),
+        lambda count: ngettext(
+            "%(count)s neither failed nor was missed.", "%(count)s neither failed nor were missed.", count
+        ),
+    ),
+    "cancel": _Deed(
+        services.cancel_many_now,
+        lambda count: ngettext("%(count)s timer is cancelled.", "%(count)s timers are cancelled.", count),
+        lambda count: ngettext("%(count)s had ended already.", "%(count)s had ended already.", count),
+    ),
+}
+
+
+@page
+@require_POST
+def act(request: HttpRequest) -> HttpResponse:
+    """Do to the ticked timers what a button asks, say to how many it was done, and go back to the list."""
+    deed = _DEEDS.get(request.POST.get("action", ""))
+    if deed is None:
+        raise Http404
+    named = list(dict.fromkeys(request.POST.getlist("id")))
+    if not named:
+        messages.error(request, _("Tick the timers first that it is to be done to."))
+    elif len(named) > TICKED_MOST:
+        messages.error(request, _("At most %(most)s timers at once; nothing was done.") % {"most": TICKED_MOST})
+    else:
+        _do(request, deed, named)
+    return redirect(_place(request))
+
+
+def _do(request: HttpRequest, deed: _Deed, named: Sequence[str]) -> None:
+    """Do it to those of the named timers that may be changed, and say to how many it was done and to how many not."""
+    ids = _own(request, named)
+    done = deed.do(ids) if ids else 0
+    counts = ((done, deed.done, messages.success), (len(ids) - done, deed.left, messages.warning))
+    for count, text, say in counts:
+        if count:
+            say(request, text(count) % {"count": count})
+    if others := len(named) - len(ids):
+        text_of_others = ngettext("%(count)s is not yours to change.", "%(count)s are not yours to change.", others)
+        messages.error(request, text_of_others % {"count": others})
+
+
+def _own(request: HttpRequest, named: Sequence[str]) -> list[uuid.UUID]:
+    """Return those of the named timers that may be changed, in the order of the list."""
+    ids = []
+    for text in named:
+        try:
+            ids.append(uuid.UUID(text))
+        except ValueError:
+            continue
+    own = set(Timer.objects.filter(pk__in=ids, **changer_of(request).visible()).values_list("pk", flat=True))
+    return [pk for pk in dict.fromkeys(ids) if pk in own]
+
+
+def _place(request: HttpRequest) -> str:
+    """Return the address of the list that the form came from."""
+    here, listed = request.POST.get("here", ""), reverse("dashboard:timers")
+    is_ours = url_has_allowed_host_and_scheme(here, allowed_hosts=None) and here.partition("?")[0] == listed
+    return here if is_ours else listed
