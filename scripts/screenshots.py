@@ -162,11 +162,18 @@ def pages(first: dict[str, str]) -> dict[str, str]:
         "timers": "/timers",
         "timer": f"/timers/{first['Heartbeat']}",
         "timer-once": f"/timers/{first['Sale ends 1']}",
+        "delivery": f"/timers/{first['Lead sync 0']}/deliveries/1",
         "new": "/timers/new",
+        "edit": f"/timers/{first['Nightly report']}/edit",
         "dead": "/dead",
         "operations": "/operations",
         "hosts": "/hosts",
-        "punctuality": "/punctuality?window=week",
+        "host": "/hosts/shop.example.com",
+        "upcoming": "/upcoming",
+        "import": "/import",
+        "settings": "/settings",
+        "status": "/status",
+        "punctuality": "/punctuality?window=7d",
         "system": "/system",
         "login": "/login",
         "demo-receiver": "/demo/receiver",
@@ -225,7 +232,11 @@ def main() -> int:
     directory = parser.parse_args().directory
     directory.mkdir(parents=True, exist_ok=True)
     with receivers() as proxy:
-        os.environ |= {"DJANGO_SETTINGS_MODULE": "config.settings.local", "WEBTASK_EGRESS_PROXY": proxy}
+        os.environ |= {
+            "DJANGO_SETTINGS_MODULE": "config.settings.local",
+            "WEBTASK_EGRESS_PROXY": proxy,
+            "WEBTASK_STATUS": "public",
+        }
         import django
 
         django.setup()

@@ -69,7 +69,7 @@ GROUPS = {
         "One URL, called at a promised time: create it, look at it, change it.",
         (
             *("timer_create", "timer_retrieve", "timer_list", "timer_partial_update", "timer_pause", "timer_resume"),
-            *("timer_run", "timer_destroy"),
+            *("timer_run", "timer_try_now", "timer_destroy"),
         ),
     ),
     "Schedules": ("When a cron or an interval fires, before anything is stored.", ("timer_preview",)),
@@ -79,7 +79,7 @@ GROUPS = {
     ),
     "History": (
         "What was called, what came of it, and sending it again.",
-        ("timer_deliveries_list", "timer_attempts_list", "timer_replay"),
+        ("timer_deliveries_list", "timer_attempts_list", "timer_replay", "timer_dismiss"),
     ),
     "Secrets": (
         "What calls are signed with, so that a receiver knows them.",
