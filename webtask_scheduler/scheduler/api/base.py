@@ -109,7 +109,7 @@ class TimerAPIView(APIView):
     body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
     def get_authenticators(self) -> list[BaseAuthentication]:
-        return authenticators()
+        return authenticators(getattr(self, "request", None))
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         refuse_foreign(request)
@@ -182,9 +182,10 @@ def depth_of(request: Request) -> int:
     As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and a receiver that calls this service in
     return is expected to pass it on. A timer that was made so has a depth, which its calls carry too.
     """
-    if not request.headers.keys() & {"Webtask-Timer-Id", "Webtask-Depth"}:
+    meta = request.META
+    if "HTTP_WEBTASK_TIMER_ID" not in meta and "HTTP_WEBTASK_DEPTH" not in meta:
         return 0
-    depth = request.headers.get("Webtask-Depth", "0")
+    depth = meta.get("HTTP_WEBTASK_DEPTH", "0")
     return 1 + int(depth) if re.fullmatch(r"[0-9]{1,4}", depth) else 1 + DEPTH_MOST
 
 
@@ -209,7 +210,7 @@ def refuse_idempotency_key(request: Request) -> None:
 
 def do_once(request: Request, make: Callable[[], Response]) -> Response:
     """Do what a creating request asks, or repeat the answer if its Idempotency-Key was used for the same request."""
-    key = request.headers.get("Idempotency-Key")
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return make()
     if not _KEY_PATTERN.fullmatch(key):
