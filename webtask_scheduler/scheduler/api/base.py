@@ -111,15 +111,21 @@ class TimerAPIView(APIView):
     def get_authenticators(self) -> list[BaseAuthentication]:
         return authenticators(getattr(self, "request", None))
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's
         refuse_foreign(request)
-        if not is_open():
-            # Before the body, so that a stranger's is not read.
+        # Django REST framework's own steps but for versions and throttles, which are not used here.
+        self.format_kwarg = None
+        request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
+        # Where a key is needed, before the body, so that a stranger's is not read.
+        is_first = not is_open()
+        if is_first:
             self.perform_authentication(request)
             self.check_permissions(request)
         if request.method in ("POST", "PATCH"):
             _check_body(request, limit=self.body_limit_bytes)
-        super().initial(request, *args, **kwargs)
+        if not is_first:
+            self.perform_authentication(request)
+            self.check_permissions(request)
         request.caller = caller = _caller(request)  # type: ignore[attr-defined]  # kept for `caller_of`
         actor.by_key(caller.key_id)
         self._take_turn(request, caller)
