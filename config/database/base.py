@@ -110,6 +110,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
     """
 
     _parameters: dict[str, str]
+    # What `prepared.Prepared` has prepared on the present connection.
+    prepared: set[Any]
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return parameters by which the server ends a statement before this process gives up on the server."""
@@ -152,6 +154,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Connect, and log that the database is away or back."""
         global _away  # noqa: PLW0603 - known to all threads of the process
+        self.prepared = set()
         try:
             connection = self._connect(conn_params)
         except psycopg2.OperationalError as error:

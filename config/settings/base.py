@@ -451,6 +451,8 @@ def _without_traceback(record: LogRecord) -> bool:
     its traceback, unless the database was lost, which is no fault of the task. Requests that fail because the database
     is away are not logged one by one.
     """
+    if record.exc_info is None and record.name != "django.request":
+        return True
     # Late: these need settings.
     from django.db import InterfaceError, OperationalError
 

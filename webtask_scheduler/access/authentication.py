@@ -43,13 +43,15 @@ class KeyAuthentication(BaseAuthentication):
         return 'Bearer realm="webtask_scheduler"'
 
 
-def authenticators() -> list[BaseAuthentication]:
-    """Return how the API learns who calls.
+def authenticators(request: Any = None) -> list[BaseAuthentication]:
+    """Return how the API learns who calls, of a request of Django's what it may have.
 
     The admin's cookie counts only where no key is asked for. Elsewhere it would open the API to whoever has passed the
     first of several steps of the login, and to other pages in the same browser.
     """
-    return [KeyAuthentication(), SessionAuthentication()] if is_open() else [KeyAuthentication()]
+    # Most programs send no cookie: there is no session to look for.
+    may_log_in = is_open() and (request is None or settings.SESSION_COOKIE_NAME in request.COOKIES)
+    return [KeyAuthentication(), SessionAuthentication()] if may_log_in else [KeyAuthentication()]
 
 
 def scopes_of(request: Request) -> frozenset[str]:
@@ -102,12 +104,12 @@ def refuse_foreign(request: Request) -> None:
     """
     if request.method in SAFE_METHODS or not is_open():
         return
-    origin = request.headers.get("Origin")
+    origin = request.META.get("HTTP_ORIGIN")
     try:
         foreign = origin is not None and _origin(origin) != _origin(f"{request.scheme}://{request.get_host()}")
     except (ValueError, DisallowedHost):
         foreign = True
-    if foreign or request.headers.get("Sec-Fetch-Site") == "cross-site":
+    if foreign or request.META.get("HTTP_SEC_FETCH_SITE") == "cross-site":
         raise exceptions.PermissionDenied(
             _(
                 "A web page of another origin sent this request, and nothing was done. Here the API is open to programs"

@@ -19,6 +19,7 @@ from django.db.models.functions import Now
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
 
+from config.database.prepared import Prepared
 from webtask_scheduler.access import audit
 from webtask_scheduler.access.models import NAME_MAX_LENGTH, ApiKey, Scope
 
@@ -99,13 +100,17 @@ class Holder:
 
 
 # No copy of a row is kept between requests, so a revocation takes effect at once in all processes.
-_FIND = """
+_FIND = Prepared(
+    "webtask_find_key",
+    """
 SELECT key.id, key.digest, key.owner_id, owner.is_superuser, key.scopes, owner.email,
        key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted
   FROM access_apikey key JOIN users_user owner ON owner.id = key.owner_id
- WHERE key.digest = %s AND key.revoked_at IS NULL AND owner.is_active
+ WHERE key.digest = %(digest)s AND key.revoked_at IS NULL AND owner.is_active
    AND (key.expires_at IS NULL OR key.expires_at > statement_timestamp())
-"""
+""",
+    digest="bytea",
+)
 
 
 def find(text: str) -> Holder | None:
@@ -114,7 +119,7 @@ def find(text: str) -> Holder | None:
         return None
     digest = _digest(text)
     with connection.cursor() as cursor:
-        cursor.execute(_FIND, [digest])
+        _FIND.run(cursor, {"digest": digest})
         row = cursor.fetchone()
     # The index compares bytes until the first that differs. A guess learns nothing from that, because it cannot choose
     # its digest; the comparison in constant time leaves no need to argue so.

@@ -12,6 +12,7 @@ end with its rate limiter. It is said once in the log, with how many there were,
 """
 
 import functools
+import hashlib
 import logging
 import math
 import threading
@@ -178,13 +179,18 @@ class Taken(NamedTuple):
     full_seconds: float
 
 
+@functools.cache
+def _sha(script: str) -> str:
+    # Redis names a script so.
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()
+
+
 class _Store:
     """Runs scripts in Redis, and leaves Redis alone for a while after it failed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
-        self._scripts: dict[str, Any] = {}
         # While Redis is away: when it is asked next, and how many were let through without it.
         self._ask_at: float | None = None
         self._let_through = 0
@@ -194,7 +200,7 @@ class _Store:
         if self._ask_at is not None and not self._may_ask():
             return None
         try:
-            answer = self._script(script)(keys=[_PREFIX + key], args=list(arguments))
+            answer = self._evaluate(script, _PREFIX + key, arguments)
         except redis.RedisError as error:
             self._failed(error)
             return None
@@ -202,14 +208,27 @@ class _Store:
             self._answered()
         return answer
 
-    def _script(self, text: str) -> Any:
-        script = self._scripts.get(text)
-        if script is None:
+    def _evaluate(self, script: str, key: str, arguments: Sequence[Any]) -> Any:
+        """Return what a script returns, on a connection of the client's own pool. Raises RedisError.
+
+        The client itself would send the same, by three times as many calls of functions: it is asked for each request.
+        """
+        if self._client is None:
             with self._lock:
                 if self._client is None:
                     self._client = redis_client(timeout_seconds=TIMEOUT_SECONDS, retries=False)
-                script = self._scripts[text] = self._client.register_script(text)
-        return script
+        pool = self._client.connection_pool
+        connection: Any = pool.get_connection()
+        try:
+            connection.send_command("EVALSHA", _sha(script), 1, key, *arguments)
+            try:
+                return connection.read_response()
+            except redis.exceptions.NoScriptError:
+                # The first time, and after a restart.
+                connection.send_command("EVAL", script, 1, key, *arguments)
+                return connection.read_response()
+        finally:
+            pool.release(connection)
 
     def _may_ask(self) -> bool:
         """Return whether this thread is to find out if Redis is back; if not, it is let through and counted."""

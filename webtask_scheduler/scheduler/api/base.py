@@ -110,17 +110,23 @@ class TimerAPIView(APIView):
     body_limit_bytes = settings.DATA_UPLOAD_MAX_MEMORY_SIZE
 
     def get_authenticators(self) -> list[BaseAuthentication]:
-        return authenticators()
+        return authenticators(getattr(self, "request", None))
 
-    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:  # noqa: ARG002 - the framework's
         refuse_foreign(request)
-        if not is_open():
-            # Before the body, so that a stranger's is not read.
+        # Django REST framework's own steps but for versions and throttles, which are not used here.
+        self.format_kwarg = None
+        request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
+        # Where a key is needed, before the body, so that a stranger's is not read.
+        is_first = not is_open()
+        if is_first:
             self.perform_authentication(request)
             self.check_permissions(request)
         if request.method in ("POST", "PATCH"):
             _check_body(request, limit=self.body_limit_bytes)
-        super().initial(request, *args, **kwargs)
+        if not is_first:
+            self.perform_authentication(request)
+            self.check_permissions(request)
         request.caller = caller = _caller(request)  # type: ignore[attr-defined]  # kept for `caller_of`
         actor.by_key(caller.key_id)
         self._take_turn(request, caller)
@@ -183,9 +189,10 @@ def depth_of(request: Request) -> int:
     As CDN-Loop (RFC 8586): each call carries a header that no timer may set, and a receiver that calls this service in
     return is expected to pass it on. A timer that was made so has a depth, which its calls carry too.
     """
-    if not request.headers.keys() & {"Webtask-Timer-Id", "Webtask-Depth"}:
+    meta = request.META
+    if "HTTP_WEBTASK_TIMER_ID" not in meta and "HTTP_WEBTASK_DEPTH" not in meta:
         return 0
-    depth = request.headers.get("Webtask-Depth", "0")
+    depth = meta.get("HTTP_WEBTASK_DEPTH", "0")
     return 1 + int(depth) if re.fullmatch(r"[0-9]{1,4}", depth) else 1 + DEPTH_MOST
 
 
@@ -210,7 +217,7 @@ def refuse_idempotency_key(request: Request) -> None:
 
 def do_once(request: Request, make: Callable[[], Response]) -> Response:
     """Do what a creating request asks, or repeat the answer if its Idempotency-Key was used for the same request."""
-    key = request.headers.get("Idempotency-Key")
+    key = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
         return make()
     if not _KEY_PATTERN.fullmatch(key):

@@ -47,9 +47,13 @@ from webtask_scheduler.scheduler.api.schedules import (
     schedule_given,
 )
 from webtask_scheduler.scheduler.models import (
+    HOST_MAX_LENGTH,
     NAME_MAX_LENGTH,
+    URL_MAX_LENGTH,
     Timer,
+    host_of,
 )
+from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import METHODS, WITHOUT_BODY, Options
 from webtask_scheduler.telemetry.origin import STORED
@@ -329,9 +333,14 @@ def read_timer(data: Any) -> services.NewTimer:
     """Return a timer that is given as JSON. Raises ValidationError.
 
     Each thread keeps one serializer: making one for each timer costs more than reading it. It keeps one for each
-    language, because a field's message stays in the language in which it was first needed.
+    language, because a field's message stays in the language in which it was first needed. A plain timer needs none as
+    long as nothing is wrong with it.
     """
     plain = isinstance(data, dict) and data.keys() <= PLAIN
+    if plain:
+        found = _plain_timer(data)
+        if found is not None:
+            return found
     kind = PlainTimerSerializer if plain else NewTimerSerializer
     key = (kind, get_language())
     reader = _kept.readers.get(key)
@@ -339,6 +348,29 @@ def read_timer(data: Any) -> services.NewTimer:
         reader = _kept.readers[key] = kind()
     timer: services.NewTimer = reader.run_validation(data)
     return timer
+
+
+def _plain_timer(data: Mapping[str, Any]) -> services.NewTimer | None:
+    """Return a timer that PlainTimerSerializer reads the same, in a tenth of the time; None leaves it to that one."""
+    web_url = data.get("web_url")
+    # A user in a URL may be a mask.
+    if type(web_url) is not str or "@" in web_url or len(data) == 1:
+        return None
+    delay = 0
+    for unit, seconds in UNITS.items():
+        given = data.get(unit, 0)
+        if type(given) is not int or given < 0:
+            return None
+        delay += given * seconds
+    if delay > settings.WEBTASK_HORIZON_SECONDS:
+        return None
+    try:
+        checks.check_url(web_url, max_length=URL_MAX_LENGTH, egress=settings.WEBTASK_EGRESS)
+    except ValueError:
+        return None
+    if len(host_of(web_url)) > HOST_MAX_LENGTH:
+        return None
+    return services.NewTimer(web_url=web_url, delay_seconds=float(delay))
 
 
 def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, bool]:

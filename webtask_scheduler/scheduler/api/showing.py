@@ -38,6 +38,7 @@ GIVEN = frozenset((*options.NAMES, "depth"))
 # What the rest of a timer and one of its attempts may take in an answer, in bytes.
 TIMER_BYTES = 1024
 ATTEMPT_BYTES = 512
+_SECOND = timedelta(seconds=1)
 
 
 class AttemptSerializer(serializers.ModelSerializer[Attempt]):
@@ -107,30 +108,38 @@ class TimerSerializer(serializers.Serializer[Any]):
         return super().get_fields() | {name: given[name] for name in names} | durations
 
 
-def stored_body(stored: services.Scheduled, timer: services.NewTimer) -> dict[str, Any]:
-    """Return a timer that was just stored, in TimerSerializer's form. It is fast, because creating answers with it."""
-    due_at = instant_text(stored.due_at)
-    left = math.ceil((stored.due_at - stored.created_at) / timedelta(seconds=1))
-    body = {
-        "task_id": str(stored.timer_id),
-        "status": SCHEDULED,
-        "web_url": sealing.shown_url(timer.web_url),
-        "created_at": instant_text(stored.created_at),
-        "due_at": due_at,
-        "time_left_in_seconds": max(0, left),
-        "next_attempt_at": due_at,
-        "finished_at": None,
-        "reason": reasons.not_started(timer.web_url, is_due=left <= 0),
-        "attempts": [],
-    }
-    if timer.name:
-        body["name"] = timer.name
-    if timer.recurrence is not None:
-        shown = Timer(max_occurrences=timer.max_occurrences)
-        for name in ("cron", "timezone", "every_seconds", "starts_at", "ends_at"):
-            setattr(shown, name, getattr(timer.recurrence, name))
-        body |= {"occurrence": 1} | schedule_given(shown)
-    return body | sealing.shown(timer.options) if timer.options else body
+def stored_bodies(stored: Sequence[services.Scheduled], timers: Sequence[services.NewTimer]) -> list[dict[str, Any]]:
+    """Return timers that were just stored, in TimerSerializer's form. It is fast, because creating answers with it."""
+    not_yet = _(reasons.NOT_YET)
+    # Those of one statement have it in common.
+    created, created_at = None, ""
+    bodies: list[dict[str, Any]] = []
+    for one, timer in zip(stored, timers, strict=True):
+        if one.created_at is not created:
+            created, created_at = one.created_at, instant_text(one.created_at)
+        due_at = instant_text(one.due_at)
+        left = math.ceil((one.due_at - one.created_at) / _SECOND)
+        body = {
+            "task_id": str(one.timer_id),
+            "status": SCHEDULED,
+            "web_url": sealing.shown_url(timer.web_url),
+            "created_at": created_at,
+            "due_at": due_at,
+            "time_left_in_seconds": max(0, left),
+            "next_attempt_at": due_at,
+            "finished_at": None,
+            "reason": not_yet if left > 0 else reasons.not_started(timer.web_url, is_due=True),
+            "attempts": [],
+        }
+        if timer.name:
+            body["name"] = timer.name
+        if timer.recurrence is not None:
+            shown = Timer(max_occurrences=timer.max_occurrences)
+            for name in ("cron", "timezone", "every_seconds", "starts_at", "ends_at"):
+                setattr(shown, name, getattr(timer.recurrence, name))
+            body |= {"occurrence": 1} | schedule_given(shown)
+        bodies.append(body | sealing.shown(timer.options) if timer.options else body)
+    return bodies
 
 
 def timer_body(

@@ -70,7 +70,7 @@ from webtask_scheduler.scheduler.api.showing import (
     fitting,
     searched_body,
     show_timers,
-    stored_body,
+    stored_bodies,
 )
 from webtask_scheduler.scheduler.models import (
     Timer,
@@ -429,7 +429,7 @@ def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, 
     with answering_conflicts():
         quotas.reserve(timers, owner_id=owner_id)
         stored = services.schedule(timers)
-    return [stored_body(one, timer) for one, timer in zip(stored, timers, strict=True)]
+    return stored_bodies(stored, timers)
 
 
 def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIException | None]:

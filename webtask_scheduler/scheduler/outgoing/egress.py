@@ -255,6 +255,10 @@ def _read_host(text: str, what: str) -> str:
     return wildcard + found
 
 
+# Targets that are known to have passed.
+_PASSED_MOST = 4096
+
+
 class Egress:
     """What may be called. For any number of threads.
 
@@ -267,12 +271,24 @@ class Egress:
         self._deny = read_entries(deny)
         self._nat64 = nat64
         self._machine = machine or Machine()
+        # Targets that passed, by what was known of this machine then: many timers share a host.
+        self._passed: tuple[object, set[tuple[str, int]]] = (None, set())
 
     def check_target(self, host: str, port: int) -> None:
         """Check what is known without looking a name up: denied hosts, ports, and an address in any spelling.
 
         `host` is as it is looked up, without brackets. Raises RefusedError, and OSError for a lack of this machine.
         """
+        known = self._machine.networks()
+        of, passed = self._passed
+        if of is not known or len(passed) >= _PASSED_MOST:
+            passed = set()
+            self._passed = known, passed
+        if (host, port) not in passed:
+            self._check_target(host, port)
+            passed.add((host, port))
+
+    def _check_target(self, host: str, port: int) -> None:
         host = host.lower().rstrip(".")
         address = _address(host)
         if address is not None:

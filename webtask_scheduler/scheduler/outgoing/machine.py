@@ -73,10 +73,14 @@ class Machine:
 
     def find(self, version: int, number: int) -> str:
         """Return THIS_MACHINE, ON_LINK, or an empty text for an address. Raises OSError for a lack of descriptors."""
+        return self.networks().find(version, number) or ""
+
+    def networks(self) -> Networks[str]:
+        """Return what is known now, the same object until it is read anew. Raises as `find`."""
         known = self._known
         if known is None or time.monotonic() >= self._next:
             known = self._refresh()
-        return known.find(version, number) or ""
+        return known
 
     def _refresh(self) -> Networks[str]:
         # Only the first call of a process waits; later ones go on with what is known while one of them reads.

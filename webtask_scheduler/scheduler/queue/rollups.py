@@ -402,7 +402,8 @@ class _Flusher:
         self._thread: threading.Thread | None = None
 
     def wake(self) -> None:
-        self._wanted.set()
+        if not self._wanted.is_set():
+            self._wanted.set()
         if self._thread is None or not self._thread.is_alive():
             self._thread = threading.Thread(target=self._run, name="counts", daemon=True)
             self._thread.start()

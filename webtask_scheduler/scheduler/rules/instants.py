@@ -24,4 +24,4 @@ def read_instant(text: str) -> datetime:
 
 
 def instant_text(instant: datetime) -> str:
-    return instant.astimezone(UTC).isoformat().removesuffix("+00:00") + "Z"
+    return instant.astimezone(UTC).isoformat()[:-6] + "Z"

@@ -2,16 +2,18 @@
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
+import uuid_utils
 from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.utils.translation import gettext_lazy as _
 
+from config.database.prepared import Prepared
 from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler.mirror import celery_shape
 from webtask_scheduler.scheduler.models import (
@@ -65,7 +67,7 @@ class Scheduled:
     created_at: datetime
 
 
-def _insert(*, full: bool) -> str:
+def _insert(name: str, *, full: bool) -> Prepared:
     """Return the statement that creates timers; no other code creates them.
 
     It makes four rows for each of any number of timers. Ids of the stock tables are drawn first, to connect the rows of
@@ -101,15 +103,15 @@ label AS (
     values = """coalesce(more->>'name', ''), coalesce(more->>'cron', ''), coalesce(more->>'timezone', ''),
          more->'options', (more->>'every_seconds')::float8, (more->>'starts_at')::timestamptz,
          (more->>'ends_at')::timestamptz, (more->>'max_occurrences')::int, (more->>'max_lateness_seconds')::float8"""
-    return f"""
+    statement = f"""
 WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
 item AS MATERIALIZED (
   SELECT i.*, clock.now, coalesce(i.due_at, clock.now + make_interval(secs => i.delay_seconds)) AS due,
          {rows if full else only_clocked}
          nextval(pg_get_serial_sequence('django_celery_beat_periodictask', 'id')) AS task_id
     FROM clock,
-         unnest(%s::uuid[], %s::uuid[], %s::text[], %s::text[], %s::float8[], %s::timestamptz[], %s::bigint[],
-         %s::json[])
+         unnest(%(timer_ids)s::uuid[], %(delivery_ids)s::uuid[], %(web_urls)s::text[], %(hosts)s::text[],
+         %(delays)s::float8[], %(due_ats)s::timestamptz[], %(owner_ids)s::bigint[], %(more)s::json[])
       WITH ORDINALITY AS i (timer_id, delivery_id, web_url, host, delay_seconds, due_at, owner_id, {more}, position)
 ),
 clocked AS (
@@ -129,7 +131,7 @@ timer AS (
   INSERT INTO scheduler_timer
     (id, periodic_task_id, owner_id, web_url, host, created_at, made_by, name, cron, timezone,
      options{columns if full else ""})
-  SELECT timer_id, task_id, owner_id, web_url, host, now, %s::json, {values if full else "'', '', '', options"}
+  SELECT timer_id, task_id, owner_id, web_url, host, now, %(made_by)s::json, {values if full else "'', '', '', options"}
     FROM item
   RETURNING id AS timer_id, flow
 ),
@@ -138,11 +140,24 @@ delivery AS (
     (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
   SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
 )
-SELECT timer_id, due, now FROM item ORDER BY position
+SELECT due, now FROM item ORDER BY position
 """  # noqa: S608 - only constants are put in
+    return Prepared(
+        name,
+        statement,
+        timer_ids="uuid[]",
+        delivery_ids="uuid[]",
+        web_urls="text[]",
+        hosts="text[]",
+        delays="float8[]",
+        due_ats="timestamptz[]",
+        owner_ids="bigint[]",
+        more="json[]",
+        made_by="json",
+    )
 
 
-_INSERT_PLAIN, _INSERT = _insert(full=False), _insert(full=True)
+_INSERT_PLAIN, _INSERT = _insert("webtask_create_plain", full=False), _insert("webtask_create", full=True)
 
 
 def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
@@ -151,30 +166,53 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     Inside `transaction.atomic()`, they exist if and only if the caller's transaction commits. A due time in the past
     is due at once. Raises NothingPromisedError.
     """
-    due_ats = [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers]
     origin = to_store()
+    timer_ids = [new_id() for _ in timers]
     stored_forms = [sealed(timer.web_url, timer.options) for timer in timers]
-    more = [_more(timer, {**options, **origin}) for timer, (_, options) in zip(timers, stored_forms, strict=True)]
-    arguments: list[Any] = [
-        [new_id() for _ in timers],
-        [new_id() for _ in timers],
-        [web_url for web_url, _ in stored_forms],
-        [host_of(web_url) for web_url, _ in stored_forms],
-        [timer.delay_seconds for timer in timers],
-        due_ats,
-        [timer.owner_id for timer in timers],
+    more = [
+        _more(timer, {**options, **origin} if options else origin)
+        for timer, (_, options) in zip(timers, stored_forms, strict=True)
     ]
     plain = all(one.keys() <= {"options"} for one in more)
-    columns = [one.get("options") for one in more] if plain else more
+    made_by = actor.current().to_store()
+    hosts = [host_of(web_url) for web_url, _ in stored_forms]
+    values = {
+        "timer_ids": _array(timer_ids),
+        "delivery_ids": _array(uuid_utils.uuid7() for _ in timers),
+        "web_urls": [web_url for web_url, _ in stored_forms],
+        "hosts": hosts,
+        "delays": [timer.delay_seconds for timer in timers],
+        "due_ats": [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers],
+        "owner_ids": [timer.owner_id for timer in timers],
+        "more": _texts([one.get("options") for one in more] if plain else more),
+        "made_by": json.dumps(made_by) if made_by else None,
+    }
     with connection.cursor() as cursor:
-        made_by = actor.current().to_store()
-        arguments += [[json.dumps(one) if one else None for one in columns], json.dumps(made_by) if made_by else None]
-        cursor.execute(_INSERT_PLAIN if plain else _INSERT, arguments)
+        (_INSERT_PLAIN if plain else _INSERT).run(cursor, values)
         rows = cursor.fetchall()
-    stored = [Scheduled(timer_id=row[0], due_at=row[1], created_at=row[2]) for row in rows]
+    stored = [
+        Scheduled(timer_id=timer_id, due_at=due_at, created_at=now)
+        for timer_id, (due_at, now) in zip(timer_ids, rows, strict=True)
+    ]
     # What is rolled back was not created. At once where there is no transaction of the caller's.
-    transaction.on_commit(partial(_report, stored, arguments[3]))
+    transaction.on_commit(partial(_report, stored, hosts))
     return stored
+
+
+def _array(values: Iterable[Any]) -> str:
+    """Return values whose texts need no quotes as an array of PostgreSQL: psycopg2 adapts an id in 4 microseconds."""
+    return f"{{{','.join(map(str, values))}}}"
+
+
+def _texts(values: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
+    """Return each value as JSON. All plain timers of a request have the same one."""
+    found: list[str | None] = []
+    before, text = None, None
+    for value in values:
+        if value is not before:
+            before, text = value, json.dumps(value) if value else None
+        found.append(text)
+    return found
 
 
 def _report(stored: Sequence[Scheduled], hosts: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from django.db import connection
 
+from config.database.prepared import Prepared
 from webtask_scheduler import vault
 
 # How long a creating request may be repeated under its key.
@@ -40,15 +41,29 @@ class Answer:
 
 # The lock shows at once that another request is in flight. The unique constraint decides, because the lock may be taken
 # after the statement's snapshot.
-_RECALL = """
+_RECALL = Prepared(
+    "webtask_recall",
+    """
 SELECT pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0)), found.*
   FROM (VALUES (1)) one (row) LEFT JOIN LATERAL (
-    SELECT fingerprint, status_code, headers::text, body FROM scheduler_idempotencykey
-     WHERE key = %(key)s AND owner_id IS NOT DISTINCT FROM %(owner)s::bigint
-       AND created_at > clock_timestamp() - make_interval(hours => %(hours)s)
+    SELECT fingerprint, status_code, headers::text, body
+      FROM (
+        -- Two, because an index does not serve IS NOT DISTINCT FROM.
+        SELECT * FROM scheduler_idempotencykey WHERE owner_id = %(owner)s::bigint AND key = %(key)s
+         UNION ALL
+        SELECT * FROM scheduler_idempotencykey WHERE owner_id IS NULL AND %(owner)s::bigint IS NULL AND key = %(key)s
+      ) known
+     WHERE created_at > clock_timestamp() - make_interval(hours => %(hours)s)
   ) found ON true
-"""
-_REMEMBER = """
+""",
+    lock="text",
+    key="text",
+    owner="bigint",
+    hours="int",
+)
+_REMEMBER = Prepared(
+    "webtask_remember",
+    """
 INSERT INTO scheduler_idempotencykey AS known (owner_id, key, fingerprint, status_code, headers, body, created_at)
 VALUES (%(owner)s, %(key)s, %(fingerprint)s, %(status)s, %(headers)s, %(body)s, clock_timestamp())
 ON CONFLICT (owner_id, key) DO UPDATE
@@ -56,7 +71,15 @@ ON CONFLICT (owner_id, key) DO UPDATE
        body = excluded.body, created_at = excluded.created_at
  WHERE known.created_at <= clock_timestamp() - make_interval(hours => %(hours)s)
 RETURNING true
-"""
+""",
+    owner="bigint",
+    key="text",
+    fingerprint="bytea",
+    status="smallint",
+    headers="jsonb",
+    body="text",
+    hours="int",
+)
 
 
 def recall(key: str, *, owner_id: int | None, request: bytes) -> Answer | None:
@@ -68,7 +91,7 @@ def recall(key: str, *, owner_id: int | None, request: bytes) -> Answer | None:
     known_as = [hashlib.sha256(request).digest(), *vault.fingerprints(request)]
     with connection.cursor() as cursor:
         lock = f"idempotency key {owner_id} {key}"
-        cursor.execute(_RECALL, {"lock": lock, "key": key, "owner": owner_id, "hours": KEY_HOURS})
+        _RECALL.run(cursor, {"lock": lock, "key": key, "owner": owner_id, "hours": KEY_HOURS})
         free, known, status_code, headers, body = cursor.fetchone()
     if known is not None:
         if bytes(known) not in known_as:
@@ -83,8 +106,8 @@ def remember(key: str, answer: Answer, *, owner_id: int | None, request: bytes) 
     """Store the answer to a request under its key, in the request's own transaction. Raises KeyTakenError."""
     fingerprint, *_ = vault.fingerprints(request)
     with connection.cursor() as cursor:
-        cursor.execute(
-            _REMEMBER,
+        _REMEMBER.run(
+            cursor,
             {
                 "owner": owner_id,
                 "key": key,

@@ -34,7 +34,7 @@ from webtask_scheduler.scheduler.api.filtering import FilterSerializer, ListSeri
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue
 from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerializer, read_timer
-from webtask_scheduler.scheduler.api.showing import show_timers, stored_body
+from webtask_scheduler.scheduler.api.showing import show_timers, stored_bodies
 from webtask_scheduler.scheduler.models import BulkOperation, State, Timer
 from webtask_scheduler.scheduler.queue.rollups import tally
 from webtask_scheduler.scheduler.rules import crontab, recurrence
@@ -136,7 +136,7 @@ class Command(terminal.Command):
     def _create(self, options: dict[str, Any]) -> None:
         timer = dataclasses.replace(_checked(read_timer, _fields(options)), owner_id=_owner_id(options["owner"]))
         (stored,) = _stored([timer])
-        body = stored_body(stored, timer)
+        (body,) = stored_bodies([stored], [timer])
         if options["as_json"]:
             self._print_json(body)
         else:

@@ -10,6 +10,7 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 
+from config.database.prepared import Prepared
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, SigningSecret, Timer
 from webtask_scheduler.scheduler.services import idempotency
@@ -317,7 +318,14 @@ def test_unique_constraint_decides_where_a_look_came_too_early(client, monkeypat
     monkeypatch.setattr(
         idempotency,
         "_RECALL",
-        idempotency._RECALL.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true"),
+        Prepared(
+            "look_without_lock",
+            idempotency._RECALL.sql.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true"),
+            lock="text",
+            key="text",
+            owner="bigint",
+            hours="int",
+        ),
     )
     monkeypatch.setattr(idempotency, "recall", early)
     second = keyed(client)

