@@ -25,12 +25,13 @@ from webtask_scheduler.telemetry.events import event
 # a second.
 FLOW_MOST = 1000
 FLOWS_MOST = 500
-LETTERS_MOST = 5000
+LETTERS_MOST = 4000
 # Rows of one transaction: it holds their locks for a few hundred milliseconds.
 BATCH_ROWS = 500
 
 _DEAD = "state IN ('failed', 'missed') AND dismissed_at IS NULL"
-# One probe for each flow, one for each delivery's timer, and one for its last attempt.
+# One probe for each flow, one for each delivery's timer, and one for its last attempt. With OFFSET 0 no plan can read
+# the whole table of timers instead.
 _LETTERS = f"""
 WITH RECURSIVE step AS (
   SELECT begin.last, first.flow, 1 AS number
@@ -49,7 +50,7 @@ SELECT lost.flow, lost.id AS delivery_id, lost.timer_id, timer.host, lost.state,
   FROM (SELECT flow FROM step LIMIT %(flows)s) each
  CROSS JOIN LATERAL (SELECT id, timer_id, flow, state, finished_at, attempts FROM scheduler_delivery
                       WHERE {_DEAD} AND flow = each.flow ORDER BY finished_at DESC LIMIT %(flow)s) lost
-  JOIN scheduler_timer timer ON timer.id = lost.timer_id
+  JOIN LATERAL (SELECT host, name, owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer ON true
   LEFT JOIN LATERAL (SELECT error, status_code, message FROM scheduler_attempt WHERE delivery_id = lost.id
                       ORDER BY number DESC LIMIT 1) last ON true
  WHERE %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
