@@ -209,11 +209,15 @@ def _picture(context: Any, url: str, file: Path) -> None:
     page = context.new_page()
     page.goto(url)
     page.wait_for_load_state("networkidle")
-    # Chromium writes WebP, which is a third of a PNG; Playwright only knows how to ask for the others.
-    asked = {"format": "webp", "quality": QUALITY, "captureBeyondViewport": False}
-    taken = context.new_cdp_session(page).send("Page.captureScreenshot", asked)
-    file.write_bytes(base64.b64decode(taken["data"]))
+    picture(page, file)
     page.close()
+
+
+def picture(page: Any, file: Path) -> None:
+    """Write what a page shows as WebP, which is a third of a PNG, and which Playwright does not know how to ask for."""
+    asked = {"format": "webp", "quality": QUALITY, "captureBeyondViewport": False}
+    taken = page.context.new_cdp_session(page).send("Page.captureScreenshot", asked)
+    file.write_bytes(base64.b64decode(taken["data"]))
 
 
 def superuser_session() -> str:
