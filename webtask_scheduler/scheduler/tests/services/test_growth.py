@@ -330,7 +330,7 @@ def a_step_passes(sql):
         sql(statement, STEP)
 
 
-# With transactions that end: in a single one of a year, no dead row could be removed, and each statement would pass them.
+# With transactions that end: in a single one of a year no dead row could be removed, and each statement would pass it.
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.timeout(300)
 def test_year_of_a_busy_service_keeps_every_table_bounded(client, history, sql, settings, monkeypatch):

@@ -45,6 +45,7 @@ BEYOND_SCHEMA = (
     "The metadata is longer than",
     "Too far ahead",
     # What another parameter asks for, and whose a key is.
+    "Only with replay.",
     "Required with id.",
     "Only a superuser's key makes keys for others",
     # Distances from now.
