@@ -3,7 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions
 
-from webtask_scheduler.dashboard.timers import EXPORT_MOST, filter_of
+from webtask_scheduler.dashboard.timers import EXPORT_MOST, filter_of, ids_from
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.api.showing import fitting, show_timers
@@ -56,13 +57,16 @@ def as_json_lines(request: HttpRequest) -> HttpResponseBase:
 def _streamed(
     request: HttpRequest, media_type: str, ending: str, write: Callable[[Iterator[dict[str, Any]]], Iterator[str]]
 ) -> HttpResponseBase:
+    caller = caller_of(request)
     try:
-        wanted = filter_of(request, caller_of(request))
+        wanted = filter_of(request, caller)
     except exceptions.ValidationError as error:
         text = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(error.detail)["errors"])
         return HttpResponse(text, status=400, content_type="text/plain; charset=utf-8")
-    # So that a timer whose status changes meanwhile is there once.
-    answer = StreamingHttpResponse(write(_timers(replace(wanted, steady=True))), content_type=media_type)
+    ids = ids_from(request, caller)
+    # Steady, so that a timer whose status changes meanwhile is there once.
+    timers = _timers(replace(wanted, steady=True)) if ids is None else _shown(ids)
+    answer = StreamingHttpResponse(write(timers), content_type=media_type)
     answer["Content-Disposition"] = f'attachment; filename="timers-{timezone.now():%Y%m%dT%H%M%SZ}.{ending}"'
     return answer
 
@@ -73,13 +77,18 @@ def _timers(wanted: search.Filter) -> Iterator[dict[str, Any]]:
     cursor: str | None = ""
     while cursor is not None and left:
         found = search.page(wanted, cursor=cursor, limit=min(ROWS, left))
-        ids = list(found.timer_ids)
-        while ids:
-            few = fitting(ids, most_bytes=MOST_BYTES)
-            yield from show_timers(ids[:few])
-            ids = ids[few:]
+        yield from _shown(found.timer_ids)
         left -= len(found.timer_ids)
         cursor = found.next
+
+
+def _shown(ids: Sequence[uuid.UUID]) -> Iterator[dict[str, Any]]:
+    """Yield timers as the API shows them, with up to MOST_BYTES of texts in memory."""
+    ids = list(ids)
+    while ids:
+        few = fitting(ids, most_bytes=MOST_BYTES)
+        yield from show_timers(ids[:few])
+        ids = ids[few:]
 
 
 def _json_lines(timers: Iterator[dict[str, Any]]) -> Iterator[str]:

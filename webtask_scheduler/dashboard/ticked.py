@@ -17,21 +17,40 @@ from webtask_scheduler.dashboard.who import changer_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Timer
 
-# Timers that one form may name: as many as some pages hold.
-TICKED_MOST = 500
+# Timers that one form may name: as many as two pages hold.
+TICKED_MOST = 60
 
 
 class _Deed(NamedTuple):
-    """Does something to timers and returns to how many; what is said of these, and of those that it was not done to."""
+    """Does something to timers.
 
-    do: Callable[[Sequence[uuid.UUID]], int]
+    `do` returns to how many it was done, and for each text of `left` how many it was not done to for that reason.
+    """
+
+    do: Callable[[Sequence[uuid.UUID]], tuple[int, ...]]
     done: Callable[[int], str]
-    left: Callable[[int], str]
+    left: tuple[Callable[[int], str], ...]
 
 
-def _switch(timer_ids: Sequence[uuid.UUID], *, enabled: bool) -> int:
+def _run(timer_ids: Sequence[uuid.UUID]) -> tuple[int, ...]:
+    ran = services.run_many_now(timer_ids)
+    return ran.done, len(ran.ended), len(ran.full)
+
+
+def _switch(timer_ids: Sequence[uuid.UUID], *, enabled: bool) -> tuple[int, ...]:
     tasks = Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None)
-    return services.switch_many(list(tasks.values_list("periodic_task_id", flat=True)), enabled=enabled).done
+    done = services.switch_many(list(tasks.values_list("periodic_task_id", flat=True)), enabled=enabled).done
+    return done, len(timer_ids) - done
+
+
+def _replay(timer_ids: Sequence[uuid.UUID]) -> tuple[int, ...]:
+    done = services.replay_many_now(timer_ids)
+    return done, len(timer_ids) - done
+
+
+def _cancel(timer_ids: Sequence[uuid.UUID]) -> tuple[int, ...]:
+    done = services.cancel_many_now(timer_ids)
+    return done, len(timer_ids) - done
 
 
 def _ended(count: int) -> str:
@@ -40,35 +59,40 @@ def _ended(count: int) -> str:
 
 _DEEDS = {
     "run": _Deed(
-        lambda ids: services.run_many_now(ids).done,
+        _run,
         lambda count: ngettext("%(count)s timer is called now.", "%(count)s timers are called now.", count),
-        lambda count: ngettext(
-            "%(count)s is not: it has ended, or too many of its extra calls are open.",
-            "%(count)s are not: they have ended, or too many of their extra calls are open.",
-            count,
+        (
+            _ended,
+            lambda count: ngettext(
+                "%(count)s is not called: too many of its extra calls are open.",
+                "%(count)s are not called: too many of their extra calls are open.",
+                count,
+            ),
         ),
     ),
     "pause": _Deed(
         lambda ids: _switch(ids, enabled=False),
         lambda count: ngettext("%(count)s timer is paused.", "%(count)s timers are paused.", count),
-        _ended,
+        (_ended,),
     ),
     "resume": _Deed(
         lambda ids: _switch(ids, enabled=True),
         lambda count: ngettext("%(count)s timer goes on.", "%(count)s timers go on.", count),
-        _ended,
+        (_ended,),
     ),
     "replay": _Deed(
-        services.replay_many_now,
+        _replay,
         lambda count: ngettext("%(count)s timer is sent again.", "%(count)s timers are sent again.", count),
-        lambda count: ngettext(
-            "%(count)s neither failed nor was missed.", "%(count)s neither failed nor were missed.", count
+        (
+            lambda count: ngettext(
+                "%(count)s neither failed nor was missed.", "%(count)s neither failed nor were missed.", count
+            ),
         ),
     ),
     "cancel": _Deed(
-        services.cancel_many_now,
+        _cancel,
         lambda count: ngettext("%(count)s timer is cancelled.", "%(count)s timers are cancelled.", count),
-        lambda count: ngettext("%(count)s had ended already.", "%(count)s had ended already.", count),
+        (lambda count: ngettext("%(count)s had ended already.", "%(count)s had ended already.", count),),
     ),
 }
 
@@ -93,11 +117,13 @@ def act(request: HttpRequest) -> HttpResponse:
 def _do(request: HttpRequest, deed: _Deed, named: Sequence[str]) -> None:
     """Do it to those of the named timers that may be changed, and say to how many it was done and to how many not."""
     ids = _own(request, named)
-    done = deed.do(ids) if ids else 0
-    counts = ((done, deed.done, messages.success), (len(ids) - done, deed.left, messages.warning))
-    for count, text, say in counts:
-        if count:
-            say(request, text(count) % {"count": count})
+    if ids:
+        done, *left = deed.do(ids)
+        if done:
+            messages.success(request, deed.done(done) % {"count": done})
+        for count, text in zip(left, deed.left, strict=True):
+            if count:
+                messages.warning(request, text(count) % {"count": count})
     if others := len(named) - len(ids):
         text_of_others = ngettext("%(count)s is not yours to change.", "%(count)s are not yours to change.", others)
         messages.error(request, text_of_others % {"count": others})

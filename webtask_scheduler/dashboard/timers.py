@@ -81,7 +81,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         place = cursors.unseal(request.GET.get("cursor", ""), request=cast("Any", request), caller=caller)
         if is_live(request):
             return _changed(request, wanted, caller)
-        ids = _ids_from(request, caller)
+        ids = ids_from(request, caller)
         found = look(wanted, cursor=place) if ids is None else search.Page(ids, None)
     except exceptions.ValidationError as refused:
         error = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(refused.detail)["errors"])
@@ -111,7 +111,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         deeds=_deeds(),
         here=request.get_full_path(),
         export_most=EXPORT_MOST,
-        export=filters(request).urlencode() + ("&mine=1" if "mine" in request.GET else ""),
+        export=_export(request),
         filtered=bool(filters(request)) or "id" in request.GET,
         next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
         if found.next
@@ -134,6 +134,15 @@ def filters(request: HttpRequest) -> QueryDict:
         if values:
             found.setlist(name, values)
     return found
+
+
+def _export(request: HttpRequest) -> str:
+    """Return the query of an export of what the list shows."""
+    query = filters(request)
+    for name in ("id", "mine"):
+        if name in request.GET:
+            query[name] = request.GET[name]
+    return query.urlencode()
 
 
 def _with(request: HttpRequest, **changes: str) -> str:
@@ -227,7 +236,7 @@ def _searched(request: HttpRequest, query: str, caller: Caller) -> HttpResponse:
     return redirect(f"{reverse('dashboard:timers')}?{urlencode(kept)}")
 
 
-def _ids_from(request: HttpRequest, caller: Caller) -> list[uuid.UUID] | None:
+def ids_from(request: HttpRequest, caller: Caller) -> list[uuid.UUID] | None:
     """Return the timers whose id begins as `id` in the query says, the newest first; None if it says nothing."""
     short = re.sub(r"[^0-9a-f]", "", request.GET.get("id", "").lower())[:32]
     if "id" not in request.GET or len(short) < ID_LEAST:

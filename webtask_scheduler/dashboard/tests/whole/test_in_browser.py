@@ -165,6 +165,60 @@ def test_list_stands_still_while_timers_are_made(live_server, open_page):
     open_page.expect(names.first).to_have_text("new 11")
 
 
+def test_nothing_moves_while_rows_are_ticked(live_server, open_page):
+    for number in range(6):
+        create(live_server, name=f"t{number}")
+    page = open_page(f"{live_server.url}/timers")
+    boxes, names = page.locator("#list .c-tick input"), page.locator(".rows .c-name strong")
+    on = page.locator("#list .c-tick :checked")
+    open_page.expect(page.locator("#act")).to_be_hidden()
+    boxes.nth(4).click()
+    boxes.nth(1).click(modifiers=["Shift"])
+    open_page.expect(page.locator("#ticked")).to_have_text("4 ticked")
+    boxes.nth(2).click(modifiers=["Shift"])
+    # Back over the range: that of the last click, and this one, are unticked.
+    open_page.expect(page.locator("#ticked")).to_have_text("2 ticked")
+    page.locator("#tick-all").click()
+    open_page.expect(on).to_have_count(6)
+    page.locator("#untick").click()
+    open_page.expect(on).to_have_count(0)
+    page.keyboard.press("j")
+    page.keyboard.press("x")
+    open_page.expect(page.locator("#ticked")).to_have_text("1 ticked")
+    row = page.locator("#list .row").first
+    request = urllib.request.Request(f"{live_server.url}/timer/{row.get_attribute('data-key')}", method="DELETE")
+    urllib.request.urlopen(request).close()
+    create(live_server, name="new")
+    open_page.expect(page.locator("#live")).to_have_text("Live, waiting while rows are ticked", timeout=6000)
+    # Two turns of the live list.
+    page.wait_for_timeout(4500)
+    open_page.expect(row.locator(".state")).to_have_text("Scheduled")
+    open_page.expect(names).to_have_text([f"t{number}" for number in range(5, -1, -1)])
+    open_page.expect(on).to_have_count(1)
+    assert page.locator("#new-rows").is_hidden()
+    page.keyboard.press("x")
+    open_page.expect(row.locator(".state")).to_have_text("Cancelled", timeout=6000)
+    open_page.expect(page.locator("#new-rows")).to_contain_text("1 new", timeout=6000)
+    boxes.nth(1).click()
+    page.locator("#act").get_by_role("button", name="Pause").click()
+    open_page.expect(page.locator(".toast").first).to_have_text("1 timer is paused.")
+
+
+def test_ticked_rows_are_changed_without_the_script(live_server, open_page):
+    for number in range(3):
+        create(live_server, name=f"t{number}")
+    page = open_page(f"{live_server.url}/timers", java_script_enabled=False)
+    page.locator("#list .c-tick input").nth(0).check()
+    page.locator("#list .c-tick input").nth(2).check()
+    page.locator("#act").get_by_role("button", name="Pause").click()
+    open_page.expect(page.locator(".toast").first).to_have_text("2 timers are paused.")
+    page.locator("#list .c-tick input").nth(1).check()
+    # Asked first, and done by the second press.
+    page.locator("#act summary", has_text="Cancel").click()
+    page.locator("#act details[open] button").click()
+    open_page.expect(page.locator(".toast").first).to_have_text("1 timer is cancelled.")
+
+
 @pytest.mark.parametrize("language", ["en", "ar"])
 def test_phone_scrolls_one_way_only_and_colours_are_remembered(live_server, open_page, language):
     timer = create(live_server, name="a name without end " * 8, web_url="https://a.example/" + "x" * 300)
