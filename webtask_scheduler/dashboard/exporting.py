@@ -1,15 +1,22 @@
-"""`/timers/export.csv` and `.jsonl`: the timers that fit the list's filter, streamed page by page."""
+"""`/timers/export.csv` and `.jsonl`: the timers that fit the list's filter.
+
+An answer is whole in memory before it is sent: a web process has few threads, and a client that reads slowly must
+not hold one. So an export has a largest size and a longest time, and a process writes one at a time.
+"""
 
 import csv
 import io
 import json
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
+from django.utils.translation import gettext as _
 from django.views.decorators.http import require_safe
 from rest_framework import exceptions
 
@@ -21,6 +28,10 @@ from webtask_scheduler.scheduler.services import search
 
 # Timers that are read at a time, and how large the texts of one time may be.
 ROWS, MOST_BYTES = 200, 4_000_000
+# How large an export may be, and how long writing it may take.
+EXPORT_BYTES, EXPORT_SECONDS = 32_000_000, 20.0
+AGAIN_SECONDS = 5
+_under_way = threading.Lock()
 COLUMNS = (
     *("task_id", "name", "status", "web_url", "created_at", "due_at", "next_attempt_at", "finished_at"),
     *(
@@ -42,33 +53,61 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 @page
 @require_safe
-def as_csv(request: HttpRequest) -> HttpResponseBase:
+def as_csv(request: HttpRequest) -> HttpResponse:
     """Return the timers as a table for spreadsheets, with their last call."""
-    return _streamed(request, "text/csv; charset=utf-8", "csv", _csv)
+    return _export(request, "text/csv; charset=utf-8", "csv", _csv)
 
 
 @page
 @require_safe
-def as_json_lines(request: HttpRequest) -> HttpResponseBase:
+def as_json_lines(request: HttpRequest) -> HttpResponse:
     """Return the timers as the API shows them, one a line."""
-    return _streamed(request, "application/jsonl; charset=utf-8", "jsonl", _json_lines)
+    return _export(request, "application/jsonl; charset=utf-8", "jsonl", _json_lines)
 
 
-def _streamed(
+def _export(
     request: HttpRequest, media_type: str, ending: str, write: Callable[[Iterator[dict[str, Any]]], Iterator[str]]
-) -> HttpResponseBase:
+) -> HttpResponse:
     caller = caller_of(request)
     try:
         wanted = filter_of(request, caller)
     except exceptions.ValidationError as error:
-        text = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(error.detail)["errors"])
-        return HttpResponse(text, status=400, content_type="text/plain; charset=utf-8")
+        return _said("; ".join(f"{one['field']}: {one['detail']}" for one in invalid(error.detail)["errors"]), 400)
     ids = ids_from(request, caller)
     # Steady, so that a timer whose status changes meanwhile is there once.
     timers = _timers(replace(wanted, steady=True)) if ids is None else _shown(ids)
-    answer = StreamingHttpResponse(write(timers), content_type=media_type)
+    if not _under_way.acquire(blocking=False):
+        answer = _said(_("Another export is being written. Try again in some seconds."), 503)
+        answer["Retry-After"] = str(AGAIN_SECONDS)
+        return answer
+    try:
+        parts = _bounded(write(timers))
+    finally:
+        _under_way.release()
+    if parts is None:
+        text = _(
+            "This export is larger than %(megabytes)s MB or takes longer than %(seconds)s s, and nothing of it is sent."
+            " Narrow the filter, or use the command manage.py timer export, which has no such bound."
+        )
+        return _said(text % {"megabytes": EXPORT_BYTES // 1_000_000, "seconds": f"{EXPORT_SECONDS:g}"}, 400)
+    answer = HttpResponse(parts, content_type=media_type)
     answer["Content-Disposition"] = f'attachment; filename="timers-{timezone.now():%Y%m%dT%H%M%SZ}.{ending}"'
     return answer
+
+
+def _said(text: str, status: int) -> HttpResponse:
+    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+
+
+def _bounded(texts: Iterator[str]) -> list[bytes] | None:
+    """Return the texts, or None if they are too large or take too long."""
+    parts, size, ends_at = [], 0, time.monotonic() + EXPORT_SECONDS
+    for text in texts:
+        parts.append(text.encode())
+        size += len(parts[-1])
+        if size > EXPORT_BYTES or time.monotonic() > ends_at:
+            return None
+    return parts
 
 
 def _timers(wanted: search.Filter) -> Iterator[dict[str, Any]]:

@@ -469,7 +469,7 @@ def exported(client, query):
     answer = client.get(f"/timers/export.{query}")
     assert answer.status_code == 200
     assert answer["Content-Disposition"].startswith("attachment")
-    return b"".join(answer.streaming_content).decode()
+    return answer.content.decode()
 
 
 def test_filter_is_exported_and_no_cell_is_a_formula(client, make_timer, receiver, monkeypatch):
@@ -493,6 +493,29 @@ def test_filter_is_exported_and_no_cell_is_a_formula(client, make_timer, receive
     monkeypatch.setattr(exporting, "EXPORT_MOST", 3)
     assert len(exported(client, "jsonl").splitlines()) == 3
     assert client.get("/timers/export.csv?status=nonsense").status_code == 400
+
+
+@pytest.mark.parametrize(("name", "bound"), [("EXPORT_BYTES", 1000), ("EXPORT_SECONDS", 0.0)])
+def test_export_beyond_its_bounds_says_what_to_do_and_sends_nothing(client, make_timer, monkeypatch, name, bound):
+    for number in range(5):
+        make_timer(name=f"timer {number}")
+    monkeypatch.setattr(exporting, name, bound)
+    for ending in ("csv", "jsonl"):
+        answer = client.get(f"/timers/export.{ending}")
+        assert answer.status_code == 400
+        assert "Narrow the filter" in text_of(answer)
+        assert "timer 4" not in text_of(answer)
+    monkeypatch.undo()
+    assert len(exported(client, "jsonl").splitlines()) == 5
+
+
+def test_one_export_is_written_at_a_time(client, make_timer):
+    make_timer()
+    # As another thread of the process does while it writes one.
+    with exporting._under_way:
+        answer = client.get("/timers/export.csv")
+        assert (answer.status_code, answer["Retry-After"]) == (503, "5")
+    assert len(exported(client, "csv").splitlines()) == 2
 
 
 def test_export_holds_no_timer_of_another_owner_and_no_secret(client, closed, people, make_timer):

@@ -80,7 +80,7 @@ def test_search_by_id_is_exported_as_it_is_shown(client, make_timer, settings):
     client.force_login(owner)
     for timer, ids in ((found, [str(found.pk)]), (theirs, [])):
         page = client.get("/timers", {"id": str(timer.pk)})
-        lines = b"".join(client.get(f"/timers/export.jsonl?{page.context['export']}").streaming_content)
+        lines = client.get(f"/timers/export.jsonl?{page.context['export']}").content
         assert [json.loads(line)["task_id"] for line in lines.splitlines()] == ids
-        table = b"".join(client.get(f"/timers/export.csv?{page.context['export']}").streaming_content)
+        table = client.get(f"/timers/export.csv?{page.context['export']}").content
         assert len(table.splitlines()) == 1 + len(ids)

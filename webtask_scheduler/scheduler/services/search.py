@@ -143,7 +143,7 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
             if lead:
                 return _of_few(wanted, states, place, found, limit=limit, lead=lead)
             leads = []
-        window = min(window, most)
+        window = min(window, scanned_most - scanned if scanned_most else most)
         rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
         found += [row[0] for row in rows]
         scanned += seen.rows
