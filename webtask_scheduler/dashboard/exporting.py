@@ -27,9 +27,9 @@ from webtask_scheduler.scheduler.api.showing import fitting, show_timers
 from webtask_scheduler.scheduler.services import search
 
 # Timers that are read at a time, and how large the texts of one time may be.
-ROWS, MOST_BYTES = 200, 4_000_000
-# How large an export may be, and how long writing it may take.
-EXPORT_BYTES, EXPORT_SECONDS = 32_000_000, 20.0
+ROWS, MOST_BYTES = 1000, 4_000_000
+# How large an export may be, and how long writing it may take: 100,000 small timers are 41 MB and take some 10 s.
+EXPORT_BYTES, EXPORT_SECONDS = 64_000_000, 20.0
 AGAIN_SECONDS = 5
 _under_way = threading.Lock()
 COLUMNS = (
