@@ -12,8 +12,6 @@ import pytest
 import redis
 from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.models import Permission
-from django.contrib.contenttypes.models import ContentType
 from django.db import connection, transaction
 from django.test import TransactionTestCase
 from django.utils import translation
@@ -81,7 +79,7 @@ def _quick_flush() -> Iterator[None]:
 
     Django truncates every table and makes all permissions anew, which takes 0.1 s. They are the same for all tests.
     """
-    kept = {model._meta.db_table for model in (ContentType, Permission)}
+    kept = {"auth_permission", "django_content_type"}
 
     def delete_rows(_: TransactionTestCase) -> None:
         tables = [table for table in connection.introspection.django_table_names() if table not in kept]
