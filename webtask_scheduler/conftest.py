@@ -14,14 +14,13 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.test import TransactionTestCase
-from django.utils import translation
 from hypothesis import strategies
 
 from webtask_scheduler.access import limits
-from webtask_scheduler.dashboard import overview, status
-from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.outgoing import connections
+from webtask_scheduler.scheduler.tests.support.cases import forget
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.service import Service, running
 
@@ -96,18 +95,8 @@ def _quick_flush() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _facts_of_this_test() -> None:
-    """What one test's database said must not be told in the next."""
-    facts.forget()
-    limits.forget()
-    overview.forget()
-    status.forget()
-
-
-@pytest.fixture(autouse=True)
-def _language_of_this_test() -> None:
-    """A request leaves its language to its thread, where the next test would find it."""
-    translation.deactivate()
+def _nothing_of_the_test_before() -> None:
+    forget()
 
 
 @pytest.fixture
