@@ -4,10 +4,9 @@ import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import pytest
-
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.templatetags.dash import _STATES
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 STATIC = Path(__file__).resolve().parents[1] / "static" / "dashboard"
 STYLE = (STATIC / "dash.css").read_text()
@@ -31,9 +30,9 @@ def contrast(one, other):
     return (lighter + 0.05) / (darker + 0.05)
 
 
-@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize("name", [*_STATES, "text", "quiet", "accent"])
-@pytest.mark.parametrize("ground", ["ground", "sheet", "hover", "raised"])
+@each("theme", [0, 1], ids=["light", "dark"])
+@each("name", [*_STATES, "text", "quiet", "accent"])
+@each("ground", ["ground", "sheet", "hover", "raised"])
 def test_text_of_each_colour_can_be_read(name, ground, theme):
     assert contrast(COLOURS[name][theme], COLOURS[ground][theme]) >= 4.5
 

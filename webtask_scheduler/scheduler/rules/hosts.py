@@ -43,7 +43,8 @@ def _canonical(netloc: str) -> str:
             host, port = found
             shown = _address(host) or host
             return shown if port is None or port in _DEFAULT_PORTS else f"{shown}:{port}"
-    return netloc.rpartition("@")[2].lower()
+    rest = netloc.rpartition("@")[2].strip().lower()
+    return rest if rest == netloc else _canonical(rest)
 
 
 def _compatible(text: str) -> str:

@@ -14,6 +14,7 @@ from webtask_scheduler.scheduler.models import Attempt, CallStop, Delivery, Time
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
 from webtask_scheduler.scheduler.tests.support.acting import begin, put_back
 from webtask_scheduler.scheduler.tests.support.api import call_all, post, stored
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.telemetry.logs import JSONFormatter, LineFormatter
 
 pytestmark = pytest.mark.django_db
@@ -54,7 +55,7 @@ FIELDS = {
     "what is unknown": lambda text: {text: text},
 }
 SEARCHES = ("name", "host", "label", "url_prefix", "status", "cursor", "due_from", "recurring", "limit")
-payloads = pytest.mark.parametrize("text", PAYLOADS.values(), ids=PAYLOADS.keys())
+payloads = each("text", PAYLOADS.values(), ids=PAYLOADS.keys())
 
 
 def request_with(field, text):
@@ -86,7 +87,7 @@ def printed(*words):
 
 
 @payloads
-@pytest.mark.parametrize("field", FIELDS)
+@each("field", FIELDS)
 def test_text_of_a_request_is_text_or_refused(client, field, text):
     before = stored()
     answer = post(client, request_with(field, text))
@@ -126,7 +127,7 @@ def test_text_of_timers_is_text_in_the_admin(client, admin_client, text):
 
 
 @payloads
-@pytest.mark.parametrize("field", ["name", "label", "body", "content type", "header", "name of a header", "metadata"])
+@each("field", ["name", "label", "body", "content type", "header", "name of a header", "metadata"])
 def test_text_does_not_become_a_header_or_a_request_at_the_receiver(client, receiver, field, text):
     fields = request_with(field, text) | {"web_url": receiver.url("/"), "seconds": 0}
     if post(client, fields).status_code != 201:
@@ -138,7 +139,7 @@ def test_text_does_not_become_a_header_or_a_request_at_the_receiver(client, rece
 
 
 @payloads
-@pytest.mark.parametrize("name", SEARCHES)
+@each("name", SEARCHES)
 def test_text_of_a_search_finds_nothing_and_breaks_nothing(client, make_timer, name, text):
     make_timer("http://127.0.0.1:9/")
     answer = client.get("/timer", {name: text.encode("utf-8", "surrogatepass")})
@@ -159,7 +160,7 @@ def test_text_of_a_search_in_the_admin_is_text(admin_client, make_timer, text):
 
 
 @payloads
-@pytest.mark.parametrize("name", ["X-Request-ID", "Idempotency-Key", "traceparent", "Accept-Language", "Host"])
+@each("name", ["X-Request-ID", "Idempotency-Key", "traceparent", "Accept-Language", "Host"])
 def test_text_of_a_header_is_text_or_refused(client, caplog, name, text):
     raw = text.encode("utf-8", "surrogatepass").decode("latin-1")
     answer = post(client, {"web_url": "http://127.0.0.1:9/", "seconds": 3600}, headers={name: raw})

@@ -47,7 +47,7 @@ def logged():
     found = {}
     for folder in ("webtask_scheduler", "config"):
         for path in sorted((CHECKOUT / folder).rglob("*.py")):
-            if "tests" in path.parts:
+            if "tests" in path.relative_to(CHECKOUT).parts:
                 continue
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "event":
@@ -72,7 +72,7 @@ def test_no_field_has_the_name_of_something_else():
 def test_all_of_our_lines_are_events():
     """No module of ours logs by another door."""
     for path in sorted((CHECKOUT / "webtask_scheduler").rglob("*.py")):
-        if "tests" not in path.parts and "telemetry" not in path.parts:
+        if not {"tests", "telemetry"} & set(path.relative_to(CHECKOUT).parts):
             assert "getLogger" not in path.read_text(), path
 
 

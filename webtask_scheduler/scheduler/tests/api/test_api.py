@@ -23,6 +23,7 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.api.timers import TimerFormSerializer, TimersView
 from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Beat, ClockTimestamp, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import move as reschedule
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import Service, database_url
 
 PATHS = ["/timer", "/timer/", "/api/v1/scheduler/timer", "/api/v1/scheduler/timer/"]
@@ -508,7 +509,7 @@ BAD = [
 
 
 @db
-@pytest.mark.parametrize(("body", "content_type", "status", "fields"), BAD)
+@each(("body", "content_type", "status", "fields"), BAD)
 def test_bad_input_is_refused_by_name_and_nothing_is_written(client, body, content_type, status, fields):
     assert_problem(post(client, body, content_type=content_type), status, fields)
     assert stored() == [0, 0, 0, 0]
@@ -762,7 +763,7 @@ def test_an_id_reads_in_either_case(client, make_timer):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     "shape",
     [
         "{0.hex}",
@@ -792,7 +793,7 @@ def test_an_id_reads_in_either_case(client, make_timer):
         "a" * 10_000,
     ],
 )
-@pytest.mark.parametrize("prefix", ["/timer/", "/api/v1/scheduler/timer/"])
+@each("prefix", ["/timer/", "/api/v1/scheduler/timer/"])
 def test_an_unknown_or_malformed_id_is_404(client, make_timer, shape, prefix):
     timer = make_timer(URL)
     for slash in ("", "/"):

@@ -10,7 +10,6 @@ from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
-import yaml
 from django.test import Client
 from django.utils import timezone
 
@@ -27,6 +26,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.services.caller import OPERATOR
 from webtask_scheduler.scheduler.services.search import filter_of, page
 from webtask_scheduler.scheduler.tests.support.api import URL, call_all, key_of, send
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -62,9 +62,9 @@ OPERATIONS = {
     ("POST", "/api-key"): (ADMIN, {"name": "made", "scopes": ["timers:read"]}),
     ("DELETE", "/api-key/{id}"): (ADMIN, None),
 }
-EACH = pytest.mark.parametrize(("method", "path"), OPERATIONS, ids=[f"{method} {path}" for method, path in OPERATIONS])
+EACH = each(("method", "path"), OPERATIONS, ids=[f"{method} {path}" for method, path in OPERATIONS])
 OF_ONE = [(method, path) for method, path in OPERATIONS if "{id}" in path]
-EACH_OF_ONE = pytest.mark.parametrize(("method", "path"), OF_ONE, ids=[f"{method} {path}" for method, path in OF_ONE])
+EACH_OF_ONE = each(("method", "path"), OF_ONE, ids=[f"{method} {path}" for method, path in OF_ONE])
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def state():
 
 
 def document():
-    return yaml.safe_load(Client().get("/api/schema").content)
+    return Client().get("/api/schema?format=json").json()
 
 
 def problem(answer, status):
@@ -284,9 +284,7 @@ def test_operation_asks_for_its_scope_alone(ann, method, path):
 
 
 @EACH
-@pytest.mark.parametrize(
-    "key", [None, "", "nonsense", "wts_live_" + "a" * 40], ids=["none", "empty", "nonsense", "unknown"]
-)
+@each("key", [None, "", "nonsense", "wts_live_" + "a" * 40], ids=["none", "empty", "nonsense", "unknown"])
 def test_request_without_a_key_that_is_in_use_is_told_so(ann, method, path, key):
     before = state()
     answer = ask(method, thing(path, ann), key, OPERATIONS[method, path][1])

@@ -33,6 +33,7 @@ from webtask_scheduler.scheduler.tests.support.api import (
     send,
     stored,
 )
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import running
 
 HORIZON = 10 * 365 * 24 * 3600
@@ -244,7 +245,7 @@ BAD_WHEN = {
 
 
 @db
-@pytest.mark.parametrize(("when", "fields"), BAD_WHEN.values(), ids=BAD_WHEN.keys())
+@each(("when", "fields"), BAD_WHEN.values(), ids=BAD_WHEN.keys())
 def test_bad_schedule_is_refused_by_name_and_nothing_is_written(client, when, fields):
     assert fields_of(post(client, when | {"web_url": URL})) == fields
     assert fields_of(post(client, {"timers": [when | {"web_url": URL}]}, "/timer/batch")) == [
@@ -495,7 +496,7 @@ BAD_WHAT = {
 
 
 @db
-@pytest.mark.parametrize(("given_", "fields"), BAD_WHAT.values(), ids=BAD_WHAT.keys())
+@each(("given_", "fields"), BAD_WHAT.values(), ids=BAD_WHAT.keys())
 def test_bad_field_is_refused_by_name_and_nothing_is_written(client, given_, fields):
     answer = post(client, given_ | {"seconds": 5, "web_url": URL})
     assert fields_of(answer) == fields
@@ -504,10 +505,8 @@ def test_bad_field_is_refused_by_name_and_nothing_is_written(client, given_, fie
 
 
 @db
-@pytest.mark.parametrize(
-    "name", ["body", "metadata", "labels", "headers", "retry", "timeout_seconds", "method", "cron"]
-)
-@pytest.mark.parametrize(
+@each("name", ["body", "metadata", "labels", "headers", "retry", "timeout_seconds", "method", "cron"])
+@each(
     "text",
     ["1e999", "-1e999", "[" * 90 + "]" * 90, "[" * 150 + "]" * 150, "[" * 920 + "]" * 920, "9" * 4301, "[" * 50_000],
     ids=["infinite", "minus infinite", "90 deep", "150 deep", "920 deep", "4301 digits", "open"],
@@ -682,7 +681,7 @@ def test_five_secrets_at_most(client, user):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     "body",
     [
         {"secret": "x"},
@@ -696,7 +695,6 @@ def test_five_secrets_at_most(client, user):
         {"secret": None},
         {"secrets": OWN_SECRET},
     ],
-    ids=str,
 )
 def test_bad_secret_is_refused_and_not_repeated(client, body):
     answer = post(client, body, SECRETS)

@@ -7,7 +7,7 @@ import time
 import pytest
 from django.core.management import call_command
 from django.db import connection
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from webtask_scheduler.scheduler import services
@@ -94,6 +94,7 @@ def test_a_host_has_one_canonical_form(url, host):
     assert canonical_host(url) == host
 
 
+@example("@ 0")
 @given(st.text())
 def test_canonical_host_of_anything_is_stable_and_empty_only_for_nothing(text):
     host = canonical_host(text)
