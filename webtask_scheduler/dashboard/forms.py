@@ -24,6 +24,8 @@ _PLACES = {
 }
 _UNITS = {"seconds": "S", "minutes": "M", "hours": "H", "days": "D"}
 _LENGTHS = {"days": 86_400, "hours": 3600, "minutes": 60, "seconds": 1}
+# Of these the form may show a part.
+_GROUPS = frozenset(("headers", "labels", "retry"))
 # What the form says of when, in the API's words.
 _WHEN = frozenset(("hours", "minutes", "seconds", "due_at", "every", "cron", "timezone"))
 
@@ -230,12 +232,13 @@ def _patch(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     patch: dict[str, Any] = {}
     for name in (*new, *(name for name in old if name not in new)):
         before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and name != "body":
+        if before == after:
+            continue
+        if name in _GROUPS and isinstance(before, dict) and isinstance(after, dict | None):
             # What the form does not show of it stays.
-            after = _patch(before, after or {})
-            if after:
-                patch[name] = after
-        elif before != after:
+            after = after or {}
+            patch[name] = {key: after.get(key) for key in {**after, **before} if before.get(key) != after.get(key)}
+        else:
             patch[name] = after
     return patch
 

@@ -57,6 +57,8 @@ class ImportForm(forms.Form):
 
     def clean(self) -> dict[str, Any]:
         given: dict[str, Any] = super().clean() or {}
+        if self.errors:
+            return given
         file, text = given.get("file"), given.get("text", "")
         place = "file" if file else "text"
         if (file.size if file else len(text.encode(errors="replace"))) > BYTES_MOST:

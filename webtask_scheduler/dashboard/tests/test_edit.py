@@ -137,7 +137,11 @@ def test_errors_stand_beside_their_fields_and_nothing_is_stored(client):
         assert f'id="id_{field}_error"' in page, field
     assert "kept in the form" in page
     assert stored(timer["task_id"]) == before
-    for shown in ("", "nonsense", "[]"):
+    # Of what a browser sends back nothing is taken for granted.
+    hostile = ('{"name": {"a": 1}, "labels": [1], "headers": "x", "retry": 5}', '{"labels": ' * 900 + "1" + "}" * 900)
+    for shown in hostile:
+        assert client.post(path, opened(client, path) | {"shown": shown, "cron": "61"}).status_code == 400
+    for shown in ("", "nonsense", "[]", "[" * 5000):
         answer = client.post(path, opened(client, path) | {"shown": shown, "name": "x"})
         assert (answer.status_code, stored(timer["task_id"])) == (400, before)
 
@@ -222,8 +226,10 @@ def test_test_call_is_a_timer_of_its_own_and_the_form_stays(client):
 
 
 def test_changes_are_a_merge_patch():
-    assert changes({"a": 1, "b": {"x": 1, "y": 2}}, {"a": 1, "b": {"x": 1, "z": 3}}) == {"b": {"z": 3, "y": None}}
-    assert changes({"a": 1, "b": {"x": 1}}, {"c": 2}) == {"c": 2, "a": None, "b": {"x": None}}
+    shown, given = {"name": "a", "labels": {"x": "1", "y": "2"}}, {"name": "a", "labels": {"x": "1", "z": "3"}}
+    assert changes(shown, given) == {"labels": {"z": "3", "y": None}}
+    assert changes(shown, {"method": "PUT"}) == {"method": "PUT", "name": None, "labels": {"x": None, "y": None}}
+    assert changes({"body": {"a": 1}}, {"body": {"b": 2}}) == {"body": {"b": 2}}
     cron = {"cron": "0 9 * * *", "timezone": "UTC"}
     assert changes(cron, dict(cron)) == {}
     assert changes(cron, cron | {"timezone": "Asia/Tokyo"}) == cron | {"timezone": "Asia/Tokyo"}
