@@ -15,6 +15,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.test import TransactionTestCase
 from hypothesis import strategies
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from webtask_scheduler.access import limits
 from webtask_scheduler.scheduler import services
@@ -66,7 +67,7 @@ def _one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Have each client read one certificate where it is given none: to read those of all authorities takes 20 ms."""
     end = "-----END CERTIFICATE-----\n"
     bundle = tmp_path_factory.mktemp("authorities") / "one.pem"
-    bundle.write_text(Path(connections.DEFAULT_CA_BUNDLE_PATH).read_text().partition(end)[0] + end)
+    bundle.write_text(Path(DEFAULT_CA_BUNDLE_PATH).read_text().partition(end)[0] + end)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connections, "DEFAULT_CA_BUNDLE_PATH", str(bundle))
         yield
