@@ -18,6 +18,7 @@ from hypothesis import strategies
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from webtask_scheduler.access import limits
+from webtask_scheduler.dashboard import overview, status
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.outgoing import connections
@@ -98,6 +99,8 @@ def _quick_flush() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _nothing_of_the_test_before() -> None:
     forget()
+    overview.forget()
+    status.forget()
 
 
 @pytest.fixture

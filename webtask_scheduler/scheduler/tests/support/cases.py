@@ -13,7 +13,6 @@ from django.db import transaction
 from django.utils import translation
 
 from webtask_scheduler.access import limits
-from webtask_scheduler.dashboard import overview, status
 from webtask_scheduler.scheduler import facts
 
 Test = Callable[..., None]
@@ -23,8 +22,6 @@ def forget() -> None:
     """Forget what a process remembers from one request to the next."""
     facts.forget()
     limits.forget()
-    overview.forget()
-    status.forget()
     # A request leaves its language to its thread.
     translation.deactivate()
 
