@@ -22,7 +22,7 @@ class Web(rig.Service):
     """The web server alone: nothing is called meanwhile."""
 
     def __init__(self, site: rig.Site) -> None:
-        super().__init__(site)
+        super().__init__(site, WEBTASK_STATUS="public")
         self.names = ["web"]
 
 

@@ -28,6 +28,8 @@ from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State, T
 DASHBOARD, ADMIN = "dashboard", "admin"
 # Links of one page to itself with another query: more are more of the same.
 LINKS_MOST = 30
+# Files of up to 100,000 timers, with a longest time of their own (dashboard/exporting.py).
+DOWNLOADS = ("export-csv", "export-jsonl")
 TABLES = ("scheduler_timer", "scheduler_delivery", "scheduler_attempt")
 _SCAN = re.compile(rf"Seq Scan on ({'|'.join(TABLES)})\b")
 _LINK = re.compile(r"""\b(?:href|data-live)="([^"#]+)""")
@@ -209,7 +211,7 @@ def _instant(at: datetime) -> str:
 
 def _dashboard(samples: dict[str, list[Any]]) -> Iterator[tuple[str, str]]:
     for pattern in dashboard.urlpatterns:
-        if not isinstance(pattern, URLPattern) or not pattern.name:
+        if not isinstance(pattern, URLPattern) or not pattern.name or pattern.name in DOWNLOADS:
             continue
         page = f"{dashboard.app_name}:{pattern.name}"
         names = list(pattern.pattern.converters)
