@@ -423,6 +423,9 @@ STAGES = ("claimed", "published", "received", "resolved", "connected", "secured"
 class Attempt(models.Model):
     """One HTTP call. Written once, when it ends."""
 
+    # What a list of many leaves out, as it is most of a row.
+    DETAILS = ("excerpt", "stages", "headers", "worker")
+
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="history", db_index=False)
     number = models.PositiveSmallIntegerField(_("number"))
     meant_for = models.DateTimeField()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
@@ -35,8 +36,9 @@ class Kept(NamedTuple):
     left_out: int
 
 
+@lru_cache(maxsize=1024)
 def is_secret(name: str) -> bool:
-    """Return whether the value of a header of this name is taken for a secret."""
+    """Return whether the value of a header of this name is taken for a secret. Names repeat, and looking takes long."""
     return _SECRET.search(name) is not None and name.lower() not in _CHALLENGES
 
 
@@ -54,7 +56,8 @@ def keep(headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> str:
     lines: list[str] = []
     left = BYTES_MOST - _LEFT_OUT_BYTES
     for name, value in islice(headers.items(), NAMES_MOST):
-        line = f"{name[:NAME_MOST]}: {MASK if is_secret(name) else _text(name, value, secrets)}"
+        hidden = len(name) > NAME_MOST or is_secret(name)
+        line = f"{name[:NAME_MOST]}: {MASK if hidden else _text(name, value, secrets)}"
         left -= (len(line) if line.isascii() else len(line.encode())) + 1
         if left < 0:
             break

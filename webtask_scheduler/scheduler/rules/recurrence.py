@@ -302,10 +302,22 @@ class Recurrence:
             after = max(after, self.starts_at.astimezone(UTC) - _TICK)
         if self.ends_at is not None:
             until = min(until, self.ends_at.astimezone(UTC) + _TICK)
+        if self.every_seconds is not None:
+            return self._by_period(after, until, most=most)
         # A zone whose clocks were put back lately may be in an hour that it has had before.
-        if self.cron and _first_change(_zone(self.timezone), after - _DAY, max(after, until)) is None:
+        if _first_change(_zone(self.timezone), after - _DAY, max(after, until)) is None:
             return list(islice(self._by_day(after, until), most))
         return list(islice(takewhile(lambda moment: moment < until, self.moments(after)), most))
+
+    def _by_period(self, after: datetime, until: datetime, *, most: int) -> list[datetime]:
+        """Return the first `most` moments of an interval between two instants."""
+        first = self._next_of_period(after)
+        if first is None or first >= until:
+            return []
+        period = timedelta(microseconds=round((self.every_seconds or 0) * 1_000_000))
+        # Rounded up: the last one may be a part of a period before the end.
+        count = min(most, -((first - until) // period))
+        return [first + number * period for number in range(count)]
 
     def _by_day(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Iterate over the moments between two instants between which the zone's offset from UTC stays the same."""

@@ -76,6 +76,7 @@ def test_it_is_bounded_and_says_what_is_left_out():
         assert len(found.headers) + found.left_out == 10
     long = read(keep({"n" * 60_000: "v", "x": "y" * 5000}))
     assert [len(name) for name in long.headers] == [100, 1]
+    assert long.headers["n" * 100] == MASK
     assert long.headers["x"].endswith("y…")
 
 
