@@ -3,6 +3,7 @@
 from django.urls import path
 
 from webtask_scheduler.dashboard import (
+    calendars,
     dead,
     delivery,
     demo,
@@ -55,6 +56,7 @@ urlpatterns = [
     path("status.json", status.as_json, name="status-json"),
     path("status/badge.svg", status.badge, name="badge"),
     path("system", system.system, name="system"),
+    path("calendar.ics", calendars.calendar, name="calendar"),
     path("upcoming", upcoming.upcoming, name="upcoming"),
     path("import", importing.imports, name="import"),
     path("settings", settings.settings, name="settings"),
@@ -62,6 +64,8 @@ urlpatterns = [
     path("settings/secrets/<int:secret_id>/delete", settings.delete_secret, name="delete_secret"),
     path("settings/keys", settings.make_key, name="make_key"),
     path("settings/keys/<int:key_id>/revoke", settings.revoke_key, name="revoke_key"),
+    path("settings/calendar", settings.make_calendar, name="make_calendar"),
+    path("settings/calendar/remove", settings.remove_calendar, name="remove_calendar"),
     path("settings/display", settings.display, name="display"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),
