@@ -34,6 +34,7 @@ urlpatterns = [
     path("timers/act", ticked.act, name="ticked"),
     path("timers/export.csv", exporting.as_csv, name="export-csv"),
     path("timers/export.jsonl", exporting.as_json_lines, name="export-jsonl"),
+    path("timers/export.yaml", exporting.as_yaml, name="export-yaml"),
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/edit", edit.edit, name="edit"),
