@@ -1,6 +1,7 @@
 """`/upcoming`: what the next 24 hours or seven days bring: what is promised, and what schedules will add to it."""
 
 import math
+import operator
 import time
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,22 @@ class Followed:
         # Whether there may be more timers than were followed, and how many have more moments than were followed.
         self.are_more, self.are_long = len(timers) > TIMERS_MOST, 0
 
+    def count(self, later: list[int], span: Span) -> None:
+        """Count in each part of a time what recurs by an interval, and follow it no more: of it nothing is cut."""
+        rest = []
+        for one in self._timers[:TIMERS_MOST]:
+            try:
+                schedule = Recurrence.read(one)
+            except ScheduleError:
+                continue
+            if schedule.every_seconds is None:
+                rest.append(one)
+                continue
+            after = max(one["due_at"], span.begin - _TICK) if one["left"] is None else one["due_at"]
+            counts = schedule.counts(after, span.begin, part=span.part, parts=span.parts, most=one["left"])
+            later[:] = map(operator.add, later, counts)
+        self._timers = rest
+
     def __iter__(self) -> Iterator[tuple[Any, list[datetime]]]:
         """Yield each timer's id with its moments in order, without the promised one."""
         moments = cache(Recurrence.within)
@@ -120,6 +137,8 @@ def upcoming(request: HttpRequest) -> HttpResponse:
     most = WEEK_MOMENTS_MOST if is_week else MOMENTS_MOST
     followed = Followed(timers, begin=span.begin, until=span.end, most=most)
     later, coming = [0] * span.parts, list[Coming]()
+    if is_week:
+        followed.count(later, span)
     for timer_id, moments in followed:
         for at in moments:
             later[span.number(at)] += 1

@@ -233,7 +233,7 @@ timers:
     said = {one.number: one.error for one in checked.context["kinds"]["refused"]}
     assert [said[5].partition(":")[0], said[6], said[7].partition(",")[0]] == [
         "every",
-        "line 6: web_url is given twice",
+        "web_url is given twice",
         "A JSON object is required",
     ]
     apply(client, checked, text)

@@ -178,7 +178,11 @@ def _too_deep(line: int) -> Sentence:
 
 
 class _ItemError(ValueError):
-    """What is wrong with one timer."""
+    """What is wrong with one timer, and in which line."""
+
+    def __init__(self, line: int, said: Sentence) -> None:
+        self.line = line
+        super().__init__(said)
 
 
 class _Reader:
@@ -192,7 +196,10 @@ class _Reader:
         try:
             return Item(line, self._value(node, 0))
         except _ItemError as error:
-            return Item(line, None, error.args[0])
+            said = error.args[0]
+            return Item(
+                line, None, said if error.line == line else _("line %(line)s: %(why)s", line=error.line, why=said)
+            )
 
     def _value(self, node: Any, depth: int) -> Any:
         self._count(node, depth)
@@ -256,4 +263,4 @@ def _scalar(node: Any) -> Any:
 
 
 def _wrong(node: Any, said: Sentence) -> _ItemError:
-    return _ItemError(_("line %(line)s: %(why)s", line=node.start_mark.line + 1, why=said))
+    return _ItemError(node.start_mark.line + 1, said)

@@ -101,12 +101,12 @@ def test_what_is_wrong_with_one_timer_is_said_of_it_alone():
 - fine
 """
     assert [(item.line, str(item.error), item.value) for item in read(text)] == [
-        (2, "line 2: a is given twice", None),
-        (3, "line 3: a name is a text: put it in quotes", None),
-        (4, "line 4: a name is a text: put it in quotes", None),
-        (5, "line 5: aGk= is not read as binary", None),
-        (6, "line 6: the tag tag:yaml.org,2002:python/object/apply:os.system is not read", None),
-        (7, "line 7: x is not read as int", None),
+        (2, "a is given twice", None),
+        (3, "a name is a text: put it in quotes", None),
+        (4, "a name is a text: put it in quotes", None),
+        (5, "aGk= is not read as binary", None),
+        (6, "the tag tag:yaml.org,2002:python/object/apply:os.system is not read", None),
+        (7, "x is not read as int", None),
         (8, "line 10: << takes an object, or a list of them", None),
         (11, "", "fine"),
     ]
