@@ -7,7 +7,7 @@ beside it the API's filter. Where the API is open, timers that nobody owns need 
 import hashlib
 import uuid
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,7 +37,10 @@ DAYS = 14
 # Timers that are looked for, and for how long; and events of one calendar, the soonest.
 TIMERS_MOST, LOOK_SECONDS, EVENTS_MOST = 500, 0.5, 500
 # How often programs are asked to look again. Most have an interval of their own.
-AGAIN = timedelta(minutes=15)
+AGAIN = "PT15M"
+# Octets of a line.
+LINE_MOST = 75
+_ESCAPES = str.maketrans({"\\": "\\\\", ";": "\\;", ",": "\\,", "\n": "\\n"})
 # What the calendar's own window says takes the place of these.
 _NOT_TAKEN = ("status", "due_from", "due_to")
 
@@ -100,9 +103,6 @@ def _filter(request: HttpRequest, caller: Caller, *, now: datetime) -> search.Fi
 
 def _written(request: HttpRequest, timer_ids: Sequence[uuid.UUID], *, now: datetime, is_cut: bool) -> bytes:
     """Return the calendar: what is promised of these timers, and what their schedules add."""
-    # Late: it takes as long to load as a page, and few processes need it.
-    from icalendar import Calendar, Event
-
     promised = {
         one.timer_id: one
         for one in Delivery.objects.filter(timer__in=timer_ids, state=State.SCHEDULED, extra=False)
@@ -119,28 +119,59 @@ def _written(request: HttpRequest, timer_ids: Sequence[uuid.UUID], *, now: datet
     calls = [upcoming.Coming(one.next_attempt_at, one.timer_id, True) for one in promised.values()]
     calls += [upcoming.Coming(at, timer_id, False) for timer_id, moments in followed for at in moments]
     calls.sort(key=lambda one: (one.at, str(one.timer_id)))
-    made = Calendar()
-    made.add("prodid", "-//webtask_scheduler//calendar//EN")
-    made.add("version", "2.0")
-    made.add("x-wr-calname", _("Timers"))
-    made.add("x-wr-caldesc", _about(calls, is_cut=is_cut or followed.are_more or bool(followed.are_long)))
-    made.add("refresh-interval", AGAIN, parameters={"VALUE": "DURATION"})
-    made.add("x-published-ttl", AGAIN)
+    lines = [
+        "BEGIN:VCALENDAR",
+        "VERSION:2.0",
+        "PRODID:-//webtask_scheduler//calendar//EN",
+        f"X-WR-CALNAME:{_text(_('Timers'))}",
+        f"X-WR-CALDESC:{_text(_about(calls, is_cut=is_cut or followed.are_more or bool(followed.are_long)))}",
+        f"REFRESH-INTERVAL;VALUE=DURATION:{AGAIN}",
+        f"X-PUBLISHED-TTL:{AGAIN}",
+    ]
     for one in calls[:EVENTS_MOST]:
         timer = promised[one.timer_id].timer
-        event = Event()
-        # The same call has the same id, before it is promised and after.
-        event.add("uid", f"{timer.pk}-{round(one.at.timestamp())}@webtask")
-        # When the timer was made: the present instant would make another text each time.
-        event.add("dtstamp", timer.created_at.replace(microsecond=0))
-        event.add("dtstart", one.at.replace(microsecond=0))
-        event.add("summary", _name(timer))
-        event.add("url", request.build_absolute_uri(reverse("dashboard:timer", args=[timer.pk])))
-        event.add("status", "CONFIRMED" if one.is_promised else "TENTATIVE")
-        # It keeps nobody busy.
-        event.add("transp", "TRANSPARENT")
-        made.add_component(event)
-    return bytes(made.to_ical())
+        lines += [
+            "BEGIN:VEVENT",
+            # The same call has the same id, before it is promised and after.
+            f"UID:{timer.pk}-{round(one.at.timestamp())}@webtask",
+            # When the timer was made: the present instant would make another text each time.
+            f"DTSTAMP:{_instant(timer.created_at)}",
+            f"DTSTART:{_instant(one.at)}",
+            f"SUMMARY:{_text(_name(timer))}",
+            f"URL:{request.build_absolute_uri(reverse('dashboard:timer', args=[timer.pk]))}",
+            f"STATUS:{'CONFIRMED' if one.is_promised else 'TENTATIVE'}",
+            # It keeps nobody busy.
+            "TRANSP:TRANSPARENT",
+            "END:VEVENT",
+        ]
+    return b"".join(map(_folded, [*lines, "END:VCALENDAR"]))
+
+
+# As RFC 5545 has it. Libraries for it take half a millisecond for an event.
+
+
+def _instant(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+
+
+def _text(text: str) -> str:
+    """Return a text as the value of a property, without the characters that none may have."""
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
+    return text.translate(_ESCAPES)
+
+
+def _folded(line: str) -> bytes:
+    """Return a line in pieces of up to 75 octets, none of which splits a character."""
+    left, pieces, most = line.encode(), [], LINE_MOST
+    while len(left) > most:
+        cut = most
+        while left[cut] & 0xC0 == 0x80:  # noqa: PLR2004 - an octet of UTF-8 that begins no character
+            cut -= 1
+        pieces.append(left[:cut])
+        # Each further line begins with a space.
+        left, most = left[cut:], LINE_MOST - 1
+    return b"\r\n ".join([*pieces, left]) + b"\r\n"
 
 
 def _schedule(one: Delivery) -> dict[str, Any]:

@@ -74,10 +74,11 @@ def test_schedules_are_followed_and_a_call_keeps_its_id(client):
 
 
 def test_names_are_escaped_and_lines_are_folded(client):
+    schedule({"due_at": at(3), "name": "tab\tand\x07bell\u2028end"})
     name = 'a,b;c\\n: \N{PILE OF POO} "é" END:VEVENT ' + "ü" * 120
     schedule({"due_at": at(2), "name": name})
     answer = ask(client)
-    assert events(answer) == [(at(2), name, "CONFIRMED")]
+    assert events(answer) == [(at(2), name, "CONFIRMED"), (at(3), "tab and bell end", "CONFIRMED")]
     lines = answer.content.split(b"\r\n")
     assert max(map(len, lines)) <= 75
     assert b"\n" not in b"".join(lines)
