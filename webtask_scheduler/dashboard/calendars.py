@@ -69,7 +69,7 @@ def calendar(request: HttpRequest) -> HttpResponseBase:
     answer["Cache-Control"] = "private, no-cache"
     answer["X-Robots-Tag"] = "noindex"
     answer["Content-Disposition"] = 'inline; filename="timers.ics"'
-    return get_conditional_response(request, etag=etag, response=answer)
+    return get_conditional_response(request, etag=etag, response=answer) or answer
 
 
 def _said(text: str, status: int) -> HttpResponse:

@@ -151,7 +151,7 @@ def upcoming(request: HttpRequest) -> HttpResponse:
         # Those of one hour are few enough to be named.
         ahead = Followed(timers, begin=begin, until=begin + span.part, most=MOMENTS_MOST)
         coming = [Coming(at, timer_id, False) for timer_id, moments in ahead for at in moments]
-    drawn = {"week": _week(found, later, span=span, chosen=chosen, request=request)} if is_week else {}
+    drawn: dict[str, Any] = {"week": _week(found, later, span=span, chosen=chosen, request=request)} if is_week else {}
     return show(
         request,
         "upcoming.html",

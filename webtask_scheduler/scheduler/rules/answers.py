@@ -69,7 +69,7 @@ def keep(headers: Mapping[str, str], *, secrets: Iterable[str] = ()) -> str:
 
 def read(text: str) -> Kept:
     """Return what `keep` kept."""
-    found: dict[str, str] = dict(line.split(": ", 1) for line in text.split("\n") if line)  # type: ignore[misc]  # two
+    found: dict[str, str] = dict(line.split(": ", 1) for line in text.split("\n") if line)
     return Kept(found, int(found.pop(_LEFT_OUT, 0)))
 
 

@@ -125,7 +125,7 @@ def _root(text: str) -> Any:
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             if depth > DEPTH_MOST:
-                raise FileError(_too_deep(event.start_mark.line + 1))
+                raise FileError(_too_deep(event.start_mark.line + 1 if event.start_mark else 1))
         elif isinstance(event, yaml.CollectionEndEvent):
             depth -= 1
         # A collection has two, and so has what is around all.
