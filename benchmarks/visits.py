@@ -29,7 +29,7 @@ DASHBOARD, ADMIN = "dashboard", "admin"
 # Links of one page to itself with another query: more are more of the same.
 LINKS_MOST = 30
 # Files of up to 100,000 timers, with a longest time of their own (dashboard/exporting.py).
-DOWNLOADS = ("export-csv", "export-jsonl")
+DOWNLOADS = ("export-csv", "export-jsonl", "export-yaml")
 TABLES = ("scheduler_timer", "scheduler_delivery", "scheduler_attempt")
 _SCAN = re.compile(rf"Seq Scan on ({'|'.join(TABLES)})\b")
 _LINK = re.compile(r"""\b(?:href|data-live)="([^"#]+)""")

@@ -170,6 +170,7 @@ def pages(first: dict[str, str]) -> dict[str, str]:
         "hosts": "/hosts",
         "host": "/hosts/shop.example.com",
         "upcoming": "/upcoming",
+        "upcoming-week": "/upcoming?view=week",
         "import": "/import",
         "settings": "/settings",
         "status": "/status",

@@ -558,6 +558,8 @@ WEBTASK_EGRESS_PROXY = proxy("WEBTASK_EGRESS_PROXY")
 WEBTASK_RETENTION_DAYS = whole_number("WEBTASK_RETENTION_DAYS", default=30, least=0, most=36_500)
 # How many of its latest deliveries a timer keeps, with their attempts; 0 keeps all until they are too old.
 WEBTASK_KEEP_DELIVERIES = whole_number("WEBTASK_KEEP_DELIVERIES", default=1000, least=0, most=1_000_000)
+# Of which attempts the headers of the answer are kept.
+WEBTASK_KEEP_HEADERS = one_of("WEBTASK_KEEP_HEADERS", "failed", "all", "none")
 # How far ahead a timer may be due: ten years.
 WEBTASK_HORIZON_SECONDS = whole_number(
     "WEBTASK_HORIZON_SECONDS", default=10 * 365 * 24 * 3600, least=1, most=100 * 366 * 24 * 3600

@@ -12,11 +12,12 @@ class AccessConfig(AppConfig):
         # Late: it needs the models.
         from webtask_scheduler.users.models import user_deleted
 
-        user_deleted.connect(_revoke_keys)
+        user_deleted.connect(_revoke)
 
 
-def _revoke_keys(user: Any, **_: Any) -> None:
-    from webtask_scheduler.access import keys
+def _revoke(user: Any, **_: Any) -> None:
+    from webtask_scheduler.access import calendars, keys
     from webtask_scheduler.access.models import ApiKey
 
     keys.revoke(ApiKey.objects.filter(owner=user))
+    calendars.remove(user.pk)

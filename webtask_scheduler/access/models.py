@@ -65,7 +65,8 @@ class AuditEntry(models.Model):
     at = models.DateTimeField(_("at"), db_default=Now())
     # A stable word, such as timer.cancelled.
     action = models.CharField(_("action"), max_length=40)
-    # What it was done to: timer, secret, key, host, limit, bulk or timers; and its id. Empty for many at once.
+    # What it was done to: timer, secret, key, host, limit, bulk, calendar or timers; and its id. Empty for many at
+    # once.
     kind = models.CharField(_("kind"), max_length=16)
     object_id = models.CharField(_("id"), max_length=261, blank=True)
     # Whose it is; null for what belongs to nobody or to the deployment.
@@ -121,3 +122,21 @@ class Limit(models.Model):
 
     def __str__(self) -> str:
         return gettext("limits of %(owner)s") % {"owner": self.owner}
+
+
+class CalendarAddress(models.Model):
+    """The secret in the address of a user's calendar. It is shown once; `access.calendars` makes it."""
+
+    owner = models.OneToOneField(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="calendar", verbose_name=_("owner")
+    )
+    # SHA-256 of the secret, as of an API key.
+    digest = models.BinaryField(max_length=32, unique=True)
+    created_at = models.DateTimeField(_("created at"))
+
+    class Meta:
+        verbose_name = _("address of a calendar")
+        verbose_name_plural = _("addresses of calendars")
+
+    def __str__(self) -> str:
+        return gettext("calendar of %(owner)s") % {"owner": self.owner}

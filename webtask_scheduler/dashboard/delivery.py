@@ -13,7 +13,7 @@ from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.access.models import AuditEntry
@@ -103,8 +103,10 @@ def delivery(request: HttpRequest, timer_id: uuid.UUID, number: int) -> HttpResp
         "falls": charts.waterfall(_way(found, attempts)),
         "stages": charts.waterfall(_stages(chosen)) if chosen else [],
         "ahead_ms": _ahead_ms(chosen),
+        "answered": chosen.answered if chosen else None,
         "first": attempts[0] if attempts and attempts[0].number == 1 else None,
         "duplicates": _duplicates(found, attempts),
+        "losses": _losses(found, attempts),
         "sent": sent,
         "curl": curl_of_call(sealing.shown_url(timer.web_url), **sent),
         "may_replay": found.state in LOST and may_change(request, timer),
@@ -310,6 +312,23 @@ def _duplicates(found: Delivery, attempts: Sequence[Attempt]) -> str:
     if sent[0].error in _NOT_KNOWN:
         return _("None so far: one attempt was sent, and whether it arrived is not known.")
     return _("None: one attempt was sent and answered.")
+
+
+def _losses(found: Delivery, attempts: Sequence[Attempt]) -> str:
+    """Return in words how often the process that called vanished, as far as the attempts that are shown say."""
+    lost = sum(one.error == "lost" for one in attempts)
+    if lost:
+        text = ngettext(
+            "%(count)s: the process that called vanished, and its lease ran out.",
+            "%(count)s: the processes that called vanished, and their leases ran out.",
+            lost,
+        )
+        return text % {"count": lost}
+    if not attempts:
+        return _("None: it was not called yet.")
+    if found.attempts - len(attempts) > 1:
+        return _("None in the attempts that are shown here.")
+    return _("None: each attempt was recorded by the process that made it.")
 
 
 def _sent(timer: Timer, found: Delivery, attempt: Attempt | None) -> dict[str, Any]:

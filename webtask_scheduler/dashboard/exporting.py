@@ -1,4 +1,4 @@
-"""`/timers/export.csv` and `.jsonl`: the timers that fit the list's filter.
+"""`/timers/export.csv`, `.jsonl` and `.yaml`: the timers that fit the list's filter.
 
 An answer is whole in memory before it is sent: a web process has few threads, and a client that reads slowly must
 not hold one. So an export has a largest size and a longest time, and a process writes one at a time.
@@ -24,6 +24,7 @@ from webtask_scheduler.dashboard.timers import EXPORT_MOST, filter_of, ids_from
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.api.showing import fitting, show_timers
+from webtask_scheduler.scheduler.rules import timers_file
 from webtask_scheduler.scheduler.services import search
 
 # Timers that are read at a time, and how large the texts of one time may be.
@@ -63,6 +64,13 @@ def as_csv(request: HttpRequest) -> HttpResponse:
 def as_json_lines(request: HttpRequest) -> HttpResponse:
     """Return the timers as the API shows them, one a line."""
     return _export(request, "application/jsonl; charset=utf-8", "jsonl", _json_lines)
+
+
+@page
+@require_safe
+def as_yaml(request: HttpRequest) -> HttpResponse:
+    """Return the timers as a file for a repository, which import takes: without the calls that were made."""
+    return _export(request, "application/yaml; charset=utf-8", "yaml", _yaml)
 
 
 def _export(
@@ -133,6 +141,11 @@ def _shown(ids: Sequence[uuid.UUID]) -> Iterator[dict[str, Any]]:
 def _json_lines(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
     for timer in timers:
         yield json.dumps(timer, ensure_ascii=False) + "\n"
+
+
+def _yaml(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
+    plain = (json.loads(json.dumps(timer, default=str)) for timer in timers)
+    yield from timers_file.write({k: value for k, value in timer.items() if k != "attempts"} for timer in plain)
 
 
 def _csv(timers: Iterator[dict[str, Any]]) -> Iterator[str]:

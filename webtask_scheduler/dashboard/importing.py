@@ -1,6 +1,7 @@
-"""`/import`: a crontab, or timers as JSON Lines, becomes timers: checked first, and made when that is confirmed."""
+"""`/import`: a crontab, or timers as JSON Lines or YAML, becomes timers: checked first, made when that is confirmed."""
 
 import hashlib
+from itertools import islice
 from typing import Any
 
 from django import forms
@@ -14,7 +15,7 @@ from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.new import zone_names
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler.api import importing
-from webtask_scheduler.scheduler.rules import recurrence
+from webtask_scheduler.scheduler.rules import recurrence, timers_file
 from webtask_scheduler.wording import translated
 
 # What one form takes. `manage.py timer import` takes files of any size.
@@ -28,7 +29,7 @@ class ImportForm(forms.Form):
     """A text or a file, and the time zone of a crontab."""
 
     text = forms.CharField(
-        label=gettext_lazy("Crontab or JSON Lines"),
+        label=gettext_lazy("Crontab, JSON Lines or YAML"),
         required=False,
         strip=False,
         widget=forms.Textarea(
@@ -74,11 +75,27 @@ class ImportForm(forms.Form):
         said = [line for line in given["lines"] if line.strip() and not line.strip().startswith("#")]
         if not said:
             self.add_error(place, _("There is no line yet that says anything."))
-        elif len(said) > LINES_MOST:
+        elif len(said) > LINES_MOST and not timers_file.is_file(given["lines"]):
             values = {"most": LINES_MOST, "count": len(said)}
             text = _("At most %(most)s lines are taken here, and there are %(count)s. Split it, or use the command.")
             self.add_error(place, text % values)
         return given
+
+    def entries(self, *, owner_id: int | None) -> list[importing.Entry]:
+        """Return what becomes of the lines; none, with an error of the form, where they cannot be read at all."""
+        given = self.cleaned_data
+        place = "file" if given.get("file") else "text"
+        try:
+            found = importing.read(given["lines"], zone=given["zone"], owner_id=owner_id)
+            entries = list(islice(found, LINES_MOST + 1))
+        except timers_file.FileError as error:
+            self.add_error(place, translated(error))
+            return []
+        if len(entries) > LINES_MOST:
+            text = _("At most %(most)s timers are taken here. Split the file, or use the command.")
+            self.add_error(place, text % {"most": LINES_MOST})
+            return []
+        return entries
 
 
 def _too_much() -> str:
@@ -96,7 +113,9 @@ def imports(request: HttpRequest) -> HttpResponse:
     if not form.is_valid():
         return _shown(request, form, status=400)
     given, owner_id = form.cleaned_data, caller_of(request).owner_id
-    entries = list(importing.read(given["lines"], zone=given["zone"], owner_id=owner_id))
+    entries = form.entries(owner_id=owner_id)
+    if form.errors:
+        return _shown(request, form, status=400)
     # What is made is what was shown: a text that was changed since is shown again.
     mark, trouble, made = _mark(given), "", False
     if "apply" in request.POST:

@@ -22,10 +22,15 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
-from webtask_scheduler.scheduler.models import BulkOperation
+from webtask_scheduler.scheduler.models import BulkOperation, State
 from webtask_scheduler.scheduler.rules.instants import instant_text
 
 SHOWN = 30
+# What takes an action back, and the status of the timers that it is done to.
+OPPOSITES = {
+    BulkOperation.Action.PAUSE.value: (BulkOperation.Action.RESUME, State.PAUSED),
+    BulkOperation.Action.RESUME.value: (BulkOperation.Action.PAUSE, State.SCHEDULED),
+}
 # Of more timers than these, the number is typed before they are cancelled.
 TYPED_ABOVE = 1000
 
@@ -53,6 +58,8 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "may_begin": found.owner_id == caller_of(request).owner_id,
         "may_stop": found.finished_at is None and _may_stop(request, found),
         "asks_number": _asks_number(found),
+        "may_repeat": _may_repeat(request, found),
+        "opposite": _opposite(request, found),
         "spreads": SPREADS,
         "every_ms": 0 if found.finished_at else 1000,
         "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
@@ -109,6 +116,28 @@ def begin(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
 
 @page
 @require_POST
+def again(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
+    """Count anew for the same action and filter; it is done when that is confirmed."""
+    found = _visible(request, operation_id)
+    if not _may_repeat(request, found):
+        raise Http404
+    return _begun(request, action=found.action, stored=_asked(found), dry_run=True, mine=not found.everyone)
+
+
+@page
+@require_POST
+def undo(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
+    """Count for the opposite action; it is done when that is confirmed."""
+    found = _visible(request, operation_id)
+    opposite = _opposite(request, found)
+    if opposite is None:
+        raise Http404
+    stored = _asked(found) | {"status": [OPPOSITES[found.action][1].value]}
+    return _begun(request, action=opposite.value, stored=stored, dry_run=True, mine=not found.everyone)
+
+
+@page
+@require_POST
 def stop(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     """Stop an operation; what it has changed stays."""
     found = _visible(request, operation_id)
@@ -121,6 +150,29 @@ def stop(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     except ValidationError as error:
         messages.error(request, error.messages[0])
     return redirect("dashboard:operation", operation_id=operation_id)
+
+
+def _asked(found: BulkOperation) -> dict[str, Any]:
+    """Return an operation's filter as a person gave it."""
+    return {name: value for name, value in found.filter.items() if name in FILTERS}
+
+
+def _may_repeat(request: HttpRequest, found: BulkOperation) -> bool:
+    """Return whether an operation that has ended may be begun again: one's own, with a filter."""
+    is_own = found.owner_id == caller_of(request).owner_id
+    # The end of a user is nobody's to repeat.
+    return is_own and found.finished_at is not None and bool(_asked(found)) and not found.filter.get("callbacks")
+
+
+def _opposite(request: HttpRequest, found: BulkOperation) -> BulkOperation.Action | None:
+    """Return the action that takes an operation back; None where there is none, or nothing to take back.
+
+    Which timers it changed is not kept: the filter says it, with the status that they have now. It must say more than
+    that status, or the opposite would be done to all timers.
+    """
+    if found.dry_run or not found.changed or not _may_repeat(request, found) or found.action not in OPPOSITES:
+        return None
+    return OPPOSITES[found.action][0] if _asked(found).keys() - {"status"} else None
 
 
 def _may_stop(request: HttpRequest, found: BulkOperation) -> bool:

@@ -1,4 +1,4 @@
-"""`/settings`: signing secrets, API keys, and how pages are shown. The API's services and checks, with its rights."""
+"""`/settings`: signing secrets, API keys, the calendar's address, and how pages are shown, with the API's checks."""
 
 from datetime import UTC, datetime, time
 from typing import Any
@@ -9,13 +9,15 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import QuerySet
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST, require_safe
 from rest_framework import exceptions
 
-from webtask_scheduler.access import keys
+from webtask_scheduler.access import calendars, keys
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.access.models import NAME_MAX_LENGTH, ApiKey, Scope
 from webtask_scheduler.dashboard.frame import CLOCKS, show
@@ -113,6 +115,8 @@ def _shown(request: HttpRequest, *, status: int = 200, **values: Any) -> HttpRes
         keys=[{"key": key, "state": _state(key)} for key in listed[:KEYS_SHOWN]],
         has_more_keys=len(listed) > KEYS_SHOWN,
         may_make_keys=may_make_keys,
+        calendar=calendars.of(request.user.pk) if request.user.is_authenticated else None,
+        open_calendar=request.build_absolute_uri(reverse("dashboard:calendar")),
         **({"secret_form": SecretForm(), "key_form": KeyForm()} | values),
     )
 
@@ -208,6 +212,36 @@ def revoke_key(request: HttpRequest, key_id: int) -> HttpResponse:
         raise Http404
     keys.revoke(found)
     messages.success(request, _("The key is refused from now on."))
+    return redirect("dashboard:settings")
+
+
+# The calendar
+
+
+def _user_id(request: HttpRequest) -> int:
+    """Return the id of whoever has logged in. Raises PermissionDenied: what nobody owns has a plain address."""
+    user: Any = request.user
+    if not user.is_authenticated:
+        raise PermissionDenied
+    return int(user.pk)
+
+
+@page
+@require_POST
+def make_calendar(request: HttpRequest) -> HttpResponse:
+    """Make a secret address, in place of the one that there may be, and show it this once."""
+    made = calendars.make(_user_id(request))
+    address = f"{reverse('dashboard:calendar')}?{urlencode({'key': made})}"
+    return _shown(request, made_calendar=request.build_absolute_uri(address))
+
+
+@page
+@require_POST
+def remove_calendar(request: HttpRequest) -> HttpResponse:
+    """Refuse the address from the next request on."""
+    if not calendars.remove(_user_id(request)):
+        raise Http404
+    messages.success(request, _("The address leads nowhere from now on."))
     return redirect("dashboard:settings")
 
 

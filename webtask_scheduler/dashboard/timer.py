@@ -111,7 +111,8 @@ def _deliveries(found: Timer) -> list[Delivered]:
     wanted = Q(number=1) | Q(number__gt=F("delivery__attempts") - ATTEMPTS)
     tried = [one.pk for one in deliveries if one.attempts]
     attempts: dict[uuid.UUID, list[Attempt]] = {}
-    for attempt in Attempt.objects.filter(wanted, delivery__in=tried).order_by("delivery", "number"):
+    found_attempts = Attempt.objects.filter(wanted, delivery__in=tried).defer("stages", "headers", "worker")
+    for attempt in found_attempts.order_by("delivery", "number"):
         attempts.setdefault(attempt.delivery_id, []).append(attempt)
     return [_delivered(one, attempts.get(one.pk, [])) for one in deliveries]
 

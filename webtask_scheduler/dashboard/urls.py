@@ -3,6 +3,7 @@
 from django.urls import path
 
 from webtask_scheduler.dashboard import (
+    calendars,
     dead,
     delivery,
     demo,
@@ -33,6 +34,7 @@ urlpatterns = [
     path("timers/act", ticked.act, name="ticked"),
     path("timers/export.csv", exporting.as_csv, name="export-csv"),
     path("timers/export.jsonl", exporting.as_json_lines, name="export-jsonl"),
+    path("timers/export.yaml", exporting.as_yaml, name="export-yaml"),
     path("timers/preview", new.preview, name="preview"),
     path("timers/<uuid:timer_id>", timer.timer, name="timer"),
     path("timers/<uuid:timer_id>/edit", edit.edit, name="edit"),
@@ -46,6 +48,8 @@ urlpatterns = [
     path("operations/count", operations.count, name="count"),
     path("operations/<uuid:operation_id>", operations.operation, name="operation"),
     path("operations/<uuid:operation_id>/begin", operations.begin, name="begin"),
+    path("operations/<uuid:operation_id>/again", operations.again, name="again"),
+    path("operations/<uuid:operation_id>/undo", operations.undo, name="undo"),
     path("operations/<uuid:operation_id>/stop", operations.stop, name="stop-operation"),
     path("hosts", system.hosts, name="hosts"),
     path("hosts/<str:name>", hosts.host, name="host"),
@@ -55,6 +59,7 @@ urlpatterns = [
     path("status.json", status.as_json, name="status-json"),
     path("status/badge.svg", status.badge, name="badge"),
     path("system", system.system, name="system"),
+    path("calendar.ics", calendars.calendar, name="calendar"),
     path("upcoming", upcoming.upcoming, name="upcoming"),
     path("import", importing.imports, name="import"),
     path("settings", settings.settings, name="settings"),
@@ -62,6 +67,8 @@ urlpatterns = [
     path("settings/secrets/<int:secret_id>/delete", settings.delete_secret, name="delete_secret"),
     path("settings/keys", settings.make_key, name="make_key"),
     path("settings/keys/<int:key_id>/revoke", settings.revoke_key, name="revoke_key"),
+    path("settings/calendar", settings.make_calendar, name="make_calendar"),
+    path("settings/calendar/remove", settings.remove_calendar, name="remove_calendar"),
     path("settings/display", settings.display, name="display"),
     path("login", login.LogIn.as_view(), name="login"),
     path("logout", login.LogOut.as_view(), name="logout"),

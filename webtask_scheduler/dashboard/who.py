@@ -92,10 +92,9 @@ def page(view: View) -> View:
         if request.method == "POST":
             if depth_of(cast("Any", request)):
                 raise PermissionDenied
-            wait = _turn(request)
-            if wait:
-                text = _("Too many requests; nothing was done. Try again in %(seconds)s s.") % {"seconds": wait}
-                return HttpResponse(text, status=TOO_MANY, content_type="text/plain; charset=utf-8")
+            refused = refused_turn(request, owner_id=caller_of(request).owner_id)
+            if refused is not None:
+                return refused
         found = view(request, *args, **kwargs)
         add_never_cache_headers(found)
         return found
@@ -108,13 +107,17 @@ def _may_enter(request: HttpRequest) -> bool:
     return is_open() or bool(user.is_authenticated and second_factor_seen(user))
 
 
-def _turn(request: HttpRequest) -> int:
-    """Count a form against its sender's limit; return 0, or the seconds to wait."""
-    user: Any = request.user
-    owner_id = user.pk if user.is_authenticated else None
+def refused_turn(request: HttpRequest, *, owner_id: int | None) -> HttpResponse | None:
+    """Count a request against its owner's limit, or its address's; return None, or the answer that refuses it."""
     per_second = limits.allowed(owner_id).requests_per_second
     if not per_second:
-        return 0
+        return None
     who = f"address:{address_of(request)}" if owner_id is None else f"owner:{owner_id}"
     taken = limits.take(who, per_second=per_second)
-    return 0 if taken is None or taken.allowed else max(1, round(taken.wait_seconds))
+    if taken is None or taken.allowed:
+        return None
+    wait = max(1, round(taken.wait_seconds))
+    text = _("Too many requests; nothing was done. Try again in %(seconds)s s.") % {"seconds": wait}
+    answer = HttpResponse(text, status=TOO_MANY, content_type="text/plain; charset=utf-8")
+    answer["Retry-After"] = str(wait)
+    return answer

@@ -22,6 +22,7 @@ from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler import vault
+from webtask_scheduler.scheduler.rules import answers
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.recurrence import COLUMNS, Recurrence
 
@@ -44,6 +45,8 @@ FAULT_MAX_LENGTH = 300
 # Encrypted: a secret of 64 bytes takes some 230 characters.
 SECRET_MAX_LENGTH = 400
 MESSAGE_MAX_LENGTH = 300
+# "host:process id" of a process of ours.
+PROCESS_MAX_LENGTH = 100
 
 
 def new_id() -> uuid.UUID:
@@ -420,6 +423,9 @@ STAGES = ("claimed", "published", "received", "resolved", "connected", "secured"
 class Attempt(models.Model):
     """One HTTP call. Written once, when it ends."""
 
+    # What a list of many leaves out, as it is most of a row.
+    DETAILS = ("excerpt", "stages", "headers", "worker")
+
     delivery = models.ForeignKey(Delivery, on_delete=models.CASCADE, related_name="history", db_index=False)
     number = models.PositiveSmallIntegerField(_("number"))
     meant_for = models.DateTimeField()
@@ -434,6 +440,10 @@ class Attempt(models.Model):
     excerpt = models.CharField(_("excerpt"), max_length=EXCERPT_MAX_LENGTH, blank=True)
     # When it reached each of STAGES, in microseconds from `started_at`, negative before it; null where not known.
     stages = ArrayField(models.IntegerField(null=True), null=True)
+    # The answer's headers as `rules.answers` keeps them; null where none are kept.
+    headers = models.TextField(_("headers of the answer"), null=True)
+    # The process that called, as in Worker.name; null for an attempt that was lost, and for those before release 0.3.
+    worker = models.CharField(_("worker"), max_length=PROCESS_MAX_LENGTH, null=True)
 
     class Meta:
         verbose_name = _("attempt")
@@ -458,6 +468,11 @@ class Attempt(models.Model):
         """Return the stages that are known, in milliseconds from the start."""
         reached = zip(STAGES, self.stages or (), strict=False)
         return {name: round(at / 1000, 1) for name, at in reached if at is not None}
+
+    @property
+    def answered(self) -> answers.Kept | None:
+        """Return the headers of the answer that are kept; None where none are."""
+        return None if self.headers is None else answers.read(self.headers)
 
 
 class SigningSecret(models.Model):

@@ -18,11 +18,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from webtask_scheduler import vault
+from webtask_scheduler.scheduler.rules import answers
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.telemetry.origin import STORED
 from webtask_scheduler.wording import sentence as _
 
-MASK = "***"
+MASK = answers.MASK
 SEALED = "sealed"
 BODIES = ("body", "body_base64")
 CALLBACKS = ("callback_url", "failure_callback_url")

@@ -234,3 +234,33 @@ def run_again(timer):
     )
     run()
     assert Delivery.objects.get(pk=made.pk).state == State.SUCCEEDED
+
+
+def test_headers_of_the_answer_and_the_process_are_shown(client, make_timer, receiver):
+    headers = {"X-Why": "<b>full</b>", "Set-Cookie": "a=b"}
+    timer = make_timer(receiver.answer(503, headers), delay_seconds=-1, options=ONCE)
+    call_all(receiver)
+    page = client.get(path_of(timer)).content.decode()
+    assert "x-why: &lt;b&gt;full&lt;/b&gt;\nset-cookie: ***\n" in page
+    attempt = Attempt.objects.get()
+    assert f">{attempt.worker}</code>" in page
+    shown = client.get(path_of(timer, more="?as=json")).json()["attempts"][0]
+    assert shown["response_headers"]["set-cookie"] == "***"
+    for kept, said in ((None, "They were not kept."), ("", "had no headers"), ("…: 3", "3 other headers")):
+        Attempt.objects.update(headers=kept)
+        assert said in client.get(path_of(timer)).content.decode()
+    Attempt.objects.update(headers=None, error="", status_code=200)
+    assert "WEBTASK_KEEP_HEADERS" in client.get(path_of(timer)).content.decode()
+
+
+def test_lost_leases_are_counted(client, make_timer):
+    timer = make_timer(delay_seconds=-1)
+    assert context_of(client, timer)["losses"] == "None: it was not called yet."
+    run(error="lost")
+    put_back(timer, 0.0)
+    run()
+    assert context_of(client, timer)["losses"].startswith("1: the process")
+    Attempt.objects.update(error="")
+    assert context_of(client, timer)["losses"].startswith("None: each")
+    Delivery.objects.update(attempts=99)
+    assert context_of(client, timer)["losses"] == "None in the attempts that are shown here."

@@ -4,7 +4,7 @@ import json
 
 import pytest
 from django.core.files.uploadedfile import SimpleUploadedFile
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
 from django.test import Client
 
 from webtask_scheduler.dashboard import importing
@@ -182,6 +182,91 @@ def test_export_is_imported_as_it_goes_on(client, make_timer, capsys, user):
     assert due.isoformat() == "2030-01-05T09:00:00.500000+00:00"
     # And it knows them when they come back by another file.
     assert counts(check(client, exported(capsys, "--owner", user.email).replace("***", "new")))["new"] == 0
+
+
+def test_yaml_comes_back_as_the_same_by_command_and_page(client, make_timer, capsys, user, tmp_path):
+    fields = {
+        "name": "no",
+        "cron": "0 9 * * 1",
+        "labels": {"a": "12:30"},
+        "body": "one\ntwo: [\n",
+        "metadata": [1.5, None],
+    }
+    client.post("/timer", {"web_url": f"{URL}?a=b#c", "method": "PUT"} | fields, content_type="application/json")
+    client.post("/timer", {"web_url": URL, "due_at": "2030-01-05T09:00:00.5Z"}, content_type="application/json")
+    text = exported(capsys, "--format", "yaml")
+    assert text == client.get("/timers/export.yaml").content.decode()
+    assert text.startswith("timers:\n- task_id: ")
+    # The service that they come from has them; another owner gets the same.
+    assert counts(check(client, text)) == {"refused": 0, "new": 0, "there": 2, "notes": 0}
+    file = tmp_path / "timers.yaml"
+    file.write_text(text)
+    call_command("timer", "import", str(file), "--owner", user.email)
+    mine = exported(capsys, "--format", "yaml", "--owner", user.email)
+    shown = {
+        one["name"]: one
+        for one in map(json.loads, exported(capsys, "--owner", user.email).splitlines())
+        if "name" in one
+    }
+    assert {name: shown["no"][name] for name in fields if name != "labels"} == {
+        name: value for name, value in fields.items() if name != "labels"
+    }
+    assert shown["no"]["labels"]["a"] == "12:30"
+    # Nothing more is made of it, in whichever form it comes.
+    client.force_login(user)
+    for again in (mine, text, exported(capsys, "--owner", user.email)):
+        assert counts(check(client, again)) == {"refused": 0, "new": 0, "there": 2, "notes": 0}
+    assert exported(capsys, "--format", "yaml", "--host", "nothing.example") == "timers: []\n"
+
+
+def test_yaml_is_checked_by_item_and_made(client):
+    text = f"""# ours
+timers:
+  - {{web_url: "{URL}", every: PT10M}}
+  - {{web_url: "{URL}", every: PT10S}}
+  - {{web_url: "{URL}", every: never}}
+  - {{web_url: "{URL}", web_url: "{URL}"}}
+  - 5
+"""
+    checked = check(client, text)
+    assert [one.number for one in checked.context["kinds"]["new"]] == [3, 4]
+    said = {one.number: one.error for one in checked.context["kinds"]["refused"]}
+    assert [said[5].partition(":")[0], said[6], said[7].partition(",")[0]] == [
+        "every",
+        "web_url is given twice",
+        "A JSON object is required",
+    ]
+    apply(client, checked, text)
+    assert counts(check(client, text))["there"] == 2
+    # Several in one line are told apart.
+    line = f'[{{"web_url": "{URL}/a", "every": "PT1H"}}, {{"web_url": "{URL}/b", "every": "PT1H"}}]'
+    apply(client, check(client, line), line)
+    assert sorted(Timer.objects.values_list("web_url", flat=True)) == [URL, URL, f"{URL}/a", f"{URL}/b"]
+    assert {one.timer_id for one in check(client, line).context["kinds"]["there"]} == set(
+        Timer.objects.filter(web_url__startswith=f"{URL}/").values_list("pk", flat=True)
+    )
+
+
+def test_yaml_that_cannot_be_read_is_refused_as_a_whole(client, monkeypatch, tmp_path):
+    laughs = "".join(f"x-a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 20))
+    file = tmp_path / "timers.yaml"
+    for text, said in (
+        ("timers:\n  - [", "Line 3 is no YAML"),
+        (f"x-a0: &a0 lol\n{laughs}timers: [*a19]", "200,000 values"),
+        ("timers: " + "[" * 5000, "nested too deeply"),
+        ("timers: 5", "A list of timers"),
+        ("timers:\n" + f"- web_url: {URL}\n" * (importing.LINES_MOST + 1), "At most 1000 timers"),
+    ):
+        answer = check(client, text)
+        assert answer.status_code == 400, text[:40]
+        assert said in answer.content.decode()
+        if "At most" not in said:
+            file.write_text(text)
+            with pytest.raises(CommandError, match=said):
+                call_command("timer", "import", str(file))
+    answer = check(client, "timers: []")
+    assert (answer.status_code, counts(answer)["new"]) == (200, 0)
+    assert not Timer.objects.exists()
 
 
 def test_lines_that_are_no_timers_say_why(client):

@@ -364,6 +364,60 @@ def test_operation_is_stopped_in_the_middle_and_says_what_it_had_changed(client,
     assert "It was stopped while it counted; nothing was changed." in text_of(client, f"/operations/{counting.pk}")
 
 
+def test_operation_is_counted_again_and_undone_once_confirmed(client, make_timer):
+    timers = [make_timer("http://a.example/"), make_timer("http://a.example/"), make_timer("http://b.example/")]
+    paused = lambda: set(Delivery.objects.filter(state=State.PAUSED).values_list("timer", flat=True))  # noqa: E731
+    operation = BulkOperation.objects.create(action="pause", filter={"host": "a.example", "status": ["scheduled"]})
+    path = f"/operations/{operation.pk}"
+    # While it runs there is nothing to repeat.
+    assert "The same again" not in text_of(client, path)
+    assert client.post(f"{path}/again").status_code == client.post(f"{path}/undo").status_code == 404
+    finish(operation)
+    assert paused() == {timers[0].pk, timers[1].pk}
+    assert "those that were paused before among them" in text_of(client, path)
+
+    def counted(answer):
+        found = finish(BulkOperation.objects.latest("created_at"))
+        assert answer["Location"] == f"/operations/{found.pk}"
+        assert found.dry_run
+        return found
+
+    again = counted(client.post(f"{path}/again"))
+    assert (again.action, again.filter, again.matched) == ("pause", operation.filter, 0)
+    undo = counted(client.post(f"{path}/undo"))
+    assert (undo.action, undo.filter) == ("resume", {"host": "a.example", "status": ["paused"]})
+    assert undo.matched == 2
+    assert paused()
+    client.post(f"/operations/{undo.pk}/begin")
+    resumed = finish(BulkOperation.objects.latest("created_at"))
+    assert not paused()
+    # And that is taken back the same way.
+    back = counted(client.post(f"/operations/{resumed.pk}/undo"))
+    assert (back.action, back.filter, back.matched) == ("pause", {"host": "a.example", "status": ["scheduled"]}, 2)
+
+
+def test_undo_is_offered_only_where_there_is_an_opposite(client, user, make_timer, settings):
+    make_timer("http://a.example/")
+    for fields, repeated in (
+        ({"action": "cancel", "filter": {"host": "a.example"}, "changed": 1}, True),
+        ({"action": "pause", "filter": {"host": "a.example"}, "changed": 0}, True),
+        ({"action": "pause", "filter": {"host": "a.example"}, "dry_run": True}, True),
+        # It would pause all that wait.
+        ({"action": "resume", "filter": {"status": ["paused"]}, "changed": 1}, True),
+        ({"action": "cancel", "filter": {"status": ["paused"], "callbacks": True}, "changed": 1}, False),
+        ({"action": "pause", "filter": {"host": "a.example"}, "changed": 1, "owner": user}, False),
+    ):
+        operation = BulkOperation.objects.create(finished_at=timezone.now(), **fields)
+        assert client.post(f"/operations/{operation.pk}/undo").status_code == 404, fields
+        assert client.post(f"/operations/{operation.pk}/again").status_code == (302 if repeated else 404), fields
+    # Dismissing is stored with more than was asked for.
+    operation = BulkOperation.objects.create(
+        action="dismiss", filter={"host": "a.example", "dead": True}, finished_at=timezone.now()
+    )
+    client.post(f"/operations/{operation.pk}/again")
+    assert not finish(BulkOperation.objects.latest("created_at")).error
+
+
 def test_operation_of_another_is_stopped_by_no_one_but_a_superuser(client, user, root, settings):
     settings.WEBTASK_API_AUTH = "key"
     operation = BulkOperation.objects.create(owner=user, action="pause", filter={"host": "a.example"})

@@ -206,3 +206,69 @@ def test_every_read_goes_along_an_index(client, everyone, django_user_model):
                 assert f"Seq Scan on {table} " not in plan, (one["sql"], plan)
     assert Timer.objects.count() == 5300
     assert Delivery.objects.count() == 5300
+
+
+# The week
+
+
+def cells(answer):
+    """Return the numbers of the hours to come, by their place after the present hour."""
+    return [one for day in answer.context["week"] for one in day["cells"] if one is not None]
+
+
+def test_week_counts_each_hour_and_leads_to_its_calls(client):
+    now = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0)
+    at = now + timedelta(days=2, hours=3)
+    schedule({"due_at": at}, {"due_at": at + timedelta(minutes=59, seconds=59)}, {"due_at": at + timedelta(hours=1)})
+    schedule({"recurrence": Recurrence(every_seconds=86_400.0, starts_at=at + timedelta(minutes=5)), "name": "daily"})
+    answer = ask(client, "?view=week")
+    week = answer.context["week"]
+    assert [day["date"] for day in week] == [now.replace(hour=0) + timedelta(days=day) for day in range(7)]
+    assert [len(day["cells"]) for day in week] == [24] * 7
+    assert week[0]["cells"][: now.hour] == [None] * now.hour
+    found = {place: (one["count"], one["shade"]) for place, one in enumerate(cells(answer)) if one["count"]}
+    daily = range(51 + 24, len(cells(answer)), 24)
+    assert found == {51: ("3", 5), 52: ("1", 3)} | dict.fromkeys(daily, ("1", 3))
+    assert (answer.context["total"], answer.context["total_later"]) == ("4", str(len(daily)))
+    # The first hour in which something comes is chosen, and its calls are listed.
+    assert [one["at"] for one in answer.context["calls"]] == [at + timedelta(minutes=n) for n in (0, 5)] + [
+        at + timedelta(minutes=59, seconds=59)
+    ]
+    day_after = ask(client, cells(answer)[75]["link"].partition("#")[0])
+    assert [(one["timer"]["name"], one["is_promised"]) for one in day_after.context["calls"]] == [("daily", False)]
+    assert day_after.context["is_week"]
+    assert "Nothing comes in this hour" in ask(client, f"?view=week&at={now:%FT%H:%MZ}").content.decode()
+
+
+def test_week_counts_what_recurs_each_minute_and_says_what_it_cuts(client):
+    rule = Recurrence(every_seconds=60.0, starts_at=hour(1))
+    schedule({"recurrence": rule}, {"recurrence": Recurrence(cron="* * * * *")})
+    answer = ask(client, "?view=week")
+    assert {one["count"] for one in cells(answer)[2:]} == {"120"}
+    assert "so often" not in answer.content.decode()
+    # However often: what recurs by an interval is counted without being followed.
+    schedule({"recurrence": Recurrence(every_seconds=1.0, starts_at=hour(1))}, max_occurrences=9000)
+    answer = ask(client, "?view=week")
+    assert [one["count"] for one in cells(answer)[2:6]] == ["3,720", "1,920", "120", "120"]
+    assert "so often" not in answer.content.decode()
+
+
+def test_moments_that_are_left_are_counted_from_the_promised_one_on(client):
+    at = timezone.now().astimezone(UTC).replace(minute=0, second=0, microsecond=0) + timedelta(hours=2)
+    schedule({"recurrence": Recurrence(every_seconds=1800.0, starts_at=at), "max_occurrences": 4})
+    shown = ask(client, f"?view=week&at={at + timedelta(hours=1):%FT%H:%MZ}")
+    assert [one["at"] for one in shown.context["calls"]] == [at + timedelta(minutes=60), at + timedelta(minutes=90)]
+    assert ask(client, f"?view=week&at={at + timedelta(hours=2):%FT%H:%MZ}").context["calls"] == []
+
+
+def test_week_takes_no_more_statements_than_the_day(client):
+    schedule(*({"due_at": begin() + timedelta(hours=hours)} for hours in range(1, 160, 2)))
+
+    def statements(query):
+        with CaptureQueriesContext(connection) as context:
+            ask(client, query)
+        return len(context.captured_queries)
+
+    # What a process keeps is looked up by the first.
+    statements("")
+    assert statements("?view=week") <= statements("")

@@ -272,7 +272,7 @@ def host_in(text: str) -> str:
 
 def with_latest(path: str) -> "Prefetch[Any]":
     """Fetch the latest promised delivery of timers and its latest attempt: two queries for a whole page."""
-    attempts = Attempt.objects.defer("excerpt", "stages").order_by("delivery", "-number").distinct("delivery")
+    attempts = Attempt.objects.defer(*Attempt.DETAILS).order_by("delivery", "-number").distinct("delivery")
     deliveries = Delivery.objects.latest_promised()
     latest = Prefetch("history", attempts, to_attr="latest")
     return Prefetch(f"{path}deliveries", deliveries.prefetch_related(latest), to_attr="promised")

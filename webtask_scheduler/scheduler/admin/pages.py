@@ -294,6 +294,8 @@ class AttemptAdmin(ReadOnlyAdmin):
         "error",
         "message",
         "excerpt",
+        "headers_shown",
+        "worker",
     )
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Attempt]:
@@ -315,6 +317,11 @@ class AttemptAdmin(ReadOnlyAdmin):
     @admin.display(description=_("delivery"))
     def delivery_link(self, attempt: Attempt) -> SafeString:
         return link(attempt.delivery, str(attempt.delivery_id))
+
+    @admin.display(description=_("headers of the answer"))
+    def headers_shown(self, attempt: Attempt) -> SafeString | str:
+        kept = attempt.answered
+        return NOTHING if kept is None else shown_json(kept.headers | ({"…": kept.left_out} if kept.left_out else {}))
 
     @admin.display(description=_("meant for"))
     def meant(self, attempt: Attempt) -> SafeString | str:

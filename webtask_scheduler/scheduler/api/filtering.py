@@ -15,7 +15,7 @@ from webtask_scheduler.scheduler.api.fields import (
     TrueOrFalseField,
     WholeNumberField,
 )
-from webtask_scheduler.scheduler.api.showing import TimerSerializer
+from webtask_scheduler.scheduler.api.showing import CallSerializer, TimerSerializer
 from webtask_scheduler.scheduler.models import (
     HOST_MAX_LENGTH,
     NAME_MAX_LENGTH,
@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.sealing import shown_url
 
 SHOWN_FIELDS = tuple(TimerSerializer().fields)
+CALL_FIELDS = tuple(CallSerializer().fields)
 
 
 class QueryListField(serializers.ListField):
@@ -109,3 +110,15 @@ class PageSerializer(StrictSerializer):
 
     limit = WholeNumberField(min_value=1, max_value=200, default=50)
     cursor = TextField(max_length=100, required=False, allow_blank=True)
+
+
+class AttemptsPageSerializer(PageSerializer):
+    """A page of attempts."""
+
+    fields = QueryListField(  # type: ignore[assignment]  # a field by that name
+        child=OneOfField(choices=CALL_FIELDS),
+        required=False,
+        max_length=len(CALL_FIELDS),
+        help_text="Only these of each attempt, its `delivery_id` and `number`, with commas. A page without answers is"
+        " small and quick.",
+    )

@@ -1,4 +1,4 @@
-"""Reads a crontab, or timers as JSON Lines, and says of each line what becomes of it.
+"""Reads a crontab, or timers as JSON Lines or YAML, and says of each line what becomes of it.
 
 `manage.py timer import` and the page `/import` show and store the same entries. A line that was imported before is
 known by a label with a hash of it, so that an import can be done again, after an interruption or with more lines.
@@ -29,14 +29,14 @@ from webtask_scheduler.scheduler.api.reading import NewTimerSerializer, read_tim
 from webtask_scheduler.scheduler.api.schedules import RECURRING
 from webtask_scheduler.scheduler.api.showing import TimerSerializer, show_timers
 from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
-from webtask_scheduler.scheduler.rules import crontab
+from webtask_scheduler.scheduler.rules import crontab, timers_file
 from webtask_scheduler.scheduler.rules.recurrence import format_duration
 from webtask_scheduler.scheduler.services import quotas
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.creating import first_due
 from webtask_scheduler.wording import translated
 
-# The label of what a line of JSON became.
+# The label of what a line of JSON, or an item of YAML, became.
 LABEL = "imported"
 # Lines whose former imports are looked up together, and stored in one transaction.
 BATCH_LINES = 200
@@ -45,7 +45,10 @@ _LINE_END = re.compile(r"\r\n|\n|\r")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
-    """A line, and what becomes of it: a new timer, one that is there already, nothing, or a refusal that says why."""
+    """A line, and what becomes of it: a new timer, one that is there already, nothing, or a refusal that says why.
+
+    Of YAML, it is the line in which a timer begins.
+    """
 
     number: int
     # What is to be made; None for a note and a refusal.
@@ -96,9 +99,13 @@ def is_json(lines: Iterable[str]) -> bool:
 def read(lines: Sequence[str], *, zone: str, owner_id: int | None) -> Iterator[Entry]:
     """Yield what becomes of each line that is neither empty nor a comment. Stores nothing.
 
-    `zone` is a crontab's until it sets another; the timers will be of `owner_id`. Raises DatabaseError.
+    `zone` is a crontab's until it sets another; the timers will be of `owner_id`. Raises DatabaseError, and before all
+    else timers_file.FileError for YAML that cannot be read.
     """
-    given = _json(lines) if is_json(lines) else _crontab(lines, zone=zone)
+    if is_json(lines):
+        given = _json(lines)
+    else:
+        given = _yaml(lines) if timers_file.is_file(lines) else _crontab(lines, zone=zone)
     entries = (_entry(one, owner_id=owner_id) for one in given)
     while batch := list(islice(entries, BATCH_LINES)):
         yield from _known(batch, owner_id=owner_id)
@@ -161,18 +168,26 @@ _STATE = frozenset(TimerSerializer().get_fields()) - frozenset(NewTimerSerialize
 def _json(lines: Iterable[str]) -> Iterator[_Given]:
     seen: Counter[str] = Counter()
     for number, text in enumerate(lines, 1):
-        if not text.strip() or text.lstrip().startswith("#"):
-            continue
-        try:
-            data = JSONParser().parse(io.BytesIO(text.encode("utf-8", "surrogatepass")))
-        except exceptions.ParseError as error:
-            yield _Given(number=number, error=str(error.detail))
-            continue
-        if not isinstance(data, dict):
-            said = _("A JSON object is required, with the fields that creating a timer takes.")
-            yield _Given(number=number, error=said)
-            continue
-        yield _shown(number, data, seen)
+        if text.strip() and not text.lstrip().startswith("#"):
+            yield _of_json(number, text, seen)
+
+
+def _yaml(lines: Iterable[str]) -> Iterator[_Given]:
+    seen: Counter[str] = Counter()
+    for number, value, error in timers_file.read("\n".join(lines)):
+        # As JSON it passes the same checks, and is known again whichever of both it came in.
+        yield _Given(number=number, error=translated(error)) if error else _of_json(number, json.dumps(value), seen)
+
+
+def _of_json(number: int, text: str, seen: Counter[str]) -> _Given:
+    try:
+        data = JSONParser().parse(io.BytesIO(text.encode("utf-8", "surrogatepass")))
+    except exceptions.ParseError as error:
+        return _Given(number=number, error=str(error.detail))
+    if not isinstance(data, dict):
+        said = _("A JSON object is required, with the fields that creating a timer takes.")
+        return _Given(number=number, error=said)
+    return _shown(number, data, seen)
 
 
 def _shown(number: int, data: dict[str, Any], seen: Counter[str]) -> _Given:
@@ -236,16 +251,17 @@ def _known(entries: Sequence[Entry], *, owner_id: int | None) -> list[Entry]:
     by_label = dict(labelled.values_list("label", "timer_id"))
     shown = [one.shown_id for one in new if one.shown_id]
     there = set(Timer.objects.filter(pk__in=shown, **own()).values_list("pk", flat=True)) if shown else set()
+    # By their identity: several timers of YAML may begin in one line.
     before = {
-        one.number: found
+        id(one): found
         for one in new
         if (found := one.shown_id if one.shown_id in there else by_label.get(one.label)) is not None
     }
     bodies = show_timers(list(before.values()), ("status",)) if before else []
     statuses = {uuid.UUID(body["task_id"]): body["status"] for body in bodies}
     return [
-        replace(one, error="", timer_id=before[one.number], status=statuses.get(before[one.number], ""))
-        if one.number in before
+        replace(one, error="", timer_id=before[id(one)], status=statuses.get(before[id(one)], ""))
+        if id(one) in before
         else one
         for one in entries
     ]

@@ -31,8 +31,14 @@ from webtask_scheduler.scheduler.api.document import (
     problem_answers,
 )
 from webtask_scheduler.scheduler.api.fields import IdField, NothingSerializer, StrictSerializer
-from webtask_scheduler.scheduler.api.filtering import PageSerializer
-from webtask_scheduler.scheduler.api.showing import CallSerializer, DeliverySerializer, TimerSerializer
+from webtask_scheduler.scheduler.api.filtering import AttemptsPageSerializer, PageSerializer
+from webtask_scheduler.scheduler.api.showing import (
+    CallSerializer,
+    DeliverySerializer,
+    ListedCallSerializer,
+    TimerSerializer,
+    shown_calls,
+)
 from webtask_scheduler.scheduler.models import (
     Attempt,
     Delivery,
@@ -76,7 +82,7 @@ class DeliveriesSerializer(serializers.Serializer[Any]):
 
 
 class CallsSerializer(serializers.Serializer[Any]):
-    attempts = CallSerializer(many=True)
+    attempts = ListedCallSerializer(many=True)
     next = serializers.CharField(allow_null=True, help_text="The cursor of the next page; null after the last.")
 
 
@@ -147,8 +153,9 @@ list_deliveries = action_document(
 list_attempts = action_document(
     "timer_attempts_list",
     "List a timer's attempts",
-    "Every HTTP call that was made for it, the latest first, with the beginning of each answer.",
-    parameters=[TASK_ID, PageSerializer],
+    "Every HTTP call that was made for it, the latest first, with the beginning of each answer and what is kept of its"
+    " headers.",
+    parameters=[TASK_ID, AttemptsPageSerializer],
     responses={200: OpenApiResponse(CallsSerializer, "A page."), **problem_answers(400, 404, 503)},
 )
 
@@ -254,6 +261,9 @@ class AttemptsView(TimerAPIView):
     @list_attempts
     def get(self, request: Request, id: str) -> Response:  # noqa: A002
         timer = timer_of_caller(request, id)
-        values = validated(PageSerializer, request.query_params)
-        found, following = newest_first(request, Attempt.objects.filter(delivery__timer=timer.pk), by="id", page=values)
-        return Response({"attempts": CallSerializer(found, many=True).data, "next": following})
+        values = validated(AttemptsPageSerializer, request.query_params)
+        only = values.get("fields", ())
+        attempts = shown_calls(Attempt.objects.filter(delivery__timer=timer.pk), only)
+        found, following = newest_first(request, attempts, by="id", page=values)
+        shown = CallSerializer(found, many=True, context={"only": only})
+        return Response({"attempts": shown.data, "next": following})

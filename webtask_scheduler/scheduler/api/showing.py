@@ -25,7 +25,7 @@ from webtask_scheduler.scheduler.models import (
     State,
     Timer,
 )
-from webtask_scheduler.scheduler.rules import options
+from webtask_scheduler.scheduler.rules import answers, options
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.services import reasons, search
 
@@ -38,6 +38,10 @@ GIVEN = frozenset((*options.NAMES, "depth"))
 # What the rest of a timer and one of its attempts may take in an answer, in bytes.
 TIMER_BYTES = 1024
 ATTEMPT_BYTES = 512
+# What every attempt of a list has, whatever is asked for.
+KNOWN_BY = ("delivery_id", "number")
+# What CallSerializer makes of a column, where it is not called so.
+_FIELDS_OF = {"headers": frozenset(("response_headers", "response_headers_left_out"))}
 _SECOND = timedelta(seconds=1)
 
 
@@ -214,9 +218,57 @@ class CallSerializer(AttemptSerializer):
         f" {', '.join(f'`{name}`' for name in STAGES)}. A stage is absent where it is not known, and where there was"
         " none: a call on a kept connection looks up and connects nothing.",
     )
+    response_headers = serializers.SerializerMethodField(
+        help_text=f"Headers of the answer, up to {answers.NAMES_MOST} and {answers.BYTES_MOST // 1024} KiB, by their"
+        " names in lower case. `***` stands for values that may be secret, and for the query of a URL. Null where they"
+        " are not kept: by default those of a success, and always those of a `sensitive` timer."
+    )
+    response_headers_left_out = serializers.SerializerMethodField(help_text="How many others the answer had.")
+    worker = serializers.CharField(
+        allow_null=True,
+        help_text="The process that called, as `host:process id`. Null where it vanished, and for attempts made before"
+        " it was kept.",
+    )
 
     class Meta(AttemptSerializer.Meta):
-        fields = ("delivery_id", *AttemptSerializer.Meta.fields, "excerpt", "stages")  # type: ignore[assignment]  # more
+        fields = (  # type: ignore[assignment]  # more
+            "delivery_id",
+            *AttemptSerializer.Meta.fields,
+            "excerpt",
+            "stages",
+            "response_headers",
+            "response_headers_left_out",
+            "worker",
+        )
+
+    def get_fields(self) -> dict[str, Any]:
+        """Return the fields; with `only` in the context, those and what an attempt is known by."""
+        fields, only = super().get_fields(), self.context.get("only")
+        return {name: field for name, field in fields.items() if name in {*KNOWN_BY, *only}} if only else fields
+
+    @extend_schema_field({"type": ["object", "null"], "additionalProperties": {"type": "string"}})
+    def get_response_headers(self, attempt: Attempt) -> dict[str, str] | None:
+        return attempt.answered and attempt.answered.headers
+
+    @extend_schema_field({"type": "integer", "minimum": 0})
+    def get_response_headers_left_out(self, attempt: Attempt) -> int:
+        return attempt.answered.left_out if attempt.answered else 0
+
+
+class ListedCallSerializer(CallSerializer):
+    """One HTTP call in a list: whole, or with `fields` those and what it is known by."""
+
+    def get_fields(self) -> dict[str, Any]:
+        fields = super().get_fields()
+        for name, field in fields.items():
+            field.required = name in KNOWN_BY
+        return fields
+
+
+def shown_calls(attempts: QuerySet[Attempt], only: Collection[str] = ()) -> QuerySet[Attempt]:
+    """Return attempts of which no more is read than CallSerializer shows with these in `only`."""
+    unread = [name for name in Attempt.DETAILS if not _FIELDS_OF.get(name, frozenset((name,))).intersection(only)]
+    return attempts.defer(*unread) if only else attempts
 
 
 class ListedTimerSerializer(TimerSerializer):
@@ -287,7 +339,7 @@ def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) ->
     attempts: dict[uuid.UUID, list[Attempt]] = {}
     if not fields or not {"attempts", "reason"}.isdisjoint(fields):
         tried = [one.pk for one in latest.values() if one.attempts]
-        for attempt in _last_attempts(delivery__in=tried).defer("excerpt", "stages").order_by("delivery", "number"):
+        for attempt in _last_attempts(delivery__in=tried).defer(*Attempt.DETAILS).order_by("delivery", "number"):
             attempts.setdefault(attempt.delivery_id, []).append(attempt)
     bodies = [
         timer_body(
@@ -346,5 +398,7 @@ def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
     delivery = promised.latest_promised().first()
     if delivery is None:
         return None
-    attempts = list(_last_attempts(delivery=delivery).order_by("number")) if delivery.attempts else []
+    attempts = []
+    if delivery.attempts:
+        attempts = list(_last_attempts(delivery=delivery).defer(*Attempt.DETAILS).order_by("number"))
     return timer_body(delivery.timer, delivery, now=delivery.now, attempts=attempts)  # type: ignore[attr-defined]

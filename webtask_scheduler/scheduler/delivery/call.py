@@ -9,11 +9,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
+from django.conf import settings
+
 from webtask_scheduler.scheduler.models import EXCERPT_MAX_LENGTH, ErrorKind
 from webtask_scheduler.scheduler.outgoing import signing
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Progress, Request
 from webtask_scheduler.scheduler.queue.attempts import Outcome, Started
-from webtask_scheduler.scheduler.rules import retry
+from webtask_scheduler.scheduler.rules import answers, retry
 from webtask_scheduler.scheduler.rules.options import WITH_BODY
 from webtask_scheduler.telemetry import origin as origins
 from webtask_scheduler.telemetry import tracing
@@ -80,6 +82,7 @@ def _outcome(
 ) -> Outcome:
     """Make the call in at most `seconds` and return its outcome. Raises LocalError."""
     status_code, error, message, excerpt, retry_after_seconds, permanent = None, "", "", "", None, False
+    headers: str | None = None
     if call.unreadable:
         event("call_unreadable", level=logging.ERROR, delivery=call.delivery_id, reason=call.unreadable)
         return Outcome(call, called_at, 0, None, ErrorKind.PROTOCOL.value, call.unreadable, "")
@@ -101,6 +104,8 @@ def _outcome(
             error, message = "status", f"The receiver answered {status_code}."
             if answer.retry_after:
                 retry_after_seconds = retry.retry_after_seconds(answer.retry_after, now=called_at)
+        if settings.WEBTASK_KEEP_HEADERS == "all" or (error and settings.WEBTASK_KEEP_HEADERS == "failed"):
+            headers = answers.keep(answer.headers, secrets=answers.secrets_of(call.options.headers))
     duration_ms = round((time.monotonic() - begun) * 1000)
     return Outcome(
         call,
@@ -113,6 +118,7 @@ def _outcome(
         retry_after_seconds,
         permanent,
         stages=_stages(called_at, begun, marks, progress),
+        headers=headers,
     )
 
 

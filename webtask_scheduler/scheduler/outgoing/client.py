@@ -8,7 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -47,12 +47,14 @@ _FOR_ANYBODY_PREFIX = "webtask-"
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Status code, the beginning of the body, and Retry-After."""
+    """Status code, the beginning of the body, and headers."""
 
     status_code: int
     body: bytes
     # Retry-After as received, or its beginning; empty without one.
     retry_after: str = ""
+    # All of them, by their names in lower case, as Latin-1.
+    headers: Mapping[str, str] = field(default_factory=dict)
 
 
 class Client:
@@ -156,7 +158,7 @@ class Client:
         response = self._adapter.send(self._preparer.prepare(request, deadline))
         headers = response.headers
         retry_after = headers.get("retry-after", "")[:RETRY_AFTER_LENGTH]
-        return Answer(response.status_code, response.content, retry_after), headers
+        return Answer(response.status_code, response.content, retry_after, headers), headers
 
 
 def _redirected(request: Request, status_code: int, location: str, egress: Egress) -> Request:

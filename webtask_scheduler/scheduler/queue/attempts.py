@@ -29,7 +29,7 @@ from webtask_scheduler.scheduler.queue.endings import (
 )
 from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
-from webtask_scheduler.scheduler.queue.rollups import tally
+from webtask_scheduler.scheduler.queue.rollups import process_name, tally
 from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
@@ -111,6 +111,8 @@ class Outcome:
     permanent: bool = False
     # As Attempt.stages; empty where none is known.
     stages: Sequence[int | None] = ()
+    # As Attempt.headers.
+    headers: str | None = None
 
 
 EXHAUSTED = f"Attempts exhausted: a delivery can have {ATTEMPTS_BOUND:,}, replays and interruptions included."
@@ -177,8 +179,9 @@ WITH {ASYNC_COMMIT},
 item AS MATERIALIZED (
   SELECT * FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(states)s::text[], %(waits)s::float8[],
                        %(called_ats)s::timestamptz[], %(durations)s::int[], %(codes)s::int[], %(errors)s::text[],
-                       %(messages)s::text[], %(excerpts)s::text[], %(stages)s::text[]{item_types})
-    AS i (id, token, state, wait, called_at, duration_ms, status_code, error, message, excerpt, stages{item_columns})
+                       %(messages)s::text[], %(excerpts)s::text[], %(stages)s::text[], %(headers)s::text[]{item_types})
+    AS i (id, token, state, wait, called_at, duration_ms, status_code, error, message, excerpt, stages,
+          headers{item_columns})
 ),
 held AS MATERIALIZED (
   SELECT delivery.id, delivery.attempts, {MEANT_FOR} AS meant_for,
@@ -189,9 +192,11 @@ held AS MATERIALIZED (
 ),
 attempt AS (
   INSERT INTO scheduler_attempt
-    (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt, stages)
+    (delivery_id, number, meant_for, started_at, duration_ms, status_code, error, message, excerpt, stages, headers,
+     worker)
   SELECT held.id, held.attempts, held.meant_for, greatest(item.called_at, held.meant_for),
-         item.duration_ms, item.status_code, item.error, item.message, item.excerpt, item.stages::int[]
+         item.duration_ms, item.status_code, item.error, item.message, item.excerpt, item.stages::int[],
+         item.headers, %(worker)s
     FROM held JOIN item USING (id) WHERE item.called_at IS NOT NULL
 ),
 done AS (
@@ -332,7 +337,7 @@ def record_refused(outcome: Outcome, error: Exception) -> None:
     away.
     """
     call = outcome.call
-    plain = replace(outcome, excerpt="", message=outcome.message[:MESSAGE_MAX_LENGTH])
+    plain = replace(outcome, excerpt="", headers=None, message=outcome.message[:MESSAGE_MAX_LENGTH])
     bare = replace(plain, call=replace(call, options=NO_OPTIONS, terms=None))
     try:
         with transaction.atomic():
@@ -419,6 +424,8 @@ def _write(calls: Sequence[Started], outcomes: Sequence[Outcome | None], endings
         "messages": [outcome and outcome.message for outcome in outcomes],
         # An answer to a sensitive timer may repeat what it was sent.
         "excerpts": [outcome and ("" if outcome.call.options.sensitive else outcome.excerpt) for outcome in outcomes],
+        "headers": [outcome and (None if outcome.call.options.sensitive else outcome.headers) for outcome in outcomes],
+        "worker": process_name(),
         # As PostgreSQL writes an array: there is no array of arrays of different lengths.
         "stages": [
             f"{{{str(outcome.stages)[1:-1].replace('None', 'NULL')}}}" if outcome and outcome.stages else None

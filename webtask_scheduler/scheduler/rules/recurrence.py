@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo, available_timezones
 
@@ -302,10 +302,44 @@ class Recurrence:
             after = max(after, self.starts_at.astimezone(UTC) - _TICK)
         if self.ends_at is not None:
             until = min(until, self.ends_at.astimezone(UTC) + _TICK)
+        if self.every_seconds is not None:
+            return self._by_period(after, until, most=most)
         # A zone whose clocks were put back lately may be in an hour that it has had before.
-        if self.cron and _first_change(_zone(self.timezone), after - _DAY, max(after, until)) is None:
+        if _first_change(_zone(self.timezone), after - _DAY, max(after, until)) is None:
             return list(islice(self._by_day(after, until), most))
         return list(islice(takewhile(lambda moment: moment < until, self.moments(after)), most))
+
+    def counts(self, after: datetime, begin: datetime, *, part: timedelta, parts: int, most: int | None) -> list[int]:
+        """Return how many of the first `most` moments after an instant lie in each part of time, of an interval.
+
+        None for `most` is all. However short the interval is, it costs a few divisions for each part.
+        """
+        first = self._next_of_period(after.astimezone(UTC))
+        if first is None:
+            return [0] * parts
+        if self.starts_at is not None and after < self.starts_at:
+            first = self.starts_at.astimezone(UTC)
+        step = round((self.every_seconds or 0) * 1_000_000)
+        start, length = (begin.astimezone(UTC) - first) // _TICK, part // _TICK
+        ends = [most] if most is not None else []
+        if self.ends_at is not None:
+            ends.append((self.ends_at - first) // _TICK // step + 1)
+        # How many moments lie before the beginning of each part, and before the end of the last.
+        before = [max(0, -(-(start + number * length) // step)) for number in range(parts + 1)]
+        if ends:
+            end = max(0, min(ends))
+            before = [min(count, end) for count in before]
+        return [later - earlier for earlier, later in pairwise(before)]
+
+    def _by_period(self, after: datetime, until: datetime, *, most: int) -> list[datetime]:
+        """Return the first `most` moments of an interval between two instants."""
+        first = self._next_of_period(after)
+        if first is None or first >= until:
+            return []
+        period = timedelta(microseconds=round((self.every_seconds or 0) * 1_000_000))
+        # Rounded up: the last one may be a part of a period before the end.
+        count = min(most, -((first - until) // period))
+        return [first + number * period for number in range(count)]
 
     def _by_day(self, after: datetime, until: datetime) -> Iterator[datetime]:
         """Iterate over the moments between two instants between which the zone's offset from UTC stays the same."""

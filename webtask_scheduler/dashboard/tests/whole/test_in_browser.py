@@ -235,7 +235,7 @@ def test_phone_scrolls_one_way_only_and_colours_are_remembered(live_server, open
 
 def test_crontab_is_imported_without_a_script(live_server, open_page):
     page = open_page(f"{live_server.url}/import", java_script_enabled=False, viewport={"width": 390, "height": 844})
-    page.get_by_label("Crontab or JSON Lines").fill("@hourly http://a.example/poll\n@daily /usr/bin/backup\n")
+    page.get_by_label("Crontab, JSON Lines or YAML").fill("@hourly http://a.example/poll\n@daily /usr/bin/backup\n")
     page.get_by_role("button", name="Check").click()
     open_page.expect(page.get_by_role("status")).to_have_text("1 timer will be made.")
     open_page.expect(page.locator("main")).to_contain_text("is no URL, curl or wget")

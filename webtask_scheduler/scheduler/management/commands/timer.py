@@ -12,7 +12,7 @@ import sys
 import time
 import uuid
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -37,7 +37,7 @@ from webtask_scheduler.scheduler.api.reading import ON_MISSED, NewTimerSerialize
 from webtask_scheduler.scheduler.api.showing import show_timers, stored_bodies
 from webtask_scheduler.scheduler.models import BulkOperation, State, Timer
 from webtask_scheduler.scheduler.queue.rollups import tally
-from webtask_scheduler.scheduler.rules import crontab, recurrence
+from webtask_scheduler.scheduler.rules import crontab, recurrence, timers_file
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.rules.options import METHODS
 from webtask_scheduler.scheduler.services import search
@@ -100,22 +100,23 @@ class Command(terminal.Command):
         preview.add_argument("--after", help=_("moments after this instant (default: now)"))
         take = actions.add_parser(
             "import",
-            help=_("make timers of the lines of a crontab, or of timers as JSON Lines"),
+            help=_("make timers of the lines of a crontab, or of timers as JSON Lines or YAML"),
             description=_(
                 "Makes timers of a crontab's lines whose command is a URL (called with GET), or curl or wget of one"
-                " URL; or of JSON Lines, each a timer as creating takes it or as it is shown. Each bears the label"
-                " %(crontab)s or %(json)s with a hash of its line: a line that was imported before is not made again,"
-                " even where its timer was cancelled. What fails is tried again, as with any timer. The exit code is 0"
-                " only if nothing was refused."
+                " URL; or of JSON Lines or a list in YAML, of timers as creating takes them or as they are shown. Each"
+                " bears the label %(crontab)s or %(json)s with a hash of what it says: what was imported before is not"
+                " made again, even where its timer was cancelled. What fails is tried again, as with any timer. The"
+                " exit code is 0 only if nothing was refused."
             )
             % {"crontab": crontab.LABEL, "json": importing.LABEL},
         )
-        take.add_argument("file", metavar="FILE", help=_("a crontab, or JSON Lines; - for standard input"))
+        take.add_argument("file", metavar="FILE", help=_("a crontab, JSON Lines or YAML; - for standard input"))
         take.add_argument("--timezone", default="UTC", help=_("until CRON_TZ or TZ in the file (default UTC)"))
         take.add_argument("--dry-run", action="store_true", help=_("say what would be made, make nothing"))
         export = actions.add_parser(
-            "export", help=_("print timers as JSON Lines, which import takes; secrets are shown as ***")
+            "export", help=_("print timers as JSON Lines or YAML, which import takes; secrets are shown as ***")
         )
+        export.add_argument("--format", choices=("jsonl", "yaml"), default="jsonl", help=_("default jsonl"))
         _add_filter(export, paged=False)
         for made in (create, take):
             made.add_argument("--owner", metavar="EMAIL", help=_("the user whose timer it is (default: nobody)"))
@@ -236,18 +237,24 @@ class Command(terminal.Command):
         values = _checked(_validated, FilterSerializer(data=_filter_given(options)))
         owner_id = _owner_id(options["owner"])
         wanted = search.filter_of(values, caller=OPERATOR if owner_id is None else Caller(owner_id=owner_id))
-        following: str | None = ""
+        write = timers_file.write if options["format"] == "yaml" else _json_lines
         with terminal.Progress(_("Timers exported"), quiet=options["verbosity"] == 0) as progress:
-            while following is not None:
-                page = search.page(wanted, cursor=following, limit=PAGE_MOST)
-                following = page.next
-                bodies = show_timers(page.timer_ids)
-                with progress.aside():
+
+            def timers() -> Iterator[dict[str, Any]]:
+                following: str | None = ""
+                while following is not None:
+                    page = search.page(wanted, cursor=following, limit=PAGE_MOST)
+                    following = page.next
+                    bodies = show_timers(page.timer_ids)
                     for body in bodies:
                         # No call that was made: import leaves them out, and a file would be many times as large.
-                        line = {name: value for name, value in body.items() if name != "attempts"}
-                        self.stdout.write(json.dumps(line, ensure_ascii=False, default=str))
-                progress.add(len(bodies))
+                        yield _plain({name: value for name, value in body.items() if name != "attempts"})
+                    progress.add(len(bodies))
+
+            texts = iter(write(timers()))
+            while some := list(islice(texts, PAGE_MOST)):
+                with progress.aside():
+                    self.stdout.write("".join(some), ending="")
 
     def _preview(self, options: dict[str, Any]) -> None:
         reader = PreviewSerializer(data=_fields(options))
@@ -272,7 +279,7 @@ class Command(terminal.Command):
         seen = 0
         with progress:
             # Batch after batch, so that what was made is there and said whatever ends it.
-            while batch := list(islice(entries, importing.BATCH_LINES)):
+            while batch := _next(entries):
                 if not options["dry_run"]:
                     batch = _made(batch, owner_id=owner_id)
                 with progress.aside():
@@ -524,6 +531,20 @@ def _schedule(body: dict[str, Any]) -> str:
     return _("every %(period)s") % {"period": body["every"]} if "every" in body else _("once")
 
 
+# Exporting
+
+
+def _plain(body: dict[str, Any]) -> dict[str, Any]:
+    """Return a timer with nothing but what JSON can say."""
+    found: dict[str, Any] = json.loads(json.dumps(body, default=str))
+    return found
+
+
+def _json_lines(timers: Iterable[dict[str, Any]]) -> Iterator[str]:
+    for timer in timers:
+        yield json.dumps(timer, ensure_ascii=False) + "\n"
+
+
 # Importing
 
 
@@ -532,6 +553,14 @@ def _text(name: str) -> str:
         return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(_("%(file)s cannot be read: %(error)s") % {"file": name, "error": error}) from error
+
+
+def _next(entries: Iterator[importing.Entry]) -> list[importing.Entry]:
+    """Return the next entries of a file, none at its end. Raises CommandError."""
+    try:
+        return list(islice(entries, importing.BATCH_LINES))
+    except timers_file.FileError as error:
+        raise CommandError(translated(error)) from error
 
 
 def _made(entries: list[importing.Entry], *, owner_id: int | None) -> list[importing.Entry]:

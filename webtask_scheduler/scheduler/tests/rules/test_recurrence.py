@@ -816,3 +816,21 @@ def test_moments_within_a_time_are_those_one_by_one(rule, zone, near, shifts):
         found = Recurrence(every_seconds=rule, starts_at=starts_at or after, ends_at=ends_at)
     one_by_one = itertools.takewhile(lambda moment: moment < until, found.moments(after))
     assert found.within(after, until, most=100) == list(itertools.islice(one_by_one, 100))
+
+
+@given(
+    st.floats(1, 5000), st.tuples(hours, hours, st.none() | hours, st.none() | hours), st.none() | st.integers(0, 200)
+)
+@settings(max_examples=300, deadline=None)
+def test_counts_of_an_interval_are_those_of_its_moments(seconds, shifts, most):
+    after = at("2026-03-29T00:30")
+    begin, part, parts = after + shifts[0], timedelta(minutes=17), 40
+    starts_at, ends_at = (None if shift is None else after + shift for shift in shifts[2:])
+    found = Recurrence(every_seconds=seconds, starts_at=starts_at or after - shifts[1], ends_at=ends_at)
+    until = begin + parts * part
+    moments = itertools.takewhile(lambda moment: moment < until, itertools.islice(found.moments(after), most))
+    expected = [0] * parts
+    for moment in moments:
+        if moment >= begin:
+            expected[(moment - begin) // part] += 1
+    assert found.counts(after, begin, part=part, parts=parts, most=most) == expected

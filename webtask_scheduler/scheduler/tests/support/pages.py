@@ -17,7 +17,7 @@ from scripts.docs import ROOT, blocks
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 INSTANT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
 # What is another each time. Of all else, a page shows what is so.
-VARYING = {"id", "secret", "hint", "next", "time_left_in_seconds", "lateness_ms", "duration_ms"}
+VARYING = {"id", "secret", "worker", "hint", "next", "time_left_in_seconds", "lateness_ms", "duration_ms"}
 # Of an attempt's stages.
 VARYING |= {"claimed", "published", "received", "resolved", "connected", "first_byte"}
 # Stands in a page for what is left out, and for what is another each time.

@@ -35,7 +35,7 @@ class Receiver:
     """Paths: `/status/503`, `/redirect`, `/sleep/2`, `/drip-body`, `/drip-head`, `/large`, `/cookie`, `/garbage`,
     `/hang-up`, `/flaky/2` (503 for the first two calls), `/retry-after/120` (503, with that header), `/echo` (answers
     what arrived), `/dawdle/2/x` (redirects to `/x` after two seconds), `/edited/1/fails` (500, see `editors`), and
-    those that `redirect` gives; anything else answers 200.
+    those that `redirect` and `answer` give; anything else answers 200.
     """
 
     calls: list[Call] = field(default_factory=list)
@@ -88,6 +88,10 @@ class Receiver:
         """Return the URL of a redirect, whose Location is sent as it stands."""
         return self.url(f"/to/{status}/{quote(location, safe='')}")
 
+    def answer(self, status: int, headers: Mapping[str, str]) -> str:
+        """Return the URL of an answer with these headers, whose values are sent as Latin-1."""
+        return self.url(f"/answer/{status}/{quote(json.dumps(headers), safe='')}")
+
     def wait_for(self, count: int, *, seconds: float = 10.0, path: str = "") -> list[Call]:
         """Return the calls to paths beginning so, once there are that many; fails after a while."""
         deadline = time.monotonic() + seconds
@@ -113,6 +117,7 @@ class Receiver:
             "retry-after": lambda: self._plain(handler, 503, {"Retry-After": unquote(argument)}),
             "edited": lambda: self._plain(handler, 500 if argument.endswith("fails") else 200),
             "echo": lambda: self._plain(handler, 200, body=self._said(handler)),
+            "answer": lambda: self._plain(handler, int(argument[:3]), json.loads(unquote(argument[4:]))),
             "cookie": lambda: self._plain(handler, 200, {"Set-Cookie": "a=b; Path=/"}),
             "large": lambda: self._plain(handler, 200, body=b"x" * 1_000_000),
             "sleep": lambda: self._sleep(handler, argument),
