@@ -104,6 +104,8 @@ class Holder:
     is_superuser: bool
     scopes: frozenset[str]
     email: str
+    # The database's time as it was looked up.
+    found_at: datetime
 
     def get_username(self) -> str:
         return self.email
@@ -118,7 +120,8 @@ _FIND = Prepared(
     "webtask_find_key",
     """
 SELECT key.id, key.digest, key.owner_id, owner.is_superuser, key.scopes, owner.email,
-       key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted
+       key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted,
+       clock_timestamp()
   FROM access_apikey key JOIN users_user owner ON owner.id = key.owner_id
  WHERE key.digest = %(digest)s AND key.revoked_at IS NULL AND owner.is_active
    AND (key.expires_at IS NULL OR key.expires_at > statement_timestamp())
@@ -139,10 +142,10 @@ def find(text: str) -> Holder | None:
     # its digest; the comparison in constant time leaves no need to argue so.
     if row is None or not hmac.compare_digest(bytes(row[1]), digest):
         return None
-    key_id, __, owner_id, is_superuser, scopes, email, unnoted = row
+    key_id, __, owner_id, is_superuser, scopes, email, unnoted, now = row
     if unnoted:
         uses.note(key_id)
-    return Holder(key_id, owner_id, is_superuser, frozenset(scopes), email)
+    return Holder(key_id, owner_id, is_superuser, frozenset(scopes), email, now)
 
 
 class Uses:
