@@ -10,7 +10,7 @@ from typing import Any
 
 import uuid_utils
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils.translation import gettext_lazy as _
 
 from config.database.prepared import Prepared
@@ -227,9 +227,7 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     is due at once. Raises NothingPromisedError.
     """
     plan = Plan(timers)
-    with connection.cursor() as cursor:
-        (_INSERT_PLAIN if plan.is_plain else _INSERT).run(cursor, plan.values)
-        stored = plan.scheduled_at(cursor.fetchall())
+    stored = plan.scheduled_at((_INSERT_PLAIN if plan.is_plain else _INSERT).rows(plan.values))
     _report(stored, plan.hosts)
     return stored
 
@@ -241,13 +239,12 @@ def schedule_once(plan: Plan, *, once: Once, answer: Answer) -> Answer | None:
     transaction: a key that another request takes meanwhile would end that. Raises as `idempotency.recalled`.
     """
     values = plan.values | idempotency.places(once, answer) | {"now": plan.now}
-    found = None
-    while found is None:
+    found: list[tuple[Any, ...]] = []
+    while not found:
         # The second time, the answer of whoever took the key is there.
-        with contextlib.suppress(KeyTakenError), idempotency.noticing_taken(), connection.cursor() as cursor:
-            (_INSERT_PLAIN_ONCE if plan.is_plain else _INSERT_ONCE).run(cursor, values)
-            found = cursor.fetchone()
-    known = idempotency.recalled(once, found)
+        with contextlib.suppress(KeyTakenError), idempotency.noticing_taken():
+            found = (_INSERT_PLAIN_ONCE if plan.is_plain else _INSERT_ONCE).rows(values)
+    known = idempotency.recalled(once, found[0])
     if known is None:
         _report(plan.scheduled(), plan.hosts)
     return known

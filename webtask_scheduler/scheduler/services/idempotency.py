@@ -95,7 +95,12 @@ _ANSWER_TYPES = {"fingerprint": "bytea", "status": "smallint", "headers": "jsonb
 TYPES = {"lock": "text", **_KEY_TYPES, **_ANSWER_TYPES}
 
 _RECALL = Prepared("webtask_recall", f"WITH {_HELD_AND_KNOWN} {FOUND}", lock="text", **_KEY_TYPES)
-_REMEMBER = Prepared("webtask_remember", REMEMBER.format(source="(VALUES (1)) one"), **_KEY_TYPES, **_ANSWER_TYPES)
+_REMEMBER = Prepared(
+    "webtask_remember",
+    REMEMBER.format(source="(VALUES (1)) one") + " RETURNING true",
+    **_KEY_TYPES,
+    **_ANSWER_TYPES,
+)
 
 
 def places(once: Once, answer: Answer) -> dict[str, Any]:
@@ -146,15 +151,14 @@ def recall(once: Once) -> Answer | None:
 
     Raises as `recalled`.
     """
-    with connection.cursor() as cursor:
-        _RECALL.run(cursor, _key_places(once))
-        return recalled(once, cursor.fetchone())
+    (found,) = _RECALL.rows(_key_places(once))
+    return recalled(once, found)
 
 
 def remember(once: Once, answer: Answer) -> None:
     """Store the answer to a request under its key, in the request's own transaction. Raises KeyTakenError."""
-    with noticing_taken(), connection.cursor() as cursor:
-        _REMEMBER.run(cursor, places(once, answer))
+    with noticing_taken():
+        _REMEMBER.rows(places(once, answer))
 
 
 # Rows that one DELETE removes.
