@@ -112,6 +112,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     _parameters: dict[str, str]
     # What `prepared.Prepared` has prepared on the present connection.
     prepared: set[Any]
+    _plain: Any = None
 
     def get_connection_params(self) -> dict[str, Any]:
         """Return parameters by which the server ends a statement before this process gives up on the server."""
@@ -180,6 +181,18 @@ class DatabaseWrapper(base.DatabaseWrapper):
         finally:
             _trying.release()
         return connection
+
+    def plain_cursor(self) -> Any:
+        """Return a cursor of psycopg2, one for each connection, whose statements nobody watches or counts.
+
+        Its errors are psycopg2's: use it in `wrap_database_errors`. Raises as `cursor`.
+        """
+        self.close_if_health_check_failed()
+        self.ensure_connection()
+        self.validate_no_broken_transaction()
+        if self._plain is None or self._plain.connection is not self.connection:
+            self._plain = self.create_cursor()
+        return self._plain
 
     def is_usable(self) -> bool:
         """Return whether the connection can be used again.

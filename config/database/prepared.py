@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from django.db.backends.utils import CursorWrapper
+from django.db import DEFAULT_DB_ALIAS, connections
 
 _PLACE = re.compile(r"%\((\w+)\)s")
 
@@ -16,7 +16,8 @@ _PLACE = re.compile(r"%\((\w+)\)s")
 class Prepared:
     """A statement with places like `%(name)s`, for each of which `types` has a type of PostgreSQL.
 
-    Behind a pooler whose clients share sessions, names of statements would belong to others: there it is sent as text.
+    It runs below Django's cursors, which take longer than a small statement itself. Behind a pooler whose
+    clients share sessions, names of statements would belong to others: there it is sent as text.
     """
 
     def __init__(self, name: str, sql: str, **types: str) -> None:
@@ -26,15 +27,27 @@ class Prepared:
         self._prepare = f"PREPARE {name} ({', '.join(types.values())}) AS {text}"
         self._execute = f"EXECUTE {name} ({', '.join(f'%({place})s::{kind}' for place, kind in types.items())})"
 
-    def run(self, cursor: CursorWrapper, values: Mapping[str, Any]) -> None:
-        """Run the statement on a cursor of the database of `config.database`; the cursor has its rows."""
-        db: Any = cursor.db
+    def rows(self, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+        """Run the statement on this thread's connection and return its rows. Raises DatabaseError."""
+        db: Any = connections[DEFAULT_DB_ALIAS]
+        if db.execute_wrappers or db.queries_logged:
+            # Somebody watches or counts.
+            with db.cursor() as cursor:
+                cursor.execute(self._text(db), values)
+                watched: list[tuple[Any, ...]] = cursor.fetchall()
+                return watched
+        with db.wrap_database_errors:
+            cursor = db.plain_cursor()
+            cursor.execute(self._text(db), values)
+            return list(cursor.fetchall())
+
+    def _text(self, db: Any) -> str:
+        """Return what is sent for it on a connection, after it is prepared there."""
         if db.settings_dict["POOLER"] == "transaction":
-            cursor.execute(self.sql, values)
-            return
+            return self.sql
         if self not in db.prepared:
-            # On a cursor of its own, below what counts a request's statements: it is once a connection.
-            with db.wrap_database_errors, db.connection.cursor() as plain:
-                plain.execute(self._prepare)
+            # Below what counts a request's statements: it is once a connection.
+            with db.wrap_database_errors:
+                db.plain_cursor().execute(self._prepare)
             db.prepared.add(self)
-        cursor.execute(self._execute, values)
+        return self._execute

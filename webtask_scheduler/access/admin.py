@@ -26,9 +26,22 @@ class KeyForm(forms.ModelForm):  # type: ignore[type-arg]
         label=_("scopes"),
     )
 
+    # Whose key it is where the form does not ask.
+    for_owner: int | None = None
+
     class Meta:
         model = ApiKey
         fields = ("name", "owner", "scopes", "expires_at")
+
+    def clean(self) -> dict[str, Any]:
+        owner = self.cleaned_data.get("owner")
+        owner_id = owner.pk if owner is not None else self.for_owner
+        if owner_id is not None:
+            try:
+                keys.check_room(owner_id)
+            except ValidationError as error:
+                raise ValidationError(error.messages) from error
+        return self.cleaned_data
 
     def clean_expires_at(self) -> Any:
         expires_at = self.cleaned_data["expires_at"]
@@ -63,6 +76,11 @@ class ApiKeyAdmin(admin.ModelAdmin):  # type: ignore[type-arg]  # not subscripta
         return (
             ("name", "owner", "scopes", "expires_at") if request.user.is_superuser else ("name", "scopes", "expires_at")
         )
+
+    def get_form(self, request: HttpRequest, obj: ApiKey | None = None, change: bool = False, **more: Any) -> Any:
+        form: Any = super().get_form(request, obj, change=change, **more)
+        form.for_owner = None if request.user.is_superuser else request.user.pk
+        return form
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:  # noqa: ARG002
         return False

@@ -30,6 +30,8 @@ _ALPHABET = string.ascii_letters + string.digits
 RANDOM_CHARACTERS = 40
 # Random characters that are shown later, to tell keys apart; the rest has 202 bits.
 HINT_CHARACTERS = 6
+# Keys of one owner that are in use. Each is told apart by a person, so that more are a program's mistake.
+KEYS_MOST = 100
 _FORM = re.compile(rf"{PREFIX}[A-Za-z0-9]{{{RANDOM_CHARACTERS}}}")
 
 
@@ -41,7 +43,7 @@ class Made(NamedTuple):
 
 
 def make(*, name: str, owner_id: int, scopes: Iterable[str], expires_at: datetime | None = None) -> Made:
-    """Store and return a new key. Raises ValidationError, by field."""
+    """Store and return a new key. Raises ValidationError, by field; by `owner` if the owner has KEYS_MOST in use."""
     wanted = set(scopes)
     errors: dict[str, object] = {}
     if not 0 < len(name.strip()) <= NAME_MAX_LENGTH:
@@ -54,6 +56,11 @@ def make(*, name: str, owner_id: int, scopes: Iterable[str], expires_at: datetim
         raise ValidationError(errors)
     text = PREFIX + "".join(secrets.choice(_ALPHABET) for _character in range(RANDOM_CHARACTERS))
     with transaction.atomic():
+        with connection.cursor() as cursor:
+            # Without the lock two at once would both find room.
+            lock = [f"API keys of {owner_id}"]
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", lock)
+        check_room(owner_id)
         key = ApiKey.objects.create(
             name=name.strip(),
             owner_id=owner_id,
@@ -66,6 +73,13 @@ def make(*, name: str, owner_id: int, scopes: Iterable[str], expires_at: datetim
         told = {"name": key.name, "scopes": key.scopes, "expires_at": key.expires_at}
         audit.record("key.created", kind="key", of=key.pk, owner_id=owner_id, after=told)
     return Made(key, text)
+
+
+def check_room(owner_id: int) -> None:
+    """Check that an owner may have another key. Raises ValidationError."""
+    if ApiKey.objects.filter(owner=owner_id, revoked_at=None).exclude(expires_at__lte=Now()).count() >= KEYS_MOST:
+        said = _("One owner may have at most %(most)s keys in use. Revoke one first.") % {"most": KEYS_MOST}
+        raise ValidationError({"owner": said})
 
 
 def revoke(keys: QuerySet[ApiKey]) -> int:
@@ -90,6 +104,8 @@ class Holder:
     is_superuser: bool
     scopes: frozenset[str]
     email: str
+    # The database's time as it was looked up.
+    found_at: datetime
 
     def get_username(self) -> str:
         return self.email
@@ -104,7 +120,8 @@ _FIND = Prepared(
     "webtask_find_key",
     """
 SELECT key.id, key.digest, key.owner_id, owner.is_superuser, key.scopes, owner.email,
-       key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted
+       key.last_used_at IS NULL OR key.last_used_at < statement_timestamp() - interval '1 minute' AS unnoted,
+       clock_timestamp()
   FROM access_apikey key JOIN users_user owner ON owner.id = key.owner_id
  WHERE key.digest = %(digest)s AND key.revoked_at IS NULL AND owner.is_active
    AND (key.expires_at IS NULL OR key.expires_at > statement_timestamp())
@@ -118,17 +135,15 @@ def find(text: str) -> Holder | None:
     if not _FORM.fullmatch(text):
         return None
     digest = _digest(text)
-    with connection.cursor() as cursor:
-        _FIND.run(cursor, {"digest": digest})
-        row = cursor.fetchone()
+    row = next(iter(_FIND.rows({"digest": digest})), None)
     # The index compares bytes until the first that differs. A guess learns nothing from that, because it cannot choose
     # its digest; the comparison in constant time leaves no need to argue so.
     if row is None or not hmac.compare_digest(bytes(row[1]), digest):
         return None
-    key_id, __, owner_id, is_superuser, scopes, email, unnoted = row
+    key_id, __, owner_id, is_superuser, scopes, email, unnoted, now = row
     if unnoted:
         uses.note(key_id)
-    return Holder(key_id, owner_id, is_superuser, frozenset(scopes), email)
+    return Holder(key_id, owner_id, is_superuser, frozenset(scopes), email, now)
 
 
 class Uses:

@@ -191,6 +191,7 @@ class _Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
+        self._own = threading.local()
         # While Redis is away: when it is asked next, and how many were let through without it.
         self._ask_at: float | None = None
         self._let_through = 0
@@ -209,26 +210,36 @@ class _Store:
         return answer
 
     def _evaluate(self, script: str, key: str, arguments: Sequence[Any]) -> Any:
-        """Return what a script returns, on a connection of the client's own pool. Raises RedisError.
+        """Return what a script returns. Raises RedisError.
 
-        The client itself would send the same, by three times as many calls of functions: it is asked for each request.
+        The client itself would send the same by five times as many calls of functions, and each request asks.
         """
-        if self._client is None:
+        connection = self._connection()
+        connection.send_command("EVALSHA", _sha(script), 1, key, *arguments)
+        try:
+            return connection.read_response()
+        except redis.exceptions.NoScriptError:
+            # The first time, and after a restart.
+            connection.send_command("EVAL", script, 1, key, *arguments)
+            return connection.read_response()
+
+    def _connection(self) -> Any:
+        """Return this thread's connection, which connects again by itself. Raises RedisError."""
+        connection = getattr(self._own, "connection", None)
+        if connection is None:
             with self._lock:
                 if self._client is None:
                     self._client = redis_client(timeout_seconds=TIMEOUT_SECONDS, retries=False)
-        pool = self._client.connection_pool
-        connection: Any = pool.get_connection()
+            connection = self._own.connection = self._client.connection_pool.get_connection()
+            return connection
         try:
-            connection.send_command("EVALSHA", _sha(script), 1, key, *arguments)
-            try:
-                return connection.read_response()
-            except redis.exceptions.NoScriptError:
-                # The first time, and after a restart.
-                connection.send_command("EVAL", script, 1, key, *arguments)
-                return connection.read_response()
-        finally:
-            pool.release(connection)
+            # Of an idle one, that is the end: the server restarted, or closed what was idle for long.
+            is_over = connection.can_read()
+        except (redis.RedisError, OSError):
+            is_over = True
+        if is_over:
+            connection.disconnect()
+        return connection
 
     def _may_ask(self) -> bool:
         """Return whether this thread is to find out if Redis is back; if not, it is let through and counted."""

@@ -88,8 +88,10 @@ class KeyForm(forms.Form):
         return datetime.combine(day, time.min, UTC) if day else None
 
     def refuse(self, errors: dict[str, list[str]]) -> None:
+        # Whose key it is is no field here.
+        places = {"expires_at": "expires_on", "owner": None}
         for name, texts in errors.items():
-            self.add_error("expires_on" if name == "expires_at" else name, texts)
+            self.add_error(places.get(name, name), texts)
 
 
 @page

@@ -58,6 +58,22 @@ def test_key_that_makes_no_sense_is_refused_by_field(user, fields, wrong):
     assert not ApiKey.objects.exists()
 
 
+def test_owner_has_so_many_keys_in_use_and_no_more(user, monkeypatch):
+    monkeypatch.setattr(keys, "KEYS_MOST", 3)
+    revoked, expired, *_ = [make(user).key for _ in range(3)]
+    with pytest.raises(ValidationError, match="at most 3 keys in use") as refused:
+        make(user)
+    assert list(refused.value.message_dict) == ["owner"]
+    make(User.objects.create_user("other@example.com", "x"))
+    keys.revoke(ApiKey.objects.filter(pk=revoked.pk))
+    make(user)
+    ApiKey.objects.filter(pk=expired.pk).update(expires_at=timezone.now())
+    make(user)
+    with pytest.raises(ValidationError):
+        make(user)
+    assert user.api_keys.count() == 5
+
+
 @pytest.mark.parametrize("scopes", [[], ["timers:all"]])
 def test_table_takes_no_unknown_scopes(user, scopes):
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -215,6 +231,13 @@ def test_admin_refuses_a_key_without_scopes_or_in_the_past(admin_client, user):
     for wrong in ({"scopes": []}, {"expires_at_0": "2020-01-01", "expires_at_1": "00:00"}, {"name": ""}):
         assert add(admin_client, **{"owner": user.pk} | wrong).context["errors"]
     assert not ApiKey.objects.exists()
+
+
+def test_admin_says_that_an_owner_has_all_the_keys_it_may_have(admin_client, client, user, monkeypatch):
+    monkeypatch.setattr(keys, "KEYS_MOST", 1)
+    make(user)
+    assert "at most 1 keys in use" in add(admin_client, owner=user.pk).content.decode()
+    assert ApiKey.objects.count() == 1
 
 
 def test_admin_revokes_and_never_deletes(admin_client, user):

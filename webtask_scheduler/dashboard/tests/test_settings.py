@@ -98,7 +98,7 @@ def test_key_is_made_for_oneself_shown_once_and_revoked(client, closed, user):
     assert deeds() == [("key.created", user.pk), ("key.revoked", user.pk)]
 
 
-def test_key_that_the_service_refuses_is_refused(client, closed, user):
+def test_key_that_the_service_refuses_is_refused(client, closed, user, monkeypatch):
     client.force_login(user)
     given = {"name": "shop", "scopes": ["timers:read"]}
     for wrong in (
@@ -112,6 +112,10 @@ def test_key_that_the_service_refuses_is_refused(client, closed, user):
         assert answer.status_code == 400, wrong
         assert 'class="error"' in text_of(answer)
     assert not ApiKey.objects.exists()
+    monkeypatch.setattr(keys, "KEYS_MOST", 1)
+    assert [client.post("/settings/keys", given).status_code for _ in range(2)] == [200, 400]
+    assert "at most 1 keys in use" in text_of(client.post("/settings/keys", given))
+    assert ApiKey.objects.count() == 1
 
 
 def test_keys_of_others_are_a_superusers(client, closed, user, root):

@@ -45,6 +45,7 @@ from webtask_scheduler.scheduler.models import (
 )
 from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.scheduler.services.idempotency import Answer, Once
 
 Row = TypeVar("Row", bound=Model)
 
@@ -215,11 +216,11 @@ def refuse_idempotency_key(request: Request) -> None:
         raise exceptions.ValidationError({"Idempotency-Key": [message]})
 
 
-def do_once(request: Request, make: Callable[[], Response]) -> Response:
-    """Do what a creating request asks, or repeat the answer if its Idempotency-Key was used for the same request."""
+def once_of(request: Request) -> Once | None:
+    """Return what a creating request asks to be done once; None without an Idempotency-Key. Raises ValidationError."""
     key = request.META.get("HTTP_IDEMPOTENCY_KEY")
     if key is None:
-        return make()
+        return None
     if not _KEY_PATTERN.fullmatch(key):
         message = _("1 to %(most)s visible ASCII characters are required.") % {"most": KEY_MAX_LENGTH}
         raise exceptions.ValidationError({"Idempotency-Key": [message]})
@@ -227,27 +228,53 @@ def do_once(request: Request, make: Callable[[], Response]) -> Response:
     path = request.path.rstrip("/").removeprefix("/api/v1/scheduler")
     kind = (request.content_type or "").partition(";")[0]
     same = "\n".join([request.method or "", path, kind, ""]).encode() + request.body
-    owner_id = caller_of(request).owner_id
-    while True:
-        try:
-            with transaction.atomic():
-                known = idempotency.recall(key, owner_id=owner_id, request=same)
-                if known is not None:
-                    headers = known.headers | {"Idempotency-Replayed": "true"}
-                    return Response(json.loads(known.body), status=known.status_code, headers=headers)
-                response = make()
-                kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
-                answer = idempotency.Answer(response.status_code, kept, json.dumps(response.data))
-                idempotency.remember(key, answer, owner_id=owner_id, request=same)
-                return response
-        except idempotency.KeyInFlightError as error:
-            message = _("A request with this Idempotency-Key is being worked on. Try again in a moment.")
-            raise Conflict(message) from error
-        except idempotency.KeyReusedError as error:
-            raise KeyReused from error
-        except idempotency.KeyTakenError:
-            # This one was rolled back: the first request has ended meanwhile, and its answer is stored.
-            continue
+    return Once(key, caller_of(request).owner_id, same)
+
+
+def do_once(request: Request, make: Callable[[], Response]) -> Response:
+    """Do what a creating request asks, in a transaction, or repeat the answer if that was done under its key."""
+    once = once_of(request)
+    if once is None:
+        return make()
+    with answering_keys():
+        while True:
+            try:
+                with transaction.atomic():
+                    known = idempotency.recall(once)
+                    if known is not None:
+                        return replayed(known)
+                    response = make()
+                    idempotency.remember(once, kept_of(response))
+                    return response
+            except idempotency.KeyTakenError:
+                # This one was rolled back: the first request has ended meanwhile, and its answer is stored.
+                continue
+
+
+@contextlib.contextmanager
+def answering_keys() -> Iterator[None]:
+    """Refuse a request whose Idempotency-Key is in use, or was used for another."""
+    try:
+        yield
+    except idempotency.KeyInFlightError as error:
+        message = _("A request with this Idempotency-Key is being worked on. Try again in a moment.")
+        raise Conflict(message) from error
+    except idempotency.KeyReusedError as error:
+        raise KeyReused from error
+
+
+def replayed(known: Answer) -> Response:
+    """Return an answer that was given before."""
+    headers = known.headers | {"Idempotency-Replayed": "true"}
+    return Response(json.loads(known.body), status=known.status_code, headers=headers)
+
+
+def kept_of(response: Response) -> Answer:
+    """Return an answer as it is kept under a key, and have it sent as it is kept: it is written as JSON once."""
+    response.content = text = JSONRenderer().render(response.data)
+    response["Content-Type"] = JSONRenderer.media_type
+    kept = {name: response.headers[name] for name in ("Location",) if name in response.headers}
+    return Answer(response.status_code, kept, text.decode())
 
 
 def _check_body(request: Request, *, limit: int) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig, SuspiciousOperation, TooManyFieldsSent
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpResponse, JsonResponse, UnreadablePostError
 from django.utils.translation import gettext, gettext_noop
@@ -133,10 +134,13 @@ def problem_response(error: Exception, context: dict[str, Any]) -> HttpResponse 
     return answer
 
 
-def _api_error(error: Exception) -> Exception:
+def _api_error(error: Exception) -> Exception:  # noqa: PLR0911 - one for each kind
     """Return the error of the API that stands for an error from below; any other as it is."""
     if isinstance(error, RequestDataTooBig):
         return TooLarge()
+    if isinstance(error, TooManyFieldsSent):
+        most = {"most": settings.DATA_UPLOAD_MAX_NUMBER_FIELDS}
+        return exceptions.ParseError(gettext("The form has more than %(most)s fields; send fewer, or JSON.") % most)
     if isinstance(error, SuspiciousOperation | UnreadablePostError):
         return exceptions.ParseError(gettext("The request cannot be read."))
     if isinstance(error, OperationalError | InterfaceError):

@@ -1,6 +1,8 @@
 """Creates one or many timers, lists them, shows one, edits and cancels it."""
 
 import dataclasses
+from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -15,6 +17,7 @@ from rest_framework import exceptions, parsers, serializers
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from webtask_scheduler.access.keys import Holder
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import (
@@ -22,10 +25,13 @@ from webtask_scheduler.scheduler.api.base import (
     JSONParser,
     TimerAPIView,
     answering_conflicts,
+    answering_keys,
     caller_of,
     depth_of,
-    do_once,
+    kept_of,
+    once_of,
     refuse_called,
+    replayed,
     shown_timer,
     timer_id_of,
     timer_of_caller,
@@ -75,7 +81,8 @@ from webtask_scheduler.scheduler.api.showing import (
 from webtask_scheduler.scheduler.models import (
     Timer,
 )
-from webtask_scheduler.scheduler.services import quotas, search
+from webtask_scheduler.scheduler.queue.states import database_now
+from webtask_scheduler.scheduler.services import idempotency, quotas, search
 from webtask_scheduler.wording import translated
 
 
@@ -328,13 +335,15 @@ class TimersView(TimerAPIView):
     def post(self, request: Request) -> Response:
         data = request.data
 
-        def make() -> Response:
+        def read() -> list[services.NewTimer]:
             # A form's numbers are text, which its own serializer allows for.
-            timer = validated(NewTimerSerializer, _filled(data)) if isinstance(data, QueryDict) else read_timer(data)
-            (body,) = _store(request, [timer])
+            return [validated(NewTimerSerializer, _filled(data)) if isinstance(data, QueryDict) else read_timer(data)]
+
+        def answer(bodies: list[dict[str, Any]]) -> Response:
+            (body,) = bodies
             return Response(body, status=201, headers={"Location": f"{request.path.rstrip('/')}/{body['task_id']}"})
 
-        return do_once(request, make)
+        return _create(request, read, answer)
 
     @list_timers
     def get(self, request: Request) -> Response:
@@ -380,25 +389,32 @@ class BatchView(TimerAPIView):
     def post(self, request: Request) -> Response:
         items, partial = _batch(request.data)
 
-        def make() -> Response:
-            read = [_read_item(item) for item in items]
-            wrong = {f"timers.{index}": error for index, (_, error) in enumerate(read) if error is not None}
+        wrong: dict[int, exceptions.APIException] = {}
+
+        def read() -> list[services.NewTimer]:
+            found = [_read_item(item) for item in items]
+            wrong.update({index: one for index, one in enumerate(found) if isinstance(one, exceptions.APIException)})
             if wrong and not partial:
                 # As many as a person reads; the next try reports the rest.
-                details = {name: error.detail for name, error in list(wrong.items())[:20]}
+                details = {f"timers.{index}": error.detail for index, error in list(wrong.items())[:20]}
                 if all(isinstance(error, PastDue) for error in wrong.values()):
                     raise PastDue(details)
                 raise exceptions.ValidationError(details)
-            made = iter(_store(request, [timer for timer, _ in read if timer is not None]))
+            return [one for one in found if isinstance(one, services.NewTimer)]
+
+        def answer(bodies: list[dict[str, Any]]) -> Response:
             if not partial:
-                return Response({"timers": list(made)}, status=201)
+                return Response({"timers": bodies}, status=201)
+            made = iter(bodies)
             results = [
-                {"timer": next(made)} if error is None else {"problem": invalid(error.detail, status=error.status_code)}
-                for _, error in read
+                {"problem": invalid(wrong[index].detail, status=wrong[index].status_code)}
+                if index in wrong
+                else {"timer": next(made)}
+                for index in range(len(items))
             ]
             return Response({"results": results}, status=200)
 
-        return do_once(request, make)
+        return _create(request, read, answer)
 
 
 def _batch(data: Any) -> tuple[list[Any], bool]:
@@ -416,28 +432,60 @@ def _batch(data: Any) -> tuple[list[Any], bool]:
     return items or [], partial
 
 
-def _store(request: Request, timers: list[services.NewTimer]) -> list[dict[str, Any]]:
-    """Store timers, all or none, and return them in the API's form."""
-    owner_id = caller_of(request).owner_id
+def _create(
+    request: Request,
+    read: Callable[[], list[services.NewTimer]],
+    answer: Callable[[list[dict[str, Any]]], Response],
+) -> Response:
+    """Store the timers that `read` returns, all or none, and return `answer` of them in the API's form.
+
+    With an Idempotency-Key that is done once. The answer is stored with the timers, so it is made before them, from the
+    database's time that the look-up of the API key returned.
+    """
+    once = once_of(request)
+    if once is None:
+        with answering_conflicts():
+            timers = _allowed(request, read())
+            return answer(stored_bodies(services.schedule(timers), timers))
+    with answering_keys():
+        try:
+            with answering_conflicts():
+                timers = _allowed(request, read())
+                plan = services.Plan(timers, now=_now(request))
+                response = answer(stored_bodies(plan.scheduled(), timers))
+                known = services.schedule_once(plan, once=once, answer=kept_of(response))
+        except exceptions.APIException:
+            # What is refused by now may have been done before.
+            known = idempotency.recall(once)
+            if known is None:
+                raise
+    return response if known is None else replayed(known)
+
+
+def _now(request: Request) -> datetime:
+    """Return the database's time, as it was when the request's key was looked up if it has one."""
+    return request.auth.found_at if isinstance(request.auth, Holder) else database_now()
+
+
+def _allowed(request: Request, timers: list[services.NewTimer]) -> list[services.NewTimer]:
+    """Return new timers as the caller's own, with room reserved for them. Raises LoopDetected, QuotaError."""
+    owner_id, depth = caller_of(request).owner_id, depth_of(request)
     if owner_id is not None:
         timers = [dataclasses.replace(timer, owner_id=owner_id) for timer in timers]
-    depth = depth_of(request)
     if depth > DEPTH_MOST:
         raise LoopDetected
     if depth:
         timers = [dataclasses.replace(timer, options={**timer.options, "depth": depth}) for timer in timers]
-    with answering_conflicts():
-        quotas.reserve(timers, owner_id=owner_id)
-        stored = services.schedule(timers)
-    return stored_bodies(stored, timers)
+    quotas.reserve(timers, owner_id=owner_id)
+    return timers
 
 
-def _read_item(item: Any) -> tuple[services.NewTimer | None, exceptions.APIException | None]:
-    """Return a timer of a batch, or None and what is wrong with it."""
+def _read_item(item: Any) -> services.NewTimer | exceptions.APIException:
+    """Return a timer of a batch, or what is wrong with it."""
     try:
-        return read_timer(item), None
+        return read_timer(item)
     except (exceptions.ValidationError, PastDue) as error:
-        return None, error
+        return error
 
 
 class TimerView(TimerAPIView):

@@ -21,8 +21,10 @@ from webtask_scheduler.scheduler.services.changing import (
 from webtask_scheduler.scheduler.services.creating import (
     NewTimer,
     NothingPromisedError,
+    Plan,
     Scheduled,
     schedule,
+    schedule_once,
 )
 from webtask_scheduler.scheduler.services.foreign import (
     Schedule,
@@ -88,6 +90,7 @@ __all__ = [
     "NotStoppedError",
     "NothingPromisedError",
     "NothingToReplayError",
+    "Plan",
     "QuotaError",
     "Ran",
     "Replayed",
@@ -127,6 +130,7 @@ __all__ = [
     "run_many_now",
     "run_now",
     "schedule",
+    "schedule_once",
     "step_bulk",
     "stop_bulk",
     "stop_calls",

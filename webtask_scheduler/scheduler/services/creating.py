@@ -1,16 +1,16 @@
 """Creates timers: one statement stores any number of them, with their deliveries and PeriodicTasks."""
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from functools import partial
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import uuid_utils
 from django.core.exceptions import ValidationError
-from django.db import connection, transaction
+from django.db import transaction
 from django.utils.translation import gettext_lazy as _
 
 from config.database.prepared import Prepared
@@ -28,6 +28,8 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     Recurrence,
 )
 from webtask_scheduler.scheduler.sealing import sealed
+from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.services.idempotency import Answer, KeyTakenError, Once
 from webtask_scheduler.telemetry.events import event
 from webtask_scheduler.telemetry.origin import to_store
 
@@ -67,12 +69,15 @@ class Scheduled:
     created_at: datetime
 
 
-def _insert(name: str, *, full: bool) -> Prepared:
+def _insert(name: str, *, full: bool, once: bool) -> Prepared:
     """Return the statement that creates timers; no other code creates them.
 
     It makes four rows for each of any number of timers. Ids of the stock tables are drawn first, to connect the rows of
     one timer. It fires no signal and leaves alone the shared marker row that makes stock beat reload. The full form is
     for batches in which a timer has more than a URL, a time and options: planning it takes longer.
+
+    With `once` it creates them, and stores the answer, if nothing is known under an idempotency key, and returns what
+    is; the present time is then given. Without, it returns the due time and the present time of each.
     """
     more = "more" if full else "options"
     rows = """
@@ -103,8 +108,15 @@ label AS (
     values = """coalesce(more->>'name', ''), coalesce(more->>'cron', ''), coalesce(more->>'timezone', ''),
          more->'options', (more->>'every_seconds')::float8, (more->>'starts_at')::timestamptz,
          (more->>'ends_at')::timestamptz, (more->>'max_occurrences')::int, (more->>'max_lateness_seconds')::float8"""
+    if once:
+        clock = f"""{idempotency.ONCE},
+clock AS MATERIALIZED (SELECT %(now)s::timestamptz AS now FROM first)"""  # noqa: S608 - only constants are put in
+        end = f",\nremembered AS ({idempotency.REMEMBER.format(source='first')}\n)\n{idempotency.FOUND}"
+    else:
+        clock = "clock AS MATERIALIZED (SELECT clock_timestamp() AS now)"
+        end = "\nSELECT due, now FROM item ORDER BY position"
     statement = f"""
-WITH clock AS MATERIALIZED (SELECT clock_timestamp() AS now),
+WITH {clock},
 item AS MATERIALIZED (
   SELECT i.*, clock.now, coalesce(i.due_at, clock.now + make_interval(secs => i.delay_seconds)) AS due,
          {rows if full else only_clocked}
@@ -139,8 +151,7 @@ delivery AS (
   INSERT INTO scheduler_delivery
     (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before)
   SELECT delivery_id, timer_id, flow, 1, 1, false, due, due, 'scheduled', 0, 0 FROM item JOIN timer USING (timer_id)
-)
-SELECT due, now FROM item ORDER BY position
+){end}
 """  # noqa: S608 - only constants are put in
     return Prepared(
         name,
@@ -154,10 +165,59 @@ SELECT due, now FROM item ORDER BY position
         owner_ids="bigint[]",
         more="json[]",
         made_by="json",
+        **(idempotency.TYPES | {"now": "timestamptz"} if once else {}),
     )
 
 
-_INSERT_PLAIN, _INSERT = _insert("webtask_create_plain", full=False), _insert("webtask_create", full=True)
+_INSERT_PLAIN = _insert("webtask_create_plain", full=False, once=False)
+_INSERT = _insert("webtask_create", full=True, once=False)
+_INSERT_PLAIN_ONCE = _insert("webtask_create_plain_once", full=False, once=True)
+_INSERT_ONCE = _insert("webtask_create_once", full=True, once=True)
+
+
+class Plan:
+    """Timers with ids, as the statements of this module take them.
+
+    With `now`, a time of the database's clock, delays count from that, and what is stored is known before it is.
+    Raises NothingPromisedError.
+    """
+
+    def __init__(self, timers: Sequence[NewTimer], *, now: datetime | None = None) -> None:
+        origin = to_store()
+        self.ids = [new_id() for _ in timers]
+        stored_forms = [sealed(timer.web_url, timer.options) for timer in timers]
+        more = [
+            _more(timer, {**options, **origin} if options else origin)
+            for timer, (_, options) in zip(timers, stored_forms, strict=True)
+        ]
+        self.is_plain = all(one.keys() <= {"options"} for one in more)
+        self.hosts = [host_of(web_url) for web_url, _ in stored_forms]
+        self.now = now
+        made_by = actor.current().to_store()
+        self.values: dict[str, Any] = {
+            "timer_ids": _array(self.ids),
+            "delivery_ids": _array(uuid_utils.uuid7() for _ in timers),
+            "web_urls": [web_url for web_url, _ in stored_forms],
+            "hosts": self.hosts,
+            "delays": [timer.delay_seconds for timer in timers],
+            "due_ats": [_due(timer, now) for timer in timers],
+            "owner_ids": [timer.owner_id for timer in timers],
+            "more": _texts([one.get("options") for one in more] if self.is_plain else more),
+            "made_by": json.dumps(made_by) if made_by else None,
+        }
+
+    def scheduled(self) -> list[Scheduled]:
+        """Return the timers as they will be stored, in their order. Raises ValueError without `now`."""
+        if self.now is None:
+            raise ValueError("Only the statement that stores them knows when.")
+        return self.scheduled_at((due_at, self.now) for due_at in self.values["due_ats"])
+
+    def scheduled_at(self, times: Iterable[tuple[datetime, datetime]]) -> list[Scheduled]:
+        """Return the timers as they are stored, from the due time and the present time of each."""
+        return [
+            Scheduled(timer_id=timer_id, due_at=due_at, created_at=now)
+            for timer_id, (due_at, now) in zip(self.ids, times, strict=True)
+        ]
 
 
 def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
@@ -166,37 +226,37 @@ def schedule(timers: Sequence[NewTimer]) -> list[Scheduled]:
     Inside `transaction.atomic()`, they exist if and only if the caller's transaction commits. A due time in the past
     is due at once. Raises NothingPromisedError.
     """
-    origin = to_store()
-    timer_ids = [new_id() for _ in timers]
-    stored_forms = [sealed(timer.web_url, timer.options) for timer in timers]
-    more = [
-        _more(timer, {**options, **origin} if options else origin)
-        for timer, (_, options) in zip(timers, stored_forms, strict=True)
-    ]
-    plain = all(one.keys() <= {"options"} for one in more)
-    made_by = actor.current().to_store()
-    hosts = [host_of(web_url) for web_url, _ in stored_forms]
-    values = {
-        "timer_ids": _array(timer_ids),
-        "delivery_ids": _array(uuid_utils.uuid7() for _ in timers),
-        "web_urls": [web_url for web_url, _ in stored_forms],
-        "hosts": hosts,
-        "delays": [timer.delay_seconds for timer in timers],
-        "due_ats": [first_due(timer.recurrence) if timer.recurrence else timer.due_at for timer in timers],
-        "owner_ids": [timer.owner_id for timer in timers],
-        "more": _texts([one.get("options") for one in more] if plain else more),
-        "made_by": json.dumps(made_by) if made_by else None,
-    }
-    with connection.cursor() as cursor:
-        (_INSERT_PLAIN if plain else _INSERT).run(cursor, values)
-        rows = cursor.fetchall()
-    stored = [
-        Scheduled(timer_id=timer_id, due_at=due_at, created_at=now)
-        for timer_id, (due_at, now) in zip(timer_ids, rows, strict=True)
-    ]
-    # What is rolled back was not created. At once where there is no transaction of the caller's.
-    transaction.on_commit(partial(_report, stored, hosts))
+    plan = Plan(timers)
+    stored = plan.scheduled_at((_INSERT_PLAIN if plan.is_plain else _INSERT).rows(plan.values))
+    _report(stored, plan.hosts)
     return stored
+
+
+def schedule_once(plan: Plan, *, once: Once, answer: Answer) -> Answer | None:
+    """Store timers, and the answer under an idempotency key, all or none; return None.
+
+    Where an answer was given before, return that and store nothing. `plan` has `now`. Call it outside of a
+    transaction: a key that another request takes meanwhile would end that. Raises as `idempotency.recalled`.
+    """
+    values = plan.values | idempotency.places(once, answer) | {"now": plan.now}
+    found: list[tuple[Any, ...]] = []
+    while not found:
+        # The second time, the answer of whoever took the key is there.
+        with contextlib.suppress(KeyTakenError), idempotency.noticing_taken():
+            found = (_INSERT_PLAIN_ONCE if plan.is_plain else _INSERT_ONCE).rows(values)
+    known = idempotency.recalled(once, found[0])
+    if known is None:
+        _report(plan.scheduled(), plan.hosts)
+    return known
+
+
+def _due(timer: NewTimer, now: datetime | None) -> datetime | None:
+    """Return when a timer is first due; None for a delay without a present time."""
+    if timer.recurrence is not None:
+        return first_due(timer.recurrence)
+    if timer.delay_seconds is not None and now is not None:
+        return now + timedelta(seconds=timer.delay_seconds)
+    return timer.due_at
 
 
 def _array(values: Iterable[Any]) -> str:
@@ -216,13 +276,18 @@ def _texts(values: Sequence[Mapping[str, Any] | None]) -> list[str | None]:
 
 
 def _report(stored: Sequence[Scheduled], hosts: Sequence[str]) -> None:
-    """Count and log what was created."""
-    tally.created(len(stored))
-    if len(stored) == 1:
-        event("timer_created", timer=stored[0].timer_id, host=hosts[0], due_at=stored[0].due_at.isoformat())
-    elif stored:
-        # One line, because a batch has up to a thousand; the request's id is stored with each of them.
-        event("timers_created", timers=len(stored), first=stored[0].timer_id, last=stored[-1].timer_id)
+    """Count and log what was created; at once where there is no transaction of the caller's."""
+
+    def report() -> None:
+        tally.created(len(stored))
+        if len(stored) == 1:
+            event("timer_created", timer=stored[0].timer_id, host=hosts[0], due_at=stored[0].due_at.isoformat())
+        elif stored:
+            # One line, because a batch has up to a thousand; the request's id is stored with each of them.
+            event("timers_created", timers=len(stored), first=stored[0].timer_id, last=stored[-1].timer_id)
+
+    # What is rolled back was not created.
+    transaction.on_commit(report)
 
 
 def first_due(recurrence: Recurrence) -> datetime:

@@ -8,7 +8,7 @@ import threading
 import uuid
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -16,6 +16,7 @@ from django.core.files.uploadedfile import SimpleUploadedFile
 from django.db import connection
 from django.db.models import F
 from django.test import Client
+from django.test.client import BOUNDARY, MULTIPART_CONTENT, encode_multipart
 from django.urls import reverse
 from django_celery_beat.models import ClockedSchedule, PeriodicTask, PeriodicTasks
 
@@ -206,6 +207,15 @@ def test_a_url_is_kept_as_it_was_given(client, web_url):
     assert answer.status_code == 201, answer.content
     assert Timer.objects.get().web_url == answer.json()["web_url"] == web_url
     assert client.get(answer["Location"]).json()["web_url"] == web_url
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("content_type", [FORM, MULTIPART_CONTENT])
+def test_form_of_too_many_fields_is_refused_with_how_many_it_may_have(client, settings, content_type):
+    fields = {f"f{number}": "" for number in range(settings.DATA_UPLOAD_MAX_NUMBER_FIELDS + 1)}
+    body = urlencode(fields) if content_type == FORM else encode_multipart(BOUNDARY, fields)
+    answer = post(client, body, content_type=content_type)
+    assert "more than 1000 fields" in assert_problem(answer, 400)["detail"]
 
 
 @db

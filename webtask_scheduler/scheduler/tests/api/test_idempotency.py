@@ -2,6 +2,7 @@
 
 import json
 import threading
+import uuid
 from datetime import timedelta
 
 import pytest
@@ -12,10 +13,11 @@ from django.utils import timezone
 
 from config.database.prepared import Prepared
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, SigningSecret, Timer
-from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.models import Delivery, IdempotencyKey, SigningSecret, Timer, new_id
+from webtask_scheduler.scheduler.services import creating, idempotency
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import URL, bearer, create, fields_of, post, send, stored
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 db = pytest.mark.django_db
 
@@ -164,17 +166,44 @@ def test_what_fails_leaves_the_key_free(client, failed):
     assert [after - count for count, after in zip(before, stored(), strict=True)] == [2, 2, 2, 0, 0, 0, 1, 2]
 
 
-@db
+@pytest.mark.django_db(transaction=True)
 def test_fault_in_the_middle_leaves_nothing(client, monkeypatch):
-    def fails(*_, **__):
-        raise RuntimeError
-
-    monkeypatch.setattr(idempotency, "remember", fails)
+    timer = create(client)
+    before = stored()
     client.raise_request_exception = False
-    assert keyed(client).status_code == 500
-    assert not any(stored())
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        # Its rows are refused by a constraint of another table than the key's.
+        patched.setattr(creating, "new_id", lambda: uuid.UUID(timer["task_id"]))
+        assert keyed(client).status_code == 500
+    with monkeypatch.context() as patched:
+        patched.setattr(idempotency, "places", lambda *_: 1 / 0)
+        assert keyed(client).status_code == 500
+        assert keyed(client, None, f"/timer/{timer['task_id']}/run").status_code == 500
+    assert stored() == before
+    assert not IdempotencyKey.objects.exists()
     assert keyed(client).status_code == 201
+
+
+@db
+def test_answer_says_what_is_stored(client, user):
+    """It is made before the rows, from the database's time."""
+    bodies = [
+        ONE,
+        {"delay": "PT1.5S", "web_url": URL},
+        {"due_at": "2030-01-05T09:00:00.000001+01:00", "web_url": URL, "labels": {"a": "b"}, "headers": {"X": "y"}},
+        {"due_at": "2020-01-05T09:00:00Z", "web_url": URL},
+        {"every": "PT1H", "web_url": URL, "name": "n", "max_occurrences": 3},
+        {"cron": "0 9 * * *", "timezone": "Europe/Berlin", "web_url": URL},
+    ]
+    for headers in ({}, bearer(user)):
+        answers = [keyed(client, body, key=f"k-{number}", **headers) for number, body in enumerate(bodies)]
+        made = [answer.json() for answer in answers]
+        made += keyed(client, {"timers": bodies}, "/timer/batch", key="batch", **headers).json()["timers"]
+        for body in made:
+            shown = send(client, "GET", f"/timer/{body['task_id']}", **headers).json()
+            # How long it is changes, and so may the reason.
+            assert shown | {name: body[name] for name in ("time_left_in_seconds", "reason")} == body
+            assert body["due_at"] >= body["created_at"] or body["due_at"].startswith("2020")
 
 
 @db
@@ -245,10 +274,10 @@ def test_key_does_nothing_where_nothing_is_created(client):
 
 
 @db
-def test_keyed_creation_takes_three_statements(client, django_assert_num_queries):
+def test_keyed_creation_takes_two_statements(client, django_assert_num_queries):
     keyed(client, key="warm")
-    # And, outside of tests, BEGIN and COMMIT; here they are savepoints.
-    with django_assert_num_queries(5):
+    # The database's time, which comes with an API key where there is one.
+    with django_assert_num_queries(2):
         keyed(client)
 
 
@@ -270,29 +299,39 @@ def _closing(action):
         connection.close()
 
 
+def waits_for_lock():
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+        return cursor.fetchone()[0] > 0
+
+
 @pytest.mark.django_db(transaction=True)
-def test_second_request_while_the_first_is_in_flight_is_a_conflict(client, monkeypatch):
-    schedule = services.schedule
-    working, go_on = threading.Event(), threading.Event()
-
-    def slow(timers):
-        working.set()
-        assert go_on.wait(10)
-        return schedule(timers)
-
-    monkeypatch.setattr(services, "schedule", slow)
+def test_second_request_while_the_first_is_stored_is_a_conflict(client, monkeypatch):
+    ids = [new_id()]
+    monkeypatch.setattr(creating, "new_id", lambda: ids.pop() if ids else new_id())
     answers = []
-    (thread,) = at_once(lambda: answers.append(keyed(Client())))
-    assert working.wait(10)
-    for body in (ONE, ONE | {"seconds": 5}):
-        answer = keyed(client, body)
-        assert answer.status_code == 409, answer.content
-        assert "Try again" in answer.json()["detail"]
-    # Another caller's key, and another key, are not held up.
-    monkeypatch.setattr(services, "schedule", schedule)
-    assert keyed(client, key="other").status_code == 201
-    go_on.set()
-    thread.join(10)
+    blocker = connection.copy()
+    with blocker.cursor() as cursor:
+        # The first waits for whether this row stays.
+        cursor.execute("BEGIN")
+        cursor.execute(
+            "INSERT INTO django_celery_beat_periodictask (name, task, args, kwargs, headers, description, one_off,"
+            " enabled, total_run_count, date_changed) VALUES (%s, '', '[]', '{}', '{}', '', true, false, 0, now())",
+            [f"timer {ids[0]}"],
+        )
+        try:
+            (thread,) = at_once(lambda: answers.append(keyed(Client())))
+            wait_until(waits_for_lock)
+            for body in (ONE, ONE | {"seconds": 5}, {"seconds": "x"}):
+                answer = keyed(client, body)
+                assert answer.status_code == 409, answer.content
+                assert "Try again" in answer.json()["detail"]
+            # Another key is not held up.
+            assert keyed(client, key="other").status_code == 201
+        finally:
+            cursor.execute("ROLLBACK")
+            thread.join(10)
+            blocker.close()
     assert answers[0].status_code == 201
     second = keyed(client)
     assert (second.json(), second[REPLAYED]) == (answers[0].json(), "true")
@@ -300,41 +339,101 @@ def test_second_request_while_the_first_is_in_flight_is_a_conflict(client, monke
 
 
 @pytest.mark.django_db(transaction=True)
+def test_second_request_while_a_transaction_is_open_is_a_conflict(client, monkeypatch):
+    path = f"/timer/{create(client)['task_id']}/run"
+    run_now = services.run_now
+    working, go_on = threading.Event(), threading.Event()
+
+    def slow(timer_id):
+        working.set()
+        assert go_on.wait(10)
+        return run_now(timer_id)
+
+    monkeypatch.setattr(services, "run_now", slow)
+    answers = []
+    (thread,) = at_once(lambda: answers.append(keyed(Client(), None, path)))
+    assert working.wait(10)
+    assert keyed(client, None, path).status_code == 409
+    assert keyed(client, ONE).status_code == 409
+    assert keyed(client, key="other").status_code == 201
+    go_on.set()
+    thread.join(10)
+    assert answers[0].status_code == 201
+    assert keyed(client, None, path).json() == answers[0].json()
+    assert keyed(client, ONE).status_code == 422
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("expired", [False, True])
 @pytest.mark.parametrize("same", [True, False])
-def test_unique_constraint_decides_where_a_look_came_too_early(client, monkeypatch, same):
+def test_unique_constraint_decides_where_the_lock_came_after_the_look(client, monkeypatch, same, expired):
+    if expired:
+        keyed(client, ONE | {"seconds": 7})
+        IdempotencyKey.objects.update(created_at=timezone.now() - timedelta(hours=25))
+    before = stored()
+    regular = creating._INSERT_PLAIN_ONCE
+    # This one's view of the table is taken before it gets its lock.
+    late = idempotency.ONCE.replace(
+        "pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "pg_advisory_xact_lock(4711) IS NOT NULL", 1
+    )
+    assert late != idempotency.ONCE
+    with monkeypatch.context() as patched:
+        patched.setattr(idempotency, "ONCE", late)
+        patched.setattr(idempotency, "TYPES", {k: v for k, v in idempotency.TYPES.items() if k != "lock"})
+        gated = creating._insert("gated", full=False, once=True)
+    monkeypatch.setattr(creating, "_INSERT_PLAIN_ONCE", gated)
+    answers = []
+    blocker = connection.copy()
+    with blocker.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(4711)")
+        try:
+            (thread,) = at_once(lambda: answers.append(keyed(Client())))
+            wait_until(waits_for_lock)
+            monkeypatch.setattr(creating, "_INSERT_PLAIN_ONCE", regular)
+            first = keyed(client, ONE if same else ONE | {"seconds": 5})
+        finally:
+            cursor.execute("SELECT pg_advisory_unlock(4711)")
+            thread.join(10)
+            blocker.close()
+    (second,) = answers
+    assert (first.status_code, REPLAYED in first) == (201, False)
+    if same:
+        assert (second.status_code, second.content, second[REPLAYED]) == (201, first.content, "true")
+    else:
+        assert second.status_code == 422
+    assert [after - count for count, after in zip(before, stored(), strict=True)][:2] == [1, 1]
+    assert (Delivery.objects.count(), IdempotencyKey.objects.count()) == (1 + expired, 1)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("same", [True, False])
+def test_unique_constraint_decides_in_a_transaction(client, monkeypatch, same):
+    paths = [f"/timer/{create(client)['task_id']}/run" for _ in range(2)]
     recall = idempotency.recall
     first = []
 
-    def early(key, **more):
+    def early(once):
         """Look, and let another request with the key come and go before acting on what was seen."""
-        known = recall(key, **more)
+        known = recall(once)
         if not first:
             monkeypatch.setattr(idempotency, "recall", recall)
-            (thread,) = at_once(lambda: first.append(keyed(Client(), ONE if same else ONE | {"seconds": 5})))
+            (thread,) = at_once(lambda: first.append(keyed(Client(), None, paths[0 if same else 1])))
             thread.join(10)
         return known
 
     # The lock would show it: it is left out, as where it is got after the statement's view of the table was taken.
+    without = idempotency._RECALL.sql.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true")
     monkeypatch.setattr(
-        idempotency,
-        "_RECALL",
-        Prepared(
-            "look_without_lock",
-            idempotency._RECALL.sql.replace("pg_try_advisory_xact_lock(hashtextextended(%(lock)s, 0))", "true"),
-            lock="text",
-            key="text",
-            owner="bigint",
-            hours="int",
-        ),
+        idempotency, "_RECALL", Prepared("look_without_lock", without, lock="text", **idempotency._KEY_TYPES)
     )
     monkeypatch.setattr(idempotency, "recall", early)
-    second = keyed(client)
+    second = keyed(client, None, paths[0])
     assert first[0].status_code == 201
     if same:
         assert (second.status_code, second.json(), second[REPLAYED]) == (201, first[0].json(), "true")
     else:
         assert second.status_code == 422
-    assert (Timer.objects.count(), Delivery.objects.count(), IdempotencyKey.objects.count()) == (1, 1, 1)
+    assert (Delivery.objects.count(), IdempotencyKey.objects.count()) == (3, 1)
 
 
 @pytest.mark.django_db(transaction=True)

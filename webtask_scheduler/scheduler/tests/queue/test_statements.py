@@ -1,4 +1,4 @@
-"""How many SQL statements a burst costs, from the claim to the record.
+"""How many SQL statements a burst costs, from the claim to the record, and a creation.
 
 They are counted on every connection of every thread by the wrapper that Django offers for it, so nothing that the
 scheduler asks of the database goes uncounted.
@@ -13,6 +13,7 @@ from collections import Counter
 import pytest
 from django.db import connection
 from django.db.backends.signals import connection_created
+from psycopg2 import extensions, extras
 
 from webtask_scheduler.dispatch import dispatcher as dispatch
 from webtask_scheduler.dispatch.dispatcher import Dispatcher
@@ -22,6 +23,7 @@ from webtask_scheduler.scheduler.delivery.pool import CallPool
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue import attempts, claims, leases, rollups
+from webtask_scheduler.scheduler.tests.support.api import URL, bearer, post
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -82,6 +84,22 @@ def statements():
 
 
 @contextlib.contextmanager
+def messages():
+    """Note each message to PostgreSQL: psycopg2 waits for the answer to each."""
+    noted = []
+
+    def wait(conn):
+        noted.append(conn)
+        extras.wait_select(conn)
+
+    extensions.set_wait_callback(wait)
+    try:
+        yield noted
+    finally:
+        extensions.set_wait_callback(None)
+
+
+@contextlib.contextmanager
 def worker(*, callers):
     """A worker process in small: as many threads as Celery has there hand to one pool what beat publishes."""
     messages = queue.SimpleQueue()
@@ -135,3 +153,35 @@ def test_statements_for_a_thousand_due_at_once(hosts, statements, settings, monk
     assert 1 <= counts["flush"] <= seconds / module.FLUSH_SECONDS + 2
     assert 1 <= counts["renew"] <= seconds / module.RENEW_SECONDS + 2
     assert counts["other"] <= 3 * (seconds / dispatch.RECLAIM_SECONDS + 1), counts
+
+
+@pytest.mark.usefixtures("empty_store")
+def test_statements_and_messages_of_a_creation_with_all_guards(client, user, statements, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    settings.WEBTASK_LIMIT_REQUESTS_PER_SECOND, settings.WEBTASK_LIMIT_TIMERS_WAITING = 1000, 1000
+    headers, one = bearer(user), {"seconds": 60, "web_url": URL}
+    bodies = [("/timer", one), ("/timer", one | {"every": "PT1H"}), ("/timer/batch", {"timers": [one] * 3})]
+    del bodies[1][1]["seconds"]
+
+    def make(key):
+        for number, (path, body) in enumerate(bodies):
+            more = {"Idempotency-Key": f"{key}-{number}"} if key else {}
+            answer = post(client, body, path, **headers, **more)
+            assert answer.status_code == 201, answer.content
+
+    # What is prepared, the owners' limits, and the first count of what waits.
+    make("")
+    make("before")
+    for key in ("", "counted"):
+        # The API key's, and one for all rows.
+        statements.counts.clear()
+        make(key)
+        assert statements.counts.total() == 2 * len(bodies)
+        # No more travel where nobody watches: no BEGIN and no COMMIT.
+        connection.execute_wrappers.remove(statements)
+        try:
+            with messages() as sent:
+                make(key and "unwatched")
+        finally:
+            connection.execute_wrappers.append(statements)
+        assert len(sent) == 2 * len(bodies)
