@@ -30,6 +30,7 @@ urlpatterns = [
     path("", overview.overview, name="overview"),
     path("timers", timers.timers, name="timers"),
     path("timers/new", new.new, name="new"),
+    path("timers/hosts", timers.hosts, name="host-options"),
     path("timers/act", ticked.act, name="ticked"),
     path("timers/export.csv", exporting.as_csv, name="export-csv"),
     path("timers/export.jsonl", exporting.as_json_lines, name="export-jsonl"),
