@@ -42,6 +42,7 @@ urlpatterns = [
     path("timers/<uuid:timer_id>/deliveries/<int:number>", delivery.delivery, name="delivery"),
     path("timers/<uuid:timer_id>/deliveries/<int:number>/replay", delivery.replay, name="delivery-replay"),
     path("dead", dead.dead, name="dead"),
+    path("dead/restore", dead.restore, name="restore"),
     path("dead/<str:action>", dead.act, name="dead-act"),
     path("operations", operations.operations, name="operations"),
     path("operations/count", operations.count, name="count"),

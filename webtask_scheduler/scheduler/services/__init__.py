@@ -36,10 +36,12 @@ from webtask_scheduler.scheduler.services.foreign import (
     reconcile,
 )
 from webtask_scheduler.scheduler.services.letters import (
+    Dismissal,
     Replayed,
     dismiss,
     dismiss_many,
     replay_letters,
+    restore,
 )
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
@@ -83,6 +85,7 @@ __all__ = [
     "SECRET_HOSTS_MOST",
     "CallStopRefusedError",
     "Change",
+    "Dismissal",
     "NewTimer",
     "NoRetryError",
     "NotStoppedError",
@@ -121,6 +124,7 @@ __all__ = [
     "replay_letters",
     "replay_many",
     "replay_many_now",
+    "restore",
     "resume",
     "resume_calls",
     "room_for_secret",
