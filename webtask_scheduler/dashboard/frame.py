@@ -19,6 +19,7 @@ from webtask_scheduler.scheduler.services import letters
 THEMES = ("light", "dark")
 # The clock of moments, beside UTC.
 CLOCKS = ("local",)
+YEAR_SECONDS = 365 * 24 * 3600
 # The badge counts dead letters up to this.
 BADGE_MOST = 99
 
@@ -70,3 +71,11 @@ def list_before(request: HttpRequest) -> str:
     here = request.POST.get("here", "")
     is_ours = url_has_allowed_host_and_scheme(here, allowed_hosts=None)
     return here if is_ours and here.partition("?")[0] == reverse("dashboard:timers") else ""
+
+
+def keep_in_browser(request: HttpRequest, answer: HttpResponse, name: str, value: str) -> None:
+    """Have the browser remember a choice for a year; an empty one it forgets."""
+    if value:
+        answer.set_cookie(name, value, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
+    else:
+        answer.delete_cookie(name, samesite="Lax")

@@ -15,11 +15,11 @@ from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 from rest_framework import exceptions
 
 from webtask_scheduler.dashboard import queries
-from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
 from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list
 from webtask_scheduler.dashboard.who import caller_of, changer_of, page
@@ -51,6 +51,13 @@ TABS: tuple[tuple[dict[str, str], Any], ...] = (
     ({"status": "cancelled"}, gettext_lazy("Cancelled")),
 )
 NO_TAB = {"status": "", "retrying": "", "late": ""}
+# Columns that a browser may hide, and the cookie that keeps which.
+COLUMNS = (
+    ("how", gettext_lazy("Schedule and labels")),
+    ("when", gettext_lazy("Next call, or end")),
+    ("last", gettext_lazy("Last call")),
+)
+HIDDEN = "hidden"
 # The order by when a timer was made, where a status would give another.
 NEWEST = "newest"
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
@@ -108,6 +115,8 @@ def timers(request: HttpRequest) -> HttpResponse:
         kinds=_kinds(request),
         chips=_chips(request),
         dues=_dues(request),
+        columns=COLUMNS,
+        hidden=[name for name, _label in COLUMNS if name in request.COOKIES.get(HIDDEN, "").split(".")],
         hosts=_hosts(request),
         active={name: ",".join(values) for name, values in filters(request).lists()},
         may_act=bool(filters(request)) and not error,
@@ -241,6 +250,16 @@ def _dues(request: HttpRequest) -> list[tuple[str, str, bool]]:
         due = f"{begins:%FT%TZ}", f"{ends:%FT%TZ}"
         found.append((_with(request, due_from=due[0], due_to=due[1]), name, due == at))
     return found
+
+
+@page
+@require_POST
+def columns(request: HttpRequest) -> HttpResponse:
+    """Keep in this browser which columns the list shows, and go back to it."""
+    answer = redirect(list_before(request) or reverse("dashboard:timers"))
+    shown = request.POST.getlist("column")
+    keep_in_browser(request, answer, HIDDEN, ".".join(name for name, _label in COLUMNS if name not in shown))
+    return answer
 
 
 @page

@@ -31,6 +31,7 @@ urlpatterns = [
     path("timers", timers.timers, name="timers"),
     path("timers/new", new.new, name="new"),
     path("timers/hosts", timers.hosts, name="host-options"),
+    path("timers/columns", timers.columns, name="columns"),
     path("timers/act", ticked.act, name="ticked"),
     path("timers/export.csv", exporting.as_csv, name="export-csv"),
     path("timers/export.jsonl", exporting.as_json_lines, name="export-jsonl"),

@@ -225,6 +225,20 @@ def test_times_are_links_that_set_the_filter(client, make_timer):
     assert [name for _, name, is_on in client.get(found["Today (UTC)"]).context["dues"] if is_on] == ["Today (UTC)"]
 
 
+def test_columns_are_hidden_in_this_browser(client, make_timer):
+    make_timer()
+    assert "no-how" not in client.get("/timers").content.decode()
+    here = "/timers?status=scheduled"
+    assert client.post("/timers/columns", {"column": ["when"], "here": here})["Location"] == here
+    assert client.get(here).context["hidden"] == ["how", "last"]
+    assert 'class="card no-how no-last"' in client.get(here).content.decode()
+    client.cookies["hidden"] = "how.<script>"
+    shown = client.get(here)
+    assert (shown.context["hidden"], "<script>" in shown.content.decode()) == (["how"], False)
+    client.post("/timers/columns", {"column": ["how", "when", "last"]})
+    assert client.get(here).context["hidden"] == []
+
+
 # One timer after another
 
 
