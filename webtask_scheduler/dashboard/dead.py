@@ -17,9 +17,10 @@ from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import show
-from webtask_scheduler.dashboard.who import caller_of, changer_of, page
+from webtask_scheduler.dashboard.who import caller_of, changer_of, may_stop_calls, page
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import ErrorKind, State
+from webtask_scheduler.scheduler.models import CallStop, ErrorKind, State
+from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.services import letters
 from webtask_scheduler.scheduler.services.letters import Letter
 
@@ -78,7 +79,11 @@ def dead(request: HttpRequest) -> HttpResponse:
         listed = _of(found.found, cause)
         values |= {"cause": cause, "deliveries": listed[:LETTERS_SHOWN], "count": len(listed)}
     else:
-        values["groups"] = groups_of(found.found, mine="mine" in request.GET)[:GROUPS_SHOWN]
+        groups = groups_of(found.found, mine="mine" in request.GET)[:GROUPS_SHOWN]
+        values |= {"groups": groups, "may_stop": may_stop_calls(request)}
+        if values["may_stop"]:
+            hosts = {group["cause"].host for group in groups}
+            values["stopped"] = set(CallStop.objects.filter(host__in=hosts).values_list("host", flat=True))
     return show(request, "dead.html", title=_("Dead letters"), at="dead", **values)
 
 
@@ -138,9 +143,12 @@ def act(request: HttpRequest, action: str) -> HttpResponse:
     ids = [one.delivery_id for one in _of(letters.find(caller).found, cause)]
     ids = [pk for pk in ids if not named or str(pk) in named]
     if action == "dismiss":
-        done = services.dismiss_many(ids)
-        text = ngettext("%(count)s dead letter is dismissed.", "%(count)s dead letters are dismissed.", done)
-        messages.success(request, text % {"count": number_format(done, force_grouping=True)})
+        dismissal = services.dismiss_many(ids)
+        text = ngettext("%(count)s dead letter is dismissed.", "%(count)s dead letters are dismissed.", dismissal.count)
+        # The message offers the way back.
+        undo = _restore_address(dismissal, mine="mine" in request.GET) if dismissal.count else ""
+        shown = text % {"count": number_format(dismissal.count, force_grouping=True)}
+        messages.success(request, shown, extra_tags=undo)
     else:
         spread = request.POST.get("spread", "0")
         result = services.replay_letters(ids, spread_seconds=int(spread) if spread in dict(SPREADS) else 0)
@@ -154,4 +162,27 @@ def act(request: HttpRequest, action: str) -> HttpResponse:
                 result.left,
             )
             messages.warning(request, text % {"count": number_format(result.left, force_grouping=True)})
+    return redirect(f"{reverse('dashboard:dead')}{'?mine=1' if 'mine' in request.GET else ''}")
+
+
+def _restore_address(dismissal: services.Dismissal, *, mine: bool) -> str:
+    moments = {name: moment.isoformat() for name, moment in dismissal._asdict().items() if name != "count"}
+    return f"{reverse('dashboard:restore')}?{urlencode(moments | ({'mine': '1'} if mine else {}))}"
+
+
+@page
+@require_POST
+def restore(request: HttpRequest) -> HttpResponse:
+    """Undo the dismissal that the address names by its moments, and go back."""
+    try:
+        moments = {
+            name: read_instant(request.GET.get(name, "")) for name in services.Dismissal._fields if name != "count"
+        }
+        done = services.restore(services.Dismissal(0, **moments), caller=changer_of(request))
+    except ValueError as error:
+        raise Http404 from error
+    text = ngettext(
+        "%(count)s dead letter is to be looked at again.", "%(count)s dead letters are to be looked at again.", done
+    )
+    messages.success(request, text % {"count": number_format(done, force_grouping=True)})
     return redirect(f"{reverse('dashboard:dead')}{'?mine=1' if 'mine' in request.GET else ''}")

@@ -86,6 +86,7 @@ class TimerForm(forms.Form):
         gettext_lazy("Cron"),
         gettext_lazy("Minute, hour, day of month, month, weekday. A day of month and a weekday are joined by OR."),
         placeholder="0 9 * * MON-FRI",
+        list="crons",
         autocomplete="off",
         spellcheck="false",
     )

@@ -5,8 +5,10 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.cache import add_never_cache_headers
+from django.utils.http import url_has_allowed_host_and_scheme
 
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard.who import LIVE, caller_of, sees_all, sees_service
@@ -17,6 +19,7 @@ from webtask_scheduler.scheduler.services import letters
 THEMES = ("light", "dark")
 # The clock of moments, beside UTC.
 CLOCKS = ("local",)
+YEAR_SECONDS = 365 * 24 * 3600
 # The badge counts dead letters up to this.
 BADGE_MOST = 99
 
@@ -61,3 +64,18 @@ def show(request: HttpRequest, template: str, *, title: str, at: str, status: in
 def is_live(request: HttpRequest) -> bool:
     """Return whether the script asks for the parts of a page that may have changed."""
     return LIVE in request.GET
+
+
+def list_before(request: HttpRequest) -> str:
+    """Return the address of the list of timers that a form was sent from; empty if it was sent from elsewhere."""
+    here = request.POST.get("here", "")
+    is_ours = url_has_allowed_host_and_scheme(here, allowed_hosts=None)
+    return here if is_ours and here.partition("?")[0] == reverse("dashboard:timers") else ""
+
+
+def keep_in_browser(request: HttpRequest, answer: HttpResponse, name: str, value: str) -> None:
+    """Have the browser remember a choice for a year; an empty one it forgets."""
+    if value:
+        answer.set_cookie(name, value, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
+    else:
+        answer.delete_cookie(name, samesite="Lax")

@@ -5,7 +5,7 @@ import functools
 import json
 import uuid
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import available_timezones
 
 from django.contrib import messages
@@ -18,7 +18,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from rest_framework import exceptions
 
 from webtask_scheduler.access.authentication import is_open
-from webtask_scheduler.dashboard import demo
+from webtask_scheduler.dashboard import crons, demo
 from webtask_scheduler.dashboard.forms import TimerForm, form_of, json_trouble, zone_trouble
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.snippets import snippets
@@ -30,7 +30,7 @@ from webtask_scheduler.scheduler.api.problems import PastDue, invalid
 from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.api.schedules import WHEN
 from webtask_scheduler.scheduler.api.showing import show_timer
-from webtask_scheduler.scheduler.sealing import MASK
+from webtask_scheduler.scheduler.sealing import MASK, shown_url
 from webtask_scheduler.scheduler.services import quotas
 
 # Fields that a link may fill in.
@@ -50,8 +50,7 @@ def new(request: HttpRequest) -> HttpResponse:
     if "preview" in request.POST:
         # Without the script, a button of the form asks for it.
         return _form(request, form, **_previewed(request, form))
-    is_test = "test" in request.POST
-    if is_test:
+    if "test" in request.POST:
         given = _test_of(given)
     timer = None
     try:
@@ -70,10 +69,37 @@ def new(request: HttpRequest) -> HttpResponse:
     except ValidationError as error:
         form.add_error(None, error.messages[0])
         return _form(request, form, status=409)
-    if is_test:
-        return _form(request, form, test_timer=stored.timer_id, **_previewed(request, form))
+    return _made(request, form, timer, stored.timer_id)
+
+
+def _made(request: HttpRequest, form: TimerForm, timer: services.NewTimer, timer_id: uuid.UUID) -> HttpResponse:
+    """Go to the timer that was made; or show the form anew, for more of what its test call tries, or for another."""
+    if "test" in request.POST:
+        return _form(request, form, test_timer=timer_id, **_previewed(request, form))
+    if "another" in request.POST:
+        made = Made(timer_id, timer.name or shown_url(timer.web_url))
+        return _form(request, TimerForm(initial=_kept(form)), made=made)
     messages.success(request, _("The timer is stored."))
-    return redirect("dashboard:timer", timer_id=stored.timer_id)
+    return redirect("dashboard:timer", timer_id=timer_id)
+
+
+class Made(NamedTuple):
+    """A timer that was made by the form that is shown for another one."""
+
+    timer_id: uuid.UUID
+    name: str
+
+
+# Names of headers whose values the form does not keep for another timer: each has one of these in it.
+_SECRETIVE = ("auth", "cookie", "key", "token", "secret", "password", "signature")
+
+
+def _kept(form: TimerForm) -> dict[str, Any]:
+    """Return what the form keeps for another timer: the URL, the method, and headers that are not secret."""
+    given = form.cleaned_data
+    lines = given["headers"].splitlines()
+    kept = [line for line in lines if not any(word in line.partition(":")[0].lower() for word in _SECRETIVE)]
+    return {"web_url": given["web_url"], "method": given["method"], "when": given["when"], "headers": "\n".join(kept)}
 
 
 def _test_of(given: dict[str, Any]) -> dict[str, Any]:
@@ -123,9 +149,10 @@ def form_page(
         form=form,
         request_fields=[form[name] for name in TimerForm.REQUEST],
         failure_fields=[form[name] for name in TimerForm.FAILURE],
-        is_request_open=any(form[name].errors for name in TimerForm.REQUEST),
+        is_request_open=any(form[name].errors for name in TimerForm.REQUEST) or "made" in values,
         is_failure_open=any(form[name].errors for name in TimerForm.FAILURE),
         zones=zone_names(),
+        crons=crons.presets(),
         **values,
     )
 
@@ -162,6 +189,7 @@ def previewed_values(form: TimerForm, *, url: str, given: dict[str, Any], method
         "moments": [],
         "more": False,
         "trouble": zone_trouble(form),
+        "words": crons.in_words(form.cleaned_data["cron"]) if form.cleaned_data.get("when") == "cron" else "",
         # Its moment counts from its creation.
         "floats": form.cleaned_data.get("when") == "in",
     }

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from rest_framework import exceptions
 
 from webtask_scheduler.dashboard.dead import SPREADS
 from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.rows import look, rows
 from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_all
 from webtask_scheduler.scheduler import services
@@ -24,6 +26,8 @@ from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.models import BulkOperation, State
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
 
 SHOWN = 30
 # What takes an action back, and the status of the timers that it is done to.
@@ -33,6 +37,8 @@ OPPOSITES = {
 }
 # Of more timers than these, the number is typed before they are cancelled.
 TYPED_ABOVE = 1000
+# Timers that are named before it is done.
+EXAMPLES = 3
 
 
 @page
@@ -62,11 +68,25 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "opposite": _opposite(request, found),
         "spreads": SPREADS,
         "every_ms": 0 if found.finished_at else 1000,
+        "examples": _examples(request, found),
         "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
     }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_operation.html", values))
     return show(request, "operation.html", title=_("Operation"), at="operations", **values)
+
+
+def _examples(request: HttpRequest, found: BulkOperation) -> list[dict[str, Any]]:
+    """Return a few of the timers that a counted operation would be done to, as far as a quick look finds them."""
+    if not (found.dry_run and found.status == "done" and found.matched):
+        return []
+    of = Caller(owner_id=found.owner_id, sees_all=found.everyone)
+    try:
+        wanted = replace(search.stored_filter(found.filter, caller=of), steady=False)
+    except ValueError:
+        # Of another version of this service.
+        return []
+    return rows(look(wanted, cursor="", limit=EXAMPLES).timer_ids, caller=caller_of(request))
 
 
 @page

@@ -68,12 +68,12 @@ def _tiles() -> list[dict[str, Any]]:
     numbers = facts.count()
     running = numbers.claimed + numbers.running
     counted = (
-        ("waiting", _("Waiting"), numbers.waiting, "scheduled", "scheduled"),
-        ("late", _("Late"), numbers.backlog, "scheduled", "late" if numbers.backlog else ""),
-        ("running", _("Running"), running, "claimed,running", "running"),
-        ("paused", _("Paused"), numbers.paused, "paused", "paused"),
-        ("held", _("Held"), numbers.held, "held", "held"),
-        ("dead", _("Failed"), numbers.dead, "failed", "failed" if numbers.dead else ""),
+        ("waiting", _("Waiting"), numbers.waiting, "status=scheduled", "scheduled"),
+        ("late", _("Late"), numbers.backlog, "late=true", "late" if numbers.backlog else ""),
+        ("running", _("Running"), running, "status=claimed,running", "running"),
+        ("paused", _("Paused"), numbers.paused, "status=paused", "paused"),
+        ("held", _("Held"), numbers.held, "status=held", "held"),
+        ("dead", _("Failed"), numbers.dead, "status=failed", "failed" if numbers.dead else ""),
     )
     names = {"late": "backlog"}
     return [
@@ -81,10 +81,10 @@ def _tiles() -> list[dict[str, Any]]:
             "label": label,
             "number": facts.shown_number(number),
             "is_estimate": names.get(name, name) in numbers.estimated,
-            "link": f"{reverse('dashboard:timers')}?status={status}",
+            "link": f"{reverse('dashboard:timers')}?{query}",
             "state": state,
         }
-        for name, label, number, status, state in counted
+        for name, label, number, query, state in counted
     ]
 
 

@@ -372,6 +372,45 @@ def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
         return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 
 
+# Hosts that a field offers, and those that are looked at for them; of each, its newest timers that are looked at.
+OPTIONS_MOST, OPTIONS_LOOK, OPTION_TIMERS = 50, 200, 20
+# Along timer_host_idx, which each step skips to the next host. Whether one is the caller's own is asked of its newest
+# timers; and, where others' are newer, of what waits in the flow that the owner's timers would have: see models._flow.
+# That a text begins so is asked of each host rather than of a range, because a collation may sort them apart.
+_HOST_OPTIONS = """
+WITH RECURSIVE step AS (
+  (SELECT host, flow, 1 AS number FROM scheduler_timer WHERE host >= %(begins)s ORDER BY host LIMIT 1)
+  UNION ALL
+  SELECT next.host, next.flow, step.number + 1
+    FROM step CROSS JOIN LATERAL (
+      SELECT host, flow FROM scheduler_timer WHERE host > step.host ORDER BY host LIMIT 1) next
+   WHERE step.number < %(look)s
+)
+SELECT host FROM step WHERE host <> '' AND starts_with(host, %(begins)s) AND {own} ORDER BY number LIMIT %(most)s
+"""
+_OWN_HOST = """
+(EXISTS (SELECT FROM (SELECT owner_id FROM scheduler_timer WHERE host = step.host ORDER BY id DESC LIMIT %(timers)s) new
+          WHERE owner_id IS NOT DISTINCT FROM %(owner)s::bigint)
+ OR EXISTS (
+   SELECT FROM (SELECT step.flow & 4294967295 AS host, %(owner_bits)s::bigint AS owner) bits
+    CROSS JOIN LATERAL (
+      SELECT timer_id FROM scheduler_delivery
+       WHERE state = 'scheduled'
+         AND flow = (((bits.owner # bits.host) & %(lanes)s - 1) << 57) | (bits.owner << 32) | bits.host
+       ORDER BY next_attempt_at LIMIT 1) waiting
+    CROSS JOIN LATERAL (SELECT host, owner_id FROM scheduler_timer WHERE id = waiting.timer_id OFFSET 0) timer
+    WHERE timer.host = step.host AND timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint))
+"""
+
+
+def hosts_of(caller: Caller, *, begins: str) -> list[str]:
+    """Return up to OPTIONS_MOST hosts of a caller's timers that begin so, among OPTIONS_LOOK. Raises DatabaseError."""
+    values = {"begins": begins, "look": OPTIONS_LOOK, "most": OPTIONS_MOST, "timers": OPTION_TIMERS, "lanes": LANES}
+    values |= {"owner": caller.owner_id, "owner_bits": (caller.owner_id or 0) & 0x1FF_FFFF}
+    found = _dicts(_HOST_OPTIONS.format(own="true" if caller.sees_all else _OWN_HOST), values)
+    return [row["host"] for row in found]
+
+
 # Along the key of scheduler_hosthour, a probe for each hour.
 _HOST_HOURS = """
 SELECT hour, calls, failed, put_off, late, durations FROM scheduler_hosthour

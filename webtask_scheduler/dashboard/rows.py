@@ -1,13 +1,15 @@
 """Timers as lists show them: a few statements for any number of rows, and none that counts."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
+from webtask_scheduler.dashboard import crons
 from webtask_scheduler.scheduler.api.showing import show_timers
 from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
 from webtask_scheduler.scheduler.services import search
@@ -18,13 +20,13 @@ PAGE_ROWS = 30
 LOOK_SECONDS = 0.7
 # A count beside a tab stops at the first, and looks at so many rows: some milliseconds.
 COUNT_MOST, COUNT_SCANNED = 99, 400
-# Due and not started for longer than this is late.
-LATE_SECONDS = 1.0
 # What a row shows; none of them reads a timer's options, which may be large.
 FIELDS = (
     *("task_id", "status", "web_url", "name", "due_at", "next_attempt_at", "finished_at", "created_at", "reason"),
     *("attempts", "cron", "timezone", "every"),
 )
+# What can be sent again.
+LOST = (State.FAILED, State.MISSED)
 
 
 def look(wanted: search.Filter, *, cursor: str, limit: int = PAGE_ROWS) -> search.Page:
@@ -48,9 +50,13 @@ def count(wanted: search.Filter) -> Count:
     return Count(len(found.timer_ids), found.next is not None)
 
 
-def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller) -> list[dict[str, Any]]:
-    """Return timers that the caller may see as rows, in the order of the ids, by five statements at most."""
-    seen = dict(Timer.objects.filter(pk__in=timer_ids, **caller.visible()).values_list("pk", "owner__email"))
+def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller, changer: Caller | None = None) -> list[dict[str, Any]]:
+    """Return timers that the caller may see as rows, in the order of the ids, by five statements at most.
+
+    With a `changer`, each row has what that caller may do with its timer as it is now.
+    """
+    timers = Timer.objects.filter(pk__in=timer_ids, **caller.visible())
+    seen = {pk: (owner_id, email) for pk, owner_id, email in timers.values_list("pk", "owner", "owner__email")}
     ids = [pk for pk in timer_ids if pk in seen]
     if not ids:
         return []
@@ -61,7 +67,54 @@ def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller) -> list[dict[str, An
     found = []
     for body in show_timers(ids, FIELDS):
         pk = uuid.UUID(body["task_id"])
-        found.append(shown(body, now=now) | {"owner": seen[pk], "labels": labels.get(pk, ())})
+        owner_id, email = seen[pk]
+        row = shown(body, now=now) | {"owner": email, "labels": labels.get(pk, ())}
+        if changer is not None:
+            row["may_act"] = changer.sees_all or owner_id == changer.owner_id
+            row["actions"] = _actions(body, now=now) if row["may_act"] else []
+        found.append(row)
+    return found
+
+
+class Action(NamedTuple):
+    """What may be done with a timer; its name is that of its address."""
+
+    name: str
+    label: str
+    # What is asked before it is done; empty for what is undone as easily.
+    question: str
+    is_harmful: bool = False
+
+
+def _actions(body: Mapping[str, Any], *, now: datetime) -> list[Action]:
+    """Return what may be done with the timer of a row, by its promised delivery alone."""
+    waits = body["status"] == State.SCHEDULED and bool(body["attempts"])
+    waits = waits and datetime.fromisoformat(body["next_attempt_at"]) > now
+    return actions_of(body, waits_again=waits, is_lost=body["status"] in LOST)
+
+
+def actions_of(body: Mapping[str, Any], *, waits_again: bool, is_lost: bool) -> list[Action]:
+    """Return what may be done with a timer as it is now.
+
+    `waits_again` says that one of its deliveries waits for a later attempt, `is_lost` that one failed or was missed.
+    """
+    found = []
+    ended = body["finished_at"] is not None
+    if not ended:
+        found.append(Action("run", _("Run now"), _("Call the URL once more now? What is promised stands.")))
+        if body["status"] == State.PAUSED:
+            found.append(Action("resume", _("Resume"), ""))
+        else:
+            found.append(Action("pause", _("Pause"), ""))
+    if waits_again:
+        question = _("Make the next attempt now instead of waiting for it?")
+        found.append(Action("try-now", _("Try now"), question))
+    if is_lost:
+        question = _("Send the latest delivery that failed or was missed again, with fresh attempts?")
+        found.append(Action("replay", _("Replay"), question))
+    if not ended:
+        question = _("Cancel it for good? It cannot be resumed, and its record stays.")
+        found.append(Action("cancel", _("Cancel"), question, is_harmful=True))
     return found
 
 
@@ -77,6 +130,7 @@ def shown(body: dict[str, Any], *, now: datetime) -> dict[str, Any]:
         "path": place.path + (f"?{place.query}" if place.query else ""),
         "is_open": body["finished_at"] is None,
         "recurs": "cron" in body or "every" in body,
+        "words": crons.in_words(body["cron"]) if "cron" in body else "",
     }
 
 
@@ -85,6 +139,6 @@ def state_of(body: dict[str, Any], *, now: datetime) -> str:
     if body["status"] != State.SCHEDULED:
         return str(body["status"])
     due_at = datetime.fromisoformat(body["next_attempt_at"])
-    if (now - due_at).total_seconds() > LATE_SECONDS:
+    if (now - due_at).total_seconds() > search.LATE_SECONDS:
         return "late"
     return "retrying" if body["attempts"] else "scheduled"

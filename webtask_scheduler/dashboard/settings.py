@@ -20,7 +20,7 @@ from rest_framework import exceptions
 from webtask_scheduler.access import calendars, keys
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.access.models import NAME_MAX_LENGTH, ApiKey, Scope
-from webtask_scheduler.dashboard.frame import CLOCKS, show
+from webtask_scheduler.dashboard.frame import CLOCKS, keep_in_browser, show
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.base import validated
@@ -31,7 +31,6 @@ from webtask_scheduler.users.site import second_factor_seen
 
 # Keys that are listed, the latest made first; revoked ones stay in the table.
 KEYS_SHOWN = 100
-YEAR_SECONDS = 31_536_000
 
 
 class SecretForm(forms.Form):
@@ -257,9 +256,6 @@ def display(request: HttpRequest) -> HttpResponse:
     answer = redirect("dashboard:settings")
     clock = request.POST.get("clock", "")
     for name, value in (("clock", clock if clock in CLOCKS else ""), ("keys", "" if "keys" in request.POST else "off")):
-        if value:
-            answer.set_cookie(name, value, max_age=YEAR_SECONDS, samesite="Lax", secure=request.is_secure())
-        else:
-            answer.delete_cookie(name, samesite="Lax")
+        keep_in_browser(request, answer, name, value)
     messages.success(request, _("Kept in this browser."))
     return answer

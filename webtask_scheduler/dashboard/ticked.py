@@ -8,11 +8,11 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import reverse
-from django.utils.http import url_has_allowed_host_and_scheme
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_POST
 
+from webtask_scheduler.dashboard.frame import list_before
 from webtask_scheduler.dashboard.who import changer_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Timer
@@ -111,7 +111,7 @@ def act(request: HttpRequest) -> HttpResponse:
         messages.error(request, _("At most %(most)s timers at once; nothing was done.") % {"most": TICKED_MOST})
     else:
         _do(request, deed, named)
-    return redirect(_place(request))
+    return redirect(list_before(request) or reverse("dashboard:timers"))
 
 
 def _do(request: HttpRequest, deed: _Deed, named: Sequence[str]) -> None:
@@ -139,10 +139,3 @@ def _own(request: HttpRequest, named: Sequence[str]) -> list[uuid.UUID]:
             continue
     own = set(Timer.objects.filter(pk__in=ids, **changer_of(request).visible()).values_list("pk", flat=True))
     return [pk for pk in dict.fromkeys(ids) if pk in own]
-
-
-def _place(request: HttpRequest) -> str:
-    """Return the address of the list that the form came from."""
-    here, listed = request.POST.get("here", ""), reverse("dashboard:timers")
-    is_ours = url_has_allowed_host_and_scheme(here, allowed_hosts=None) and here.partition("?")[0] == listed
-    return here if is_ours else listed

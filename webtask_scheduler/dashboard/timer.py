@@ -13,15 +13,16 @@ from django.core.exceptions import PermissionDenied, ValidationError
 from django.db.models import F, Q
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import charts
-from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.frame import is_live, list_before, show
 from webtask_scheduler.dashboard.punctuality import share_of
-from webtask_scheduler.dashboard.rows import shown
+from webtask_scheduler.dashboard.rows import LOST, actions_of, shown
 from webtask_scheduler.dashboard.snippets import snippets
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, may_change, page
@@ -42,8 +43,6 @@ MOMENTS = 5
 # How often the page asks for news: often while something is about to happen.
 SOON_SECONDS = 60
 QUICK_MS, SLOW_MS = 1000, 5000
-# What can be sent again.
-LOST = (State.FAILED, State.MISSED)
 
 
 @page
@@ -66,7 +65,11 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         "streak_width": len(deliveries) * charts.STREAK_STEP,
         "may_act": may_change(request, found),
         "streak_said": _streak_said(deliveries),
-        "actions": _actions(body, deliveries, now=now),
+        "actions": actions_of(
+            body,
+            waits_again=any(one.delivery.waits_again(now=now) for one in deliveries),
+            is_lost=any(one.delivery.state in LOST for one in deliveries),
+        ),
         "every_ms": _pace(body, now=now),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
     }
@@ -202,36 +205,6 @@ def as_given(body: Mapping[str, Any]) -> dict[str, Any]:
     return given | {name: body[name] for name in options.NAMES if name in body}
 
 
-class Action(NamedTuple):
-    name: str
-    label: str
-    # What is asked before it is done; empty for what is undone as easily.
-    question: str
-    is_harmful: bool = False
-
-
-def _actions(body: Mapping[str, Any], deliveries: list[Delivered], *, now: datetime) -> list[Action]:
-    """Return what may be done with a timer as it is now."""
-    found = []
-    ended = body["finished_at"] is not None
-    if not ended:
-        found.append(Action("run", _("Run now"), _("Call the URL once more now? What is promised stands.")))
-        if body["status"] == State.PAUSED:
-            found.append(Action("resume", _("Resume"), ""))
-        else:
-            found.append(Action("pause", _("Pause"), ""))
-    if any(one.delivery.waits_again(now=now) for one in deliveries):
-        question = _("Make the next attempt now instead of waiting for it?")
-        found.append(Action("try-now", _("Try now"), question))
-    if any(one.delivery.state in LOST for one in deliveries):
-        question = _("Send the latest delivery that failed or was missed again, with fresh attempts?")
-        found.append(Action("replay", _("Replay"), question))
-    if not ended:
-        question = _("Cancel it for good? It cannot be resumed, and its record stays.")
-        found.append(Action("cancel", _("Cancel"), question, is_harmful=True))
-    return found
-
-
 # What each does, and what is said then.
 _DEEDS: dict[str, tuple[Callable[[uuid.UUID], object], Callable[[], str]]] = {
     "run": (services.run_now, lambda: _("It is called once more now.")),
@@ -241,12 +214,14 @@ _DEEDS: dict[str, tuple[Callable[[uuid.UUID], object], Callable[[], str]]] = {
     "replay": (services.replay, lambda: _("The delivery is sent again.")),
     "cancel": (services.cancel, lambda: _("It is cancelled.")),
 }
+# What the message offers as the way back.
+_UNDONE = {"pause": "resume", "resume": "pause"}
 
 
 @page
 @require_POST
 def act(request: HttpRequest, timer_id: uuid.UUID, action: str) -> HttpResponse:
-    """Do what a button asks, and go back to the timer."""
+    """Do what a button asks, and go back to the timer, or to the list that the button stood in."""
     found = Timer.objects.filter(pk=timer_id, **caller_of(request).visible()).first()
     if found is None or action not in _DEEDS:
         raise Http404
@@ -260,5 +235,7 @@ def act(request: HttpRequest, timer_id: uuid.UUID, action: str) -> HttpResponse:
     except Timer.DoesNotExist as error:
         raise Http404 from error
     else:
-        messages.success(request, said())
-    return redirect("dashboard:timer", timer_id=timer_id)
+        undo = _UNDONE.get(action)
+        address = reverse("dashboard:act", args=[timer_id, undo]) if undo else ""
+        messages.success(request, said(), extra_tags=address)
+    return redirect(list_before(request) or reverse("dashboard:timer", args=[timer_id]))

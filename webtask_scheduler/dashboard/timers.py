@@ -4,19 +4,22 @@ import hashlib
 import re
 import uuid
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
-from django.views.decorators.http import require_safe
+from django.views.decorators.http import require_POST, require_safe
 from rest_framework import exceptions
 
-from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard import queries
+from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
 from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list
 from webtask_scheduler.dashboard.who import caller_of, changer_of, page
@@ -24,7 +27,7 @@ from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
-from webtask_scheduler.scheduler.models import BulkOperation, State, Timer
+from webtask_scheduler.scheduler.models import HOST_MAX_LENGTH, BulkOperation, State, Timer
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.wording import translated
@@ -32,18 +35,29 @@ from webtask_scheduler.wording import translated
 # Timers that one export holds.
 EXPORT_MOST = 100_000
 # The names of the filter in the URL, as in the API.
-FILTERS = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix")
-TABS = (
-    ("", gettext_lazy("All")),
-    ("scheduled", gettext_lazy("Waiting")),
-    ("claimed,running", gettext_lazy("Running")),
-    ("paused", gettext_lazy("Paused")),
-    ("held", gettext_lazy("Held")),
-    ("succeeded", gettext_lazy("Succeeded")),
-    ("failed", gettext_lazy("Failed")),
-    ("missed", gettext_lazy("Missed")),
-    ("cancelled", gettext_lazy("Cancelled")),
+FILTERS = ("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix")
+# What each tab narrows the list by; of the names of all of them, the others are taken out.
+TABS: tuple[tuple[dict[str, str], Any], ...] = (
+    ({}, gettext_lazy("All")),
+    ({"status": "scheduled"}, gettext_lazy("Waiting")),
+    ({"retrying": "true"}, gettext_lazy("Retrying")),
+    ({"late": "true"}, gettext_lazy("Late")),
+    ({"status": "claimed,running"}, gettext_lazy("Running")),
+    ({"status": "paused"}, gettext_lazy("Paused")),
+    ({"status": "held"}, gettext_lazy("Held")),
+    ({"status": "succeeded"}, gettext_lazy("Succeeded")),
+    ({"status": "failed"}, gettext_lazy("Failed")),
+    ({"status": "missed"}, gettext_lazy("Missed")),
+    ({"status": "cancelled"}, gettext_lazy("Cancelled")),
 )
+NO_TAB = {"status": "", "retrying": "", "late": ""}
+# Columns that a browser may hide, and the cookie that keeps which.
+COLUMNS = (
+    ("how", gettext_lazy("Schedule and labels")),
+    ("when", gettext_lazy("Next call, or end")),
+    ("last", gettext_lazy("Last call")),
+)
+HIDDEN = "hidden"
 # The order by when a timer was made, where a status would give another.
 NEWEST = "newest"
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
@@ -87,7 +101,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         error = "; ".join(f"{one['field']}: {one['detail']}" for one in invalid(refused.detail)["errors"])
     except search.CursorError as refused:
         error = translated(refused)
-    listed = rows(found.timer_ids, caller=caller)
+    listed = rows(found.timer_ids, caller=caller, changer=changer_of(request))
     return show(
         request,
         "timers.html",
@@ -100,6 +114,10 @@ def timers(request: HttpRequest) -> HttpResponse:
         sorts=_sorts(request),
         kinds=_kinds(request),
         chips=_chips(request),
+        dues=_dues(request),
+        columns=COLUMNS,
+        hidden=[name for name, _label in COLUMNS if name in request.COOKIES.get(HIDDEN, "").split(".")],
+        hosts=_hosts(request),
         active={name: ",".join(values) for name, values in filters(request).lists()},
         may_act=bool(filters(request)) and not error,
         bulk=[(value, label) for value, label in BulkOperation.Action.choices if value != "cancel"]
@@ -174,26 +192,33 @@ class Tab(NamedTuple):
 
 
 def _tabs(request: HttpRequest, wanted: search.Filter | None) -> list[Tab]:
-    found, at = [], request.GET.get("status", "")
-    for status, name in TABS:
+    found, at = [], {name: value for name in NO_TAB if (value := request.GET.get(name, ""))}
+    for narrows, name in TABS:
         number = ""
-        if wanted is not None and status:
+        if wanted is not None and narrows:
             # In the order that an index has, whatever the list's.
-            states = tuple(State(value) for value in status.split(","))
-            number = str(count(replace(wanted, statuses=states, steady=False)))
-        found.append(Tab(_with(request, status=status), str(name), status == at, number))
+            of_tab = replace(
+                wanted,
+                statuses=tuple(State(value) for value in narrows.get("status", "").split(",") if value),
+                retrying="retrying" in narrows or None,
+                late="late" in narrows or None,
+                steady=False,
+            )
+            number = str(count(of_tab))
+        found.append(Tab(_with(request, **(NO_TAB | narrows)), str(name), narrows == at, number))
     return found
 
 
 def _sorts(request: HttpRequest) -> list[tuple[str, str, bool]]:
     """Return the orders that an index gives: of all timers the newest first, of a status also by its time."""
     status, is_newest = request.GET.get("status", ""), request.GET.get("sort") == NEWEST
-    if not status:
+    waits = status.startswith("scheduled") or "true" in (request.GET.get("retrying"), request.GET.get("late"))
+    if not status and not waits:
         return [
             (_with(request, sort=""), _("Newest"), True),
             (_with(request, status="scheduled"), _("Soonest due"), False),
         ]
-    by_time = _("Soonest due") if status.startswith("scheduled") else _("Latest due")
+    by_time = _("Soonest due") if waits else _("Latest due")
     return [
         (_with(request, sort=""), by_time, not is_newest),
         (_with(request, sort=NEWEST), _("Newest"), is_newest),
@@ -207,12 +232,55 @@ def _kinds(request: HttpRequest) -> list[tuple[str, str, bool]]:
     return [(_with(request, recurring=value), name, value == at) for value, name in named]
 
 
+def _dues(request: HttpRequest) -> list[tuple[str, str, bool]]:
+    """Return links that set from when to when timers are due, as the form does for any other time."""
+    now = timezone.now().replace(microsecond=0)
+    day = now.replace(hour=0, minute=0, second=0)
+    week = day - timedelta(days=day.weekday())
+    spans = (
+        (_("Next hour"), now, now + timedelta(hours=1)),
+        (_("Today (UTC)"), day, day + timedelta(days=1)),
+        (_("This week (UTC)"), week, week + timedelta(days=7)),
+    )
+    # What was due before now and still waits; at any other time all that is due then, whatever became of it.
+    begun = {"due_from": "", "due_to": f"{now:%FT%TZ}"} | NO_TAB | {"status": "scheduled"}
+    found = [(_with(request, **begun), _("Overdue"), False)]
+    at = request.GET.get("due_from"), request.GET.get("due_to")
+    for name, begins, ends in spans:
+        due = f"{begins:%FT%TZ}", f"{ends:%FT%TZ}"
+        found.append((_with(request, due_from=due[0], due_to=due[1]), name, due == at))
+    return found
+
+
+@page
+@require_POST
+def columns(request: HttpRequest) -> HttpResponse:
+    """Keep in this browser which columns the list shows, and go back to it."""
+    answer = redirect(list_before(request) or reverse("dashboard:timers"))
+    shown = request.POST.getlist("column")
+    keep_in_browser(request, answer, HIDDEN, ".".join(name for name, _label in COLUMNS if name not in shown))
+    return answer
+
+
+@page
+@require_safe
+def hosts(request: HttpRequest) -> HttpResponse:
+    """Return the hosts of the caller's timers that begin as `host` in the query says, as options of a field."""
+    return render(request, "dashboard/_options.html", {"options": _hosts(request)})
+
+
+def _hosts(request: HttpRequest) -> list[str]:
+    begins = request.GET.get("host", "").lower()
+    return [] if "\0" in begins else queries.hosts_of(caller_of(request), begins=begins[:HOST_MAX_LENGTH])
+
+
 def _chips(request: HttpRequest) -> list[Chip]:
-    hidden = ("status", "recurring")
+    # What a tab or a switch shows.
+    hidden = {("status", None), ("recurring", None), ("retrying", "true"), ("late", "true")}
     chips = [
         Chip(name, str(value), _with(request, **{name: ""}))
         for name, value in filters(request).items()
-        if name not in hidden
+        if not {(name, None), (name, value)} & hidden
     ]
     if request.GET.get("id"):
         chips.append(Chip("id", request.GET["id"], _with(request)))
@@ -260,7 +328,8 @@ def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> Htt
     if "cursor" not in request.GET and "id" not in request.GET and not (wanted.name or wanted.url_prefix):
         newest = search.page(wanted, cursor="", limit=PAGE_ROWS)
         new = len(set(newest.timer_ids) - set(ids))
-    answer = render(request, "dashboard/_rows.html", {"rows": rows(ids, caller=caller), "ticks": True})
+    shown = rows(ids, caller=caller, changer=changer_of(request))
+    answer = render(request, "dashboard/_rows.html", {"rows": shown, "ticks": True})
     return unchanged_or(request, answer, new=new)
 
 

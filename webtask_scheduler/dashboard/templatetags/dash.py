@@ -1,8 +1,12 @@
 """What templates of the dashboard write again and again: a state, an instant, a part of a URL."""
 
+import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from django import template
+from django.template import Context
+from django.template.loader import render_to_string
 from django.utils.html import format_html
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
@@ -43,6 +47,21 @@ def state(name: str, *, bare: bool = False) -> SafeString:
     icon = mark_safe(f'<svg viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')  # noqa: S308 - of the table above
     hidden = mark_safe(' class="unseen"') if bare else ""
     return format_html('<span class="state" data-state="{}">{}<span{}>{}</span></span>', name, icon, hidden, word)
+
+
+# Stands for the id of a timer in a menu that is written once for all rows with the same.
+_ANY_ID = "00000000-0000-0000-0000-000000000000"
+
+
+@register.simple_tag(takes_context=True)
+def row_menu(context: Context, row: Mapping[str, Any]) -> SafeString:
+    """Return the menu of a row: it is written once a page for all rows of whose timers the same may be done."""
+    menus = context.render_context.setdefault("menus", {})
+    kind = tuple(action.name for action in row["actions"]), row["is_open"], row["may_act"]
+    if kind not in menus:
+        values = {"timer_id": _ANY_ID, "actions": row["actions"], "is_open": row["is_open"], "may_act": row["may_act"]}
+        menus[kind] = render_to_string("dashboard/_menu.html", values).strip()
+    return mark_safe(menus[kind].replace(_ANY_ID, str(uuid.UUID(row["task_id"]))))  # noqa: S308 - a template, and an id
 
 
 @register.simple_tag

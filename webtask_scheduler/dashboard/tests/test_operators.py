@@ -1,5 +1,7 @@
 """The pages for those who look after many timers: dead letters, operations, hosts, the system."""
 
+import html
+import re
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -7,6 +9,7 @@ import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
 from django.db.models.functions import Now
+from django.test import Client
 from django.utils import timezone
 
 from webtask_scheduler.access.models import AuditEntry
@@ -199,6 +202,43 @@ def test_group_is_dismissed_and_counted_no_more(client, make_timer, receiver):
     assert client.post("/dead/dismiss", {"host": "x"}).status_code == 404
 
 
+def test_dismissal_is_undone_by_what_its_message_offers(client, user, make_timer, receiver, settings):
+    fail(receiver, make_timer, "/status/503", "/status/503", "/status/404", owner_id=user.pk)
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    client.post("/dead/dismiss", cause_of(client, "404")[0])
+    client.get("/dead")
+    said = text_after(client, "/dead/dismiss", cause_of(client, "503")[0])
+    undo = html.unescape(re.search(r'<form method="post" action="(/dead/restore[^"]+)"', said)[1])
+    assert groups_of(client) == []
+    # Another's page finds nothing by the same address.
+    other = Client()
+    other.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert "0 dead letters are to be looked at again." in text_after(other, undo, {})
+    assert "2 dead letters are to be looked at again." in text_after(client, undo, {})
+    assert groups_of(client) == [("503", 2)]
+    for bad in ("/dead/restore", f"{undo}x", "/dead/restore?since=1&until=2&due_from=3&due_to=4"):
+        assert client.post(bad).status_code == 404, bad
+    assert client.get(undo).status_code == 405
+
+
+def test_calls_to_the_host_of_a_group_are_stopped_by_whoever_may(client, user, make_timer, receiver, settings):
+    fail(receiver, make_timer, "/status/503", owner_id=None)
+    host = cause_of(client, "503")[0]["host"]
+    stop = f'action="/hosts/{host}/stop"'
+    assert stop in text_of(client, "/dead")
+    client.post(f"/hosts/{host}/stop", {"reason": "down"})
+    shown = text_of(client, "/dead")
+    assert "Calls are stopped" in shown
+    assert stop not in shown
+    fail(receiver, make_timer, "/status/500", owner_id=user.pk)
+    CallStop.objects.all().delete()
+    call_all(receiver)
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    assert "/stop" not in text_of(client, "/dead")
+
+
 def text_after(client, path, fields):
     answer = client.post(path, fields, follow=True)
     assert answer.status_code == 200
@@ -244,6 +284,21 @@ def test_staff_who_may_only_look_change_what_is_theirs(client, user, make_timer,
     assert "your own timers only" in text_of(client, "/dead")
     client.post("/dead/dismiss", cause_of(client, "500")[0])
     assert Delivery.objects.get(dismissed_at__isnull=False).timer.owner == staff
+
+
+def test_examples_are_named_before_many_are_changed(client, make_timer):
+    for number in range(5):
+        make_timer("http://a.example/x", name=f"report {number}")
+    make_timer("http://b.example/x", name="other")
+    where = client.post("/operations/count", {"action": "pause", "host": "a.example"})["Location"]
+    assert "Such as" not in text_of(client, where)
+    finish(BulkOperation.objects.get())
+    shown = text_of(client, where)
+    assert [name for name in ("report 4", "report 3", "report 2", "report 1", "other") if f">{name}</a>" in shown] == [
+        "report 4",
+        "report 3",
+        "report 2",
+    ]
 
 
 def test_many_are_counted_first_and_changed_when_that_is_confirmed(client, make_timer):

@@ -66,6 +66,10 @@ class FilterSerializer(StrictSerializer):
     due_from = QueryInstantField(required=False, help_text="Due then or later.")
     due_to = QueryInstantField(required=False, help_text="Due before.")
     recurring = TrueOrFalseField(required=False, help_text="Whether it recurs.")
+    retrying = TrueOrFalseField(required=False, help_text="Whether it is scheduled to be tried again.")
+    late = TrueOrFalseField(
+        required=False, help_text="Whether it is scheduled, and due for more than a second without being called."
+    )
     name = TextField(max_length=NAME_MAX_LENGTH, required=False, help_text="A part of the name, whatever the case.")
     url_prefix = TextField(max_length=URL_MAX_LENGTH, required=False, help_text="How the URL begins.")
 

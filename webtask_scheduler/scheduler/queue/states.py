@@ -177,6 +177,11 @@ def dismiss(deliveries: Sequence[Delivery]) -> None:
     )
 
 
+def restore(deliveries: Sequence[Delivery]) -> None:
+    """Undo the dismissal of locked dead letters. Raises DatabaseError."""
+    Delivery.objects.filter(pk__in=[one.pk for one in deliveries], state__in=REPLAYABLE).update(dismissed_at=None)
+
+
 def replay(delivery: Delivery, *, flow: int, extra: bool, now: datetime, wait_seconds: float = 0.0) -> None:
     """Send a locked dead letter again, `wait_seconds` from now, with fresh attempts. Raises DatabaseError."""
     values: dict[str, Any] = {

@@ -38,10 +38,12 @@ from webtask_scheduler.scheduler.services.foreign import (
     reconcile,
 )
 from webtask_scheduler.scheduler.services.letters import (
+    Dismissal,
     Replayed,
     dismiss,
     dismiss_many,
     replay_letters,
+    restore,
 )
 from webtask_scheduler.scheduler.services.many import (
     BATCH_ROWS,
@@ -85,6 +87,7 @@ __all__ = [
     "SECRET_HOSTS_MOST",
     "CallStopRefusedError",
     "Change",
+    "Dismissal",
     "NewTimer",
     "NoRetryError",
     "NotStoppedError",
@@ -124,6 +127,7 @@ __all__ = [
     "replay_letters",
     "replay_many",
     "replay_many_now",
+    "restore",
     "resume",
     "resume_calls",
     "room_for_secret",

@@ -28,6 +28,8 @@ FLOWS_MOST = 500
 LETTERS_MOST = 4000
 # Rows of one transaction: it holds their locks for a few hundred milliseconds.
 BATCH_ROWS = 500
+# Deliveries that were due in the time of a dismissal, among which it is looked for to be undone.
+RESTORE_LOOK = 50_000
 
 _DEAD = "state IN ('failed', 'missed') AND dismissed_at IS NULL"
 # One probe for each flow, one for each delivery's timer, and one for its last attempt. With OFFSET 0 no plan can read
@@ -128,12 +130,52 @@ def dismiss(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> int
         return len(_dismiss(wanted))
 
 
-def dismiss_many(delivery_ids: Sequence[uuid.UUID]) -> int:
-    """Dismiss dead letters, in transactions of BATCH_ROWS; return how many."""
-    done = 0
+class Dismissal(NamedTuple):
+    """How many dead letters were dismissed; and when that was and they were due, by which they are found again."""
+
+    count: int
+    since: datetime
+    until: datetime
+    due_from: datetime
+    due_to: datetime
+
+
+def dismiss_many(delivery_ids: Sequence[uuid.UUID]) -> Dismissal:
+    """Dismiss dead letters, in transactions of BATCH_ROWS."""
+    dues: list[datetime] = []
+    since = states.database_now()
     for start in range(0, len(delivery_ids), BATCH_ROWS):
         with transaction.atomic():
-            done += len(_dismiss(Q(pk__in=delivery_ids[start : start + BATCH_ROWS], state__in=states.REPLAYABLE)))
+            lost = _dismiss(Q(pk__in=delivery_ids[start : start + BATCH_ROWS], state__in=states.REPLAYABLE))
+            dues += [one.due_at for one in lost]
+    return Dismissal(len(dues), since, states.database_now(), min(dues, default=since), max(dues, default=since))
+
+
+def restore(dismissal: Dismissal, *, caller: Caller) -> int:
+    """Undo a dismissal of dead letters that the caller may change; return how many are to be looked at again.
+
+    They are looked for among RESTORE_LOOK of either state that were due in its time. Those that were replayed meanwhile
+    stay so.
+    """
+    then = {"dismissed_at__range": (dismissal.since, dismissal.until)}
+    ids: list[uuid.UUID] = []
+    for state in states.REPLAYABLE:
+        # Along delivery_ended_idx, and then by their ids.
+        near = Delivery.objects.filter(state=state, due_at__range=(dismissal.due_from, dismissal.due_to))
+        near_ids = near.order_by("due_at").values("pk")[:RESTORE_LOOK]
+        ids += Delivery.objects.filter(pk__in=near_ids, **then, **caller.visible("timer__")).values_list(
+            "pk", flat=True
+        )
+    done = 0
+    for start in range(0, len(ids), BATCH_ROWS):
+        wanted = Q(pk__in=ids[start : start + BATCH_ROWS], state__in=states.REPLAYABLE)
+        with transaction.atomic():
+            lost = states.lock_deliveries(wanted, **then)
+            states.restore(lost)
+            owners = Timer.objects.filter(pk__in={one.timer_id for one in lost}).values_list("pk", "owner_id")
+            audit.record_each("timer.undismissed", kind=auditing.TIMER, owners=dict(owners))
+            done += len(lost)
+    event("dead_letters_restored", deliveries=done)
     return done
 
 

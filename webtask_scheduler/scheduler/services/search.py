@@ -35,6 +35,8 @@ SCAN_GROWTH = 5
 PATIENCE = 300
 # Timers of an owner, host or label that are read as a whole, and sorted.
 FEW = 20_000
+# Due and not begun for longer than this is late.
+LATE_SECONDS = 1.0
 # How long a list looks for a page, and how long and how far it counts. A statement that has begun still ends.
 LOOK_SECONDS = 0.5
 COUNT_SECONDS = 0.25
@@ -62,6 +64,9 @@ class Filter:
     due_from: datetime | None = None
     due_to: datetime | None = None
     recurring: bool | None = None
+    # Scheduled after an attempt that failed; and due for longer than LATE_SECONDS without being begun.
+    retrying: bool | None = None
+    late: bool | None = None
     # A part of the name; case is ignored.
     name: str = ""
     url_prefix: str = ""
@@ -74,16 +79,15 @@ class Filter:
     @property
     def by_delivery(self) -> bool:
         """Return whether the order is by status and time, along the deliveries' indexes."""
-        return not self.steady and bool(self.statuses or self.due_from or self.due_to)
+        return not self.steady and bool(self.statuses or self.retrying or self.late or self.due_from or self.due_to)
 
     @property
     def fingerprint(self) -> str:
         parts = asdict(self)
-        if not self.callbacks:
+        for name, nothing in (("callbacks", False), ("dead", False), ("retrying", None), ("late", None)):
             # As without the part, so that an operation goes on that began before there was one.
-            del parts["callbacks"]
-        if not self.dead:
-            del parts["dead"]
+            if parts[name] is nothing:
+                del parts[name]
         text = json.dumps(parts, default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -180,6 +184,9 @@ def _states(wanted: Filter) -> Sequence[State | None]:
     """Return the states that are read in turn; a single None means the table of timers."""
     if not wanted.by_delivery:
         return (None,)
+    if wanted.retrying or wanted.late:
+        # Where another status is asked for too, nothing fits.
+        return [State.SCHEDULED]
     return [state for state in State if state in wanted.statuses] if wanted.statuses else list(State)
 
 
@@ -192,7 +199,7 @@ _TIMER = """
   SELECT id, owner_id, host, name, web_url, created_at, cron, every_seconds, outcome_of FROM scheduler_timer
 """
 _LATEST = """
-  SELECT id, state, due_at, next_attempt_at FROM scheduler_delivery
+  SELECT id, state, due_at, next_attempt_at, attempts FROM scheduler_delivery
    WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1
 """
 
@@ -296,6 +303,11 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
     if place.id:
         where += f" AND {_AFTER[_order_of(state)]}"
     if state is State.SCHEDULED:
+        if wanted.retrying:
+            # Along delivery_again_idx; how often it was tried is asked of the rows that are looked at.
+            where += " AND next_attempt_at > due_at"
+        if wanted.late:
+            where += f" AND {_LATE}"
         waiting = _DELIVERIES.format(key="next_attempt_at") + f" WHERE {where}"
         if wanted.due_from:
             waiting += " AND next_attempt_at >= %(due_from)s"
@@ -315,6 +327,11 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
         where += " AND due_at < %(due_to)s"
     source = f"{_DELIVERIES.format(key='due_at')} WHERE {where}"
     return source, "key DESC, id DESC", "key, id"
+
+
+# Of a scheduled delivery.
+_RETRYING = "latest.attempts > 0 AND latest.next_attempt_at > latest.due_at"
+_LATE = f"next_attempt_at < statement_timestamp() - make_interval(secs => {LATE_SECONDS})"
 
 
 class _Order(Enum):
@@ -350,9 +367,7 @@ class _Conditions(NamedTuple):
 def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
     """Return the conditions of a row that its index need not cover, filling in the values."""
     timer = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
-    latest = ["true"]
     values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
-    values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
     if wanted.host:
         timer.append("timer.host = %(host)s")
     if wanted.recurring is not None:
@@ -373,6 +388,14 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
             "EXISTS (SELECT 1 FROM scheduler_timerlabel label WHERE label.timer_id = timer.id"
             " AND label.label = %(label)s)"
         )
+    owner = "true" if wanted.everyone else f"timer.{_owned_by(wanted)}"
+    return _Conditions(owner, " AND ".join(timer), _condition_of_latest(wanted, values))
+
+
+def _condition_of_latest(wanted: Filter, values: dict[str, Any]) -> str:
+    """Return the condition of a timer's latest promised delivery, filling in the values."""
+    latest = ["true"]
+    values |= {"due_from": wanted.due_from, "due_to": wanted.due_to}
     if wanted.statuses:
         values["statuses"] = [state.value for state in wanted.statuses]
         latest.append("latest.state = ANY(%(statuses)s)")
@@ -380,8 +403,11 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
         latest.append("latest.due_at >= %(due_from)s")
     if wanted.due_to:
         latest.append("latest.due_at < %(due_to)s")
-    owner = "true" if wanted.everyone else f"timer.{_owned_by(wanted)}"
-    return _Conditions(owner, " AND ".join(timer), " AND ".join(latest))
+    for is_wanted, condition in ((wanted.retrying, _RETRYING), (wanted.late, f"latest.{_LATE}")):
+        if is_wanted is not None:
+            fits = f"(latest.state = 'scheduled' AND {condition})"
+            latest.append(fits if is_wanted else f"NOT {fits}")
+    return " AND ".join(latest)
 
 
 # Few timers
@@ -508,6 +534,8 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
         due_from=values.get("due_from"),
         due_to=values.get("due_to"),
         recurring=values.get("recurring"),
+        retrying=values.get("retrying"),
+        late=values.get("late"),
         name=values.get("name", ""),
         url_prefix=values.get("url_prefix", ""),
     )
@@ -515,7 +543,10 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
 
 # The names that `stored_filter` knows.
 _STORED = frozenset(
-    ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "callbacks", "dead")
+    (
+        *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
+        *("callbacks", "dead"),
+    )
 )
 
 

@@ -177,6 +177,21 @@
     const wrong = form.querySelector('.wrong input, .wrong textarea, .wrong select');
     if (wrong) wrong.focus();
   }
+  // A field whose options depend on what is typed
+  for (const field of all('[data-options]')) {
+    let timeout;
+    field.addEventListener('input', () => {
+      clearTimeout(timeout);
+      timeout = setTimeout(async () => {
+        const url = new URL(field.dataset.options, location.href);
+        url.searchParams.set('host', field.value);
+        const answer = await fetch(url).catch(() => null);
+        if (answer?.ok && !answer.redirected) field.list.innerHTML = await answer.text();
+      }, 200);
+    });
+  }
+  // Loading the answer to a form anew must not send the form again.
+  if (document.querySelector('[data-posted]')) history.replaceState(null, '', location.href);
   // A second click must not make a second timer.
   document.addEventListener('submit', (event) => {
     if (event.target.method !== 'post') return;
@@ -194,17 +209,35 @@
       document.querySelector('meta[name="color-scheme"]').content = choice.value || 'light dark';
     });
   }
-  document.addEventListener('click', (event) => {
-    const copy = event.target.closest('[data-copy]');
-    if (copy) {
-      navigator.clipboard?.writeText(document.getElementById(copy.dataset.copy).textContent).then(() => {
-        const text = copy.textContent;
-        copy.textContent = say.copied;
-        setTimeout(() => { copy.textContent = text; }, 1500);
-      });
+  // What is copied stands in the page, in the button itself, or in the page that the link leads to.
+  const take = async (from, event) => {
+    const { copy, text, textOf } = from.dataset;
+    if (textOf) event.preventDefault();
+    try {
+      if (textOf) {
+        const found = fetch(from.href).then((answer) => answer.text())
+          .then((html) => new DOMParser().parseFromString(html, 'text/html').getElementById(textOf).textContent);
+        // Begun while the click counts, which some browsers ask for.
+        await navigator.clipboard.write([new ClipboardItem({ 'text/plain': found.then((said) => new Blob([said], { type: 'text/plain' })) })]);
+      } else await navigator.clipboard.writeText(text ?? document.getElementById(copy).textContent);
+      const label = from.textContent;
+      if (label === say.copied) return;
+      from.textContent = say.copied;
+      setTimeout(() => { from.textContent = label; }, 1500);
+    } catch {
+      if (textOf) location.href = from.href;
     }
+  };
+  document.addEventListener('click', (event) => {
+    const copy = event.target.closest('[data-copy], [data-text], [data-text-of]');
+    if (copy && navigator.clipboard && !event.ctrlKey && !event.metaKey) take(copy, event);
     for (const menu of all('details.menu[open], details.ask[open]')) if (!menu.contains(event.target)) menu.open = false;
   });
+
+  // A menu at the end of the page is seen as a whole.
+  document.addEventListener('toggle', (event) => {
+    if (event.target.matches('.c-menu[open], .c-menu [open]')) event.target.closest('.c-menu').querySelector('.sheet').scrollIntoView({ block: 'nearest' });
+  }, true);
 
   // Ticked rows
   const bar = document.getElementById('act');
@@ -277,7 +310,8 @@
   };
   document.addEventListener('keydown', (event) => {
     if (event.key === 'Escape') {
-      const open = document.querySelector('details.menu[open], details.ask[open]');
+      // The innermost.
+      const open = all('details.menu[open], details.ask[open]').pop();
       if (open) { open.open = false; open.querySelector('summary').focus(); }
       else if (document.activeElement?.matches('input, textarea')) document.activeElement.blur();
       return;
@@ -292,6 +326,7 @@
     else if (event.key === 'e') go('[data-edit]');
     else if (event.key === '?') document.getElementById('keys').showModal();
     else if (event.key === '.') { paused = !paused; if (paused) lit('wait', 'stopped'); else regions.forEach(ask); }
+    else if (event.key === 'm') rowAt()?.querySelector('.c-menu summary')?.click();
     else if (event.key === 'x') rowAt()?.querySelector('.c-tick input')?.click();
     else if (deeds[event.key]) deed(deeds[event.key]);
     else if (event.key === 'j' || event.key === 'k') {

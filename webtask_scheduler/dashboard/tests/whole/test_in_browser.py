@@ -4,7 +4,10 @@ import json
 import urllib.request
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.contrib.auth.models import Permission
 
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
 from webtask_scheduler.scheduler.tests.support.service import running
 
@@ -50,30 +53,6 @@ def create(server, **fields):
     request = urllib.request.Request(f"{server.url}/timer", body, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request) as answer:
         return json.load(answer)
-
-
-@pytest.mark.processes
-def test_newcomer_sees_a_first_timer_turn_green():
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with running("web", "worker", "beat") as service, sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        page = browser.new_page()
-        complaints = complaints_of(page, [])
-        page.goto(f"http://127.0.0.1:{service.port}/")
-        page.get_by_label("in", exact=True).fill("3")
-        page.get_by_role("button", name="Create").click()
-        head = page.locator("[data-key=head]")
-        sync_api.expect(head.locator(".clock")).to_contain_text("until the call")
-        # Nothing is done here: the page sees by itself what happens.
-        sync_api.expect(head.get_by_role("status")).to_have_text("Succeeded", timeout=15_000)
-        sync_api.expect(head.locator(".clock")).to_contain_text("after its moment")
-        assert " ms" in head.locator(".clock strong").inner_text()
-        assert "curl -X POST" in page.content()
-        page.goto(f"http://127.0.0.1:{service.port}/demo/receiver")
-        sync_api.expect(page.locator(".delivery")).to_have_count(1)
-        sync_api.expect(page.locator("pre").first).to_contain_text("webhook-id")
-        browser.close()
-        assert complaints == []
 
 
 def test_keys_alone_do(live_server, open_page):
@@ -269,3 +248,223 @@ def test_settings_are_kept_by_the_browser(live_server, open_page):
     page.locator("#secrets form button.harmful").click()
     open_page.expect(page.locator("#secrets")).to_contain_text("None yet")
     assert page.url.endswith("/settings")
+
+
+def test_menu_of_a_row_is_reached_by_keys_and_closes_by_itself(live_server, open_page):
+    for number in range(3):
+        create(live_server, name=f"t{number}")
+    page = open_page(f"{live_server.url}/timers", permissions=["clipboard-read", "clipboard-write"])
+    menus, keys, sheet = page.locator(".c-menu"), page.keyboard, page.locator(".c-menu[open] > .sheet")
+    keys.press("j")
+    keys.press("m")
+    open_page.expect(menus.nth(0)).to_have_attribute("open", "")
+    # One at a time, and the innermost first.
+    menus.nth(1).locator("> summary").click()
+    open_page.expect(sheet).to_have_count(1)
+    sheet.get_by_text("Cancel", exact=True).first.click()
+    open_page.expect(sheet).to_contain_text("Cancel it for good?")
+    open_page.expect(page.locator("#live")).to_have_text("Live, waiting while a menu is open", timeout=6000)
+    keys.press("Escape")
+    open_page.expect(sheet.locator("details[open]")).to_have_count(0)
+    open_page.expect(sheet).to_have_count(1)
+    keys.press("Escape")
+    open_page.expect(sheet).to_have_count(0)
+    open_page.expect(menus.nth(1).locator("> summary")).to_be_focused()
+    keys.press("Enter")
+    open_page.expect(sheet).to_have_count(1)
+    page.locator("h1").click()
+    open_page.expect(sheet).to_have_count(0)
+    menus.nth(1).locator("> summary").click()
+    timer_id = page.locator("#list .row").nth(1).get_attribute("data-key")
+    sheet.get_by_text("Copy the id").click()
+    open_page.expect(sheet.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()") == timer_id
+    sheet.get_by_text("Copy as curl").click()
+    open_page.expect(sheet.get_by_text("Copied")).to_be_visible()
+    assert page.evaluate("navigator.clipboard.readText()").startswith("curl -X POST")
+    sheet.get_by_text("Pause", exact=True).click()
+    toast = page.locator(".toast")
+    open_page.expect(toast).to_contain_text("It is paused.")
+    row = page.locator(f"[data-key='{timer_id}']")
+    open_page.expect(row.locator(".state")).to_have_text("Paused")
+    toast.get_by_role("button", name="Undo").click()
+    open_page.expect(toast).to_contain_text("It goes on.")
+    open_page.expect(row.locator(".state")).to_have_text("Scheduled")
+
+
+def test_menu_of_a_row_works_without_the_script(live_server, open_page):
+    create(live_server, name="plain")
+    page = open_page(f"{live_server.url}/timers", java_script_enabled=False)
+    menu = page.locator(".c-menu")
+    menu.locator("> summary").click()
+    open_page.expect(menu.get_by_text("Copy the id")).to_be_hidden()
+    menu.locator("summary", has_text="Run now").click()
+    menu.locator("details[open] button").click()
+    open_page.expect(page.locator(".toast")).to_contain_text("It is called once more now.")
+    menu.locator("> summary").click()
+    menu.get_by_text("Copy as curl").click()
+    open_page.expect(page.locator("#code-curl")).to_contain_text("curl -X POST")
+
+
+def test_host_is_found_while_it_is_typed(live_server, open_page):
+    for number in range(60):
+        create(live_server, web_url=f"http://h{number:02}.example/")
+    page = open_page(f"{live_server.url}/timers")
+    options = page.locator("#hosts option")
+    assert options.count() == 50
+    page.locator("summary", has_text="Filter").click()
+    page.get_by_label("Host").press_sequentially("h5")
+    open_page.expect(options).to_have_count(10)
+
+
+@pytest.fixture
+def people(settings):
+    """An owner with a timer, another one, and staff who may look; the pages ask for a log-in."""
+    settings.WEBTASK_API_AUTH = "key"
+    make = get_user_model().objects.create_user
+    owner, other = make("owner@example.com", "of-the-owner"), make("other@example.com", "of-the-other")
+    staff = make("staff@example.com", "of-the-staff", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    of = [(owner, "mine"), (other, "theirs")]
+    made = services.schedule(
+        [
+            services.NewTimer(web_url="http://a.example/", delay_seconds=3600, name=name, owner_id=one.pk)
+            for one, name in of
+        ]
+    )
+    return [f"/timers/{one.timer_id}" for one in made]
+
+
+def test_people_see_their_own_and_change_what_they_may(people, live_server, open_page):
+    mine, theirs = people
+    page = open_page(f"{live_server.url}{mine}")
+
+    def log_in(name):
+        page.context.clear_cookies()
+        page.goto(f"{live_server.url}{mine}")
+        page.get_by_label("Email").fill(f"{name}@example.com")
+        page.get_by_label("Password").fill(f"of-the-{name}")
+        page.locator("main button").click()
+
+    log_in("owner")
+    # Back to what was asked for.
+    open_page.expect(page.locator("h1")).to_have_text("mine")
+    page.goto(f"{live_server.url}/timers")
+    open_page.expect(page.locator(".rows .c-name strong")).to_have_text(["mine"])
+    assert page.goto(f"{live_server.url}{theirs}").status == 404
+    assert page.goto(f"{live_server.url}/system").status == 403
+    log_in("staff")
+    open_page.expect(page.locator("h1")).to_have_text("mine")
+    open_page.expect(page.locator("[data-do]")).to_have_count(0)
+    page.goto(f"{live_server.url}/timers")
+    open_page.expect(page.locator(".rows .c-name strong")).to_have_text(["theirs", "mine"])
+    page.locator(".c-menu > summary").first.click()
+    open_page.expect(page.locator(".c-menu[open] .sheet > :visible")).to_have_text(
+        ["Open", "Copy the id", "Copy as curl"]
+    )
+
+
+# With the whole service, which the checks below share. It is started by the first of them.
+
+
+@pytest.fixture(scope="module")
+def service(django_db_setup):
+    with running("web", "worker", "beat") as found:
+        found.url = f"http://127.0.0.1:{found.port}"
+        yield found
+
+
+@pytest.mark.processes
+def test_newcomer_sees_a_first_timer_turn_green(service, open_page):
+    page = open_page(f"{service.url}/")
+    page.get_by_label("in", exact=True).fill("3")
+    page.get_by_role("button", name="Create").click()
+    head = page.locator("[data-key=head]")
+    open_page.expect(head.locator(".clock")).to_contain_text("until the call")
+    # Nothing is done here: the page sees by itself what happens.
+    open_page.expect(head.get_by_role("status")).to_have_text("Succeeded", timeout=15_000)
+    open_page.expect(head.locator(".clock")).to_contain_text("after its moment")
+    assert " ms" in head.locator(".clock strong").inner_text()
+    assert "curl -X POST" in page.content()
+    page.goto(f"{service.url}/demo/receiver")
+    open_page.expect(page.locator(".delivery")).to_have_count(1)
+    open_page.expect(page.locator("pre").first).to_contain_text("webhook-id")
+
+
+@pytest.mark.processes
+def test_failure_is_retried_becomes_a_dead_letter_and_is_replayed(service, receiver, open_page):
+    retry = {"max_attempts": 2, "min_seconds": 3, "jitter": 0}
+    timer = create(service, web_url=receiver.url("/flaky/2"), seconds=0, retry=retry, name="flaky")
+    page = open_page(f"{service.url}/timers/{timer['task_id']}")
+    status = page.locator("[data-key=head]").get_by_role("status")
+    open_page.expect(status).to_have_text("Retrying", timeout=10_000)
+    page.goto(f"{service.url}/timers?retrying=true")
+    open_page.expect(page.locator(".rows .c-name strong")).to_have_text(["flaky"])
+    page.goto(f"{service.url}/timers/{timer['task_id']}")
+    open_page.expect(status).to_have_text("Failed", timeout=15_000)
+    page.get_by_role("link", name="Dead letters").first.click()
+    group = page.locator(".rows.groups .row")
+    open_page.expect(group).to_contain_text("503")
+    group.get_by_role("button", name="Dismiss all").click()
+    open_page.expect(page.locator(".empty")).to_be_visible()
+    page.locator(".toast").get_by_role("button", name="Undo").click()
+    group.locator("summary", has_text="Replay all").click()
+    group.locator("details[open] button").click()
+    open_page.expect(page.locator(".toast")).to_contain_text("1 dead letter is sent again.")
+    page.goto(f"{service.url}/timers/{timer['task_id']}")
+    open_page.expect(status).to_have_text("Succeeded", timeout=15_000)
+    assert len(receiver.calls) == 3
+
+
+@pytest.mark.processes
+def test_list_stands_still_while_a_hundred_timers_fire(service, receiver, open_page):
+    kept = create(service, name="kept")
+    page = open_page(f"{service.url}/timers")
+    page.locator("#list .c-tick input").check()
+    page.locator("#find").focus()
+    before = page.locator("#list").inner_html()
+    for number in range(100):
+        create(service, web_url=receiver.url(f"/{number}"), seconds=0, name=f"fires {number}")
+    # Four turns of the live list and more.
+    page.wait_for_timeout(10_000)
+    receiver.wait_for(100)
+    assert page.locator("#list").inner_html() == before
+    open_page.expect(page.locator("#find")).to_be_focused()
+    assert page.locator("#new-rows").is_hidden()
+    page.locator("#list .c-tick input").uncheck()
+    open_page.expect(page.locator("#new-rows")).to_contain_text("30+ new", timeout=6000)
+    open_page.expect(page.locator("#list .row")).to_have_count(1)
+    assert page.locator("#list .row").get_attribute("data-key") == kept["task_id"]
+
+
+@pytest.fixture
+def ten_thousand(service):
+    """Timers of one host, stored before the browser runs."""
+    for number in range(0, 10_000, 1000):
+        services.schedule(
+            [
+                services.NewTimer(web_url=f"http://many.example/{number + each}", delay_seconds=86_400.0)
+                for each in range(1000)
+            ]
+        )
+
+
+@pytest.mark.processes
+def test_ten_thousand_are_paused_by_filter_with_their_progress(service, ten_thousand, open_page):
+    page = open_page(f"{service.url}/timers?host=many.example")
+    page.locator("#all-fit summary").click()
+    page.locator("#all-fit").get_by_role("button", name="Pause").click()
+    pause = page.get_by_role("button", name="Pause (10,000)")
+    open_page.expect(pause).to_be_visible(timeout=30_000)
+    open_page.expect(page.locator("dl.facts")).to_contain_text("Such as")
+    pause.click()
+    progress = page.locator("progress")
+    open_page.expect(progress).to_have_attribute("max", "10000")
+    page.wait_for_function(
+        "document.querySelector('progress').value > 0 && document.querySelector('progress').value < 10000"
+    )
+    open_page.expect(page.locator("main").get_by_role("status").last).to_contain_text("Succeeded", timeout=90_000)
+    open_page.expect(page.locator("dl.facts dd", has_text="10,000")).to_have_count(2)
+    page.get_by_role("link", name="Show these timers").click()
+    page.get_by_role("link", name="Paused").click()
+    open_page.expect(page.locator("#list .state").first).to_have_text("Paused")

@@ -410,6 +410,9 @@ def _add_filter(parser: CommandParser, *, paged: bool = True) -> None:
     kind = parser.add_mutually_exclusive_group()
     kind.add_argument("--recurring", dest="recurring", action="store_true", default=None)
     kind.add_argument("--once", dest="recurring", action="store_false", default=None, help=_("those that do not recur"))
+    parser.add_argument("--retrying", action="store_true", default=None, help=_("those that are tried again"))
+    late = _("those that are due for more than a second without being called")
+    parser.add_argument("--late", action="store_true", default=None, help=late)
     parser.add_argument("--name", help=_("a part of the name, whatever the case"))
     parser.add_argument("--url-prefix", help=_("how the URL begins"))
     if not paged:
@@ -443,7 +446,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
 def _filter_given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the given options of a filter as the API's fields."""
-    names = ("status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix")
+    names = ("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix")
     return {name: options[name] for name in names if options[name] is not None}
 
 

@@ -1082,7 +1082,20 @@ def test_no_body_makes_a_fault_and_what_is_refused_writes_nothing(client, body):
     Timer.objects.all().delete()
 
 
-QUERY = ["status", "host", "label", "due_from", "due_to", "recurring", "name", "url_prefix", "limit", "cursor"]
+QUERY = [
+    "status",
+    "host",
+    "label",
+    "due_from",
+    "due_to",
+    "recurring",
+    "retrying",
+    "late",
+    "name",
+    "url_prefix",
+    "limit",
+]
+QUERY += ["cursor"]
 
 
 @db

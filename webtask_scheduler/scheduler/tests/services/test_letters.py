@@ -111,8 +111,23 @@ def test_what_did_not_fail_is_not_dismissed(make_timer, make_dead):
     with pytest.raises(services.NothingToReplayError):
         services.dismiss(timer.pk, delivery_id=Delivery.objects.get(timer=other).pk)
     ids = list(Delivery.objects.values_list("pk", flat=True))
-    assert services.dismiss_many(ids) == 1
-    assert services.dismiss_many(ids) == 0
+    assert services.dismiss_many(ids).count == 1
+    assert services.dismiss_many(ids).count == 0
+
+
+def test_dismissal_is_undone_alone(make_dead, user):
+    first, second, third = make_dead(3)
+    services.dismiss(first.pk)
+    of = Delivery.objects.filter(timer__in=[second.pk, third.pk])
+    dismissal = services.dismiss_many(list(of.values_list("pk", flat=True)))
+    assert services.restore(dismissal, caller=Caller(owner_id=user.pk)) == 0
+    # Sent again it is to be looked at only if it fails again.
+    services.replay(third.pk)
+    assert services.restore(dismissal, caller=NOBODY) == 1
+    assert ids_of(letters.find(NOBODY)) == {second.pk}
+    assert services.restore(dismissal, caller=NOBODY) == 0
+    entries = AuditEntry.objects.filter(object_id=str(second.pk)).order_by("id")
+    assert [entry.action for entry in entries] == ["timer.dismissed", "timer.undismissed"]
 
 
 def test_api_dismisses_one_or_all_of_a_timer(client):

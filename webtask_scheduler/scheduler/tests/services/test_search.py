@@ -61,13 +61,17 @@ def mixed(user):
             )
         )
     for stored in services.schedule(new):
-        # Whole minutes, so that many are due at one moment.
-        due_at = NOW.replace(second=0, microsecond=0) + timedelta(minutes=chance.randint(-30, 30))
+        # Whole minutes, so that many are due at one moment; and none that passes while tests run.
+        minutes = chance.randint(-30, 30)
+        due_at = NOW.replace(second=0, microsecond=0) + timedelta(minutes=minutes + 6 if minutes > -2 else minutes)
         state = chance.choice(State.values)
         values = {"due_at": due_at, "next_attempt_at": due_at, "state": state}
         if state == State.SCHEDULED and chance.random() < 0.5:
             # Retried, resumed or replayed.
-            values["next_attempt_at"] = max(due_at, NOW) + timedelta(days=chance.choice((0, 1, 7)))
+            values["next_attempt_at"] = max(due_at, NOW + timedelta(minutes=6)) + timedelta(
+                days=chance.choice((0, 1, 7))
+            )
+            values |= {"attempts": number % 3, "started_at": NOW}
         if state in LEASED:
             values |= {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
         if state in FINAL:
@@ -110,9 +114,19 @@ def fits(wanted, fact):
         and (wanted.due_from is None or latest.due_at >= wanted.due_from)
         and (wanted.due_to is None or latest.due_at < wanted.due_to)
         and (wanted.recurring is None or timer.recurring == wanted.recurring)
+        and (wanted.retrying is None or wanted.retrying == is_retrying(latest))
+        and (wanted.late is None or wanted.late == is_late(latest))
         and wanted.name.lower() in timer.name.lower()
         and timer.web_url.startswith(wanted.url_prefix)
     )
+
+
+def is_retrying(latest):
+    return latest.state == State.SCHEDULED and latest.attempts > 0 and latest.next_attempt_at > latest.due_at
+
+
+def is_late(latest):
+    return latest.state == State.SCHEDULED and latest.next_attempt_at < NOW
 
 
 CHOICES = {
@@ -141,6 +155,22 @@ def test_pages_of_every_combination_of_filters_hold_each_timer_that_fits_once(mi
         found = pages(wanted, limit=max(3, len(expected) // 3))
         assert len(found) == len(set(found)), wanted
         assert set(found) == expected, wanted
+
+
+def test_retrying_and_late_go_with_every_other_filter(mixed, user, monkeypatch):
+    for name, value in (("SCANNED_MOST", 150), ("OWNED_MOST", 100), ("PATIENCE", 20), ("FEW", 110)):
+        monkeypatch.setattr(search, name, value)
+    facts, counts = facts_of_all(), set()
+    others = [{}, *({name: value} for name in CHOICES for value in CHOICES[name][1:])]
+    for retrying, late, other in itertools.product((None, True, False), (None, True, False), others):
+        for whose in ({"everyone": True}, {"owner_id": user.pk}):
+            wanted = Filter(retrying=retrying, late=late, **other, **whose)
+            expected = {pk for pk, fact in facts.items() if fits(wanted, fact)}
+            found = pages(wanted, limit=max(3, len(expected) // 3))
+            assert len(found) == len(set(found)), wanted
+            assert set(found) == expected, wanted
+            counts.add((retrying, late, bool(expected)))
+    assert {(True, None, True), (None, True, True), (False, True, True)} <= counts
 
 
 @pytest.mark.parametrize("limit", [1, 2, 7, 199, 200])
@@ -321,6 +351,9 @@ def test_filters_of_the_query_are_those_of_the_search(client, mixed):
         ({"due_to": moment.isoformat()}, Filter(due_to=moment)),
         ({"recurring": "true"}, Filter(recurring=True)),
         ({"recurring": "false"}, Filter(recurring=False)),
+        ({"retrying": "true"}, Filter(retrying=True)),
+        ({"late": "true"}, Filter(late=True)),
+        ({"late": "false", "status": "scheduled"}, Filter(late=False, statuses=(State.SCHEDULED,))),
         ({"name": "report"}, Filter(name="report")),
         ({"url_prefix": "http://a.example/in"}, Filter(url_prefix="http://a.example/in")),
     ]
@@ -369,6 +402,8 @@ BAD_QUERIES = [
     ("due_to=yesterday", "due_to"),
     ("due_to=9999-01-01T00:00:00Z", "due_to"),
     ("recurring=perhaps", "recurring"),
+    ("retrying=perhaps", "retrying"),
+    ("late=soon", "late"),
     ("stauts=failed", "stauts"),
     ("cursor=" + "x" * 1001, "cursor"),
 ]
