@@ -27,7 +27,6 @@ from webtask_scheduler.scheduler.tests.support.cases import forget
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.service import Service, running
 
-
 # The name of the database that the tests' names are made of.
 NAME = pytest.StashKey[str]()
 

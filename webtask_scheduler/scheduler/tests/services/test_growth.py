@@ -23,6 +23,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.services import idempotency, retention
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import URL, create, post, send
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 db = pytest.mark.django_db
 
@@ -105,8 +106,8 @@ def test_foreign_edit_of_kind_leaves_no_schedule_behind(make_timer):
 
 
 @db
-@pytest.mark.parametrize("schedule", [{"seconds": 60}, {"cron": "0 9 * * *"}, {"every": "PT5M"}])
-@pytest.mark.parametrize("how", ["row", "queryset", "schedule"])
+@each("schedule", [{"seconds": 60}, {"cron": "0 9 * * *"}, {"every": "PT5M"}])
+@each("how", ["row", "queryset", "schedule"])
 def test_deleting_the_row_of_a_timer_leaves_no_schedule_behind(client, schedule, how):
     create(client, **schedule)
     task = PeriodicTask.objects.get(task=TASK_NAME)

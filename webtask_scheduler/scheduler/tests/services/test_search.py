@@ -18,6 +18,7 @@ from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.search import CursorError, Filter
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -221,7 +222,7 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("place", FORGED.values(), ids=FORGED.keys())
+@each("place", FORGED.values(), ids=FORGED.keys())
 def test_cursor_that_was_forged_is_refused(make_timer, place):
     make_timer()
     make_timer()
@@ -231,7 +232,7 @@ def test_cursor_that_was_forged_is_refused(make_timer, place):
         search.page(wanted, cursor=forged(cursor, *place), limit=1)
 
 
-@pytest.mark.parametrize("moment", ["2026-W02-1", "20260105T000000Z", "0001-01-01", "9999-12-31T23:59:59-12:00"])
+@each("moment", ["2026-W02-1", "20260105T000000Z", "0001-01-01", "9999-12-31T23:59:59-12:00"])
 def test_cursor_with_a_moment_in_another_spelling_does_no_harm(make_timer, moment):
     make_timer()
     make_timer()
@@ -256,7 +257,7 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("cursor", GARBAGE.values(), ids=GARBAGE.keys())
+@each("cursor", GARBAGE.values(), ids=GARBAGE.keys())
 def test_cursor_that_no_list_gave_is_a_400(client, cursor):
     answer = client.get("/timer", {"cursor": cursor})
     assert answer.status_code == 400, answer.content
@@ -375,7 +376,7 @@ BAD_QUERIES = [
 ]
 
 
-@pytest.mark.parametrize(("query", "field"), BAD_QUERIES, ids=[query[:30] for query, _ in BAD_QUERIES])
+@each(("query", "field"), BAD_QUERIES, ids=[query[:30] for query, _ in BAD_QUERIES])
 def test_bad_query_is_refused_by_name(client, query, field):
     answer = client.get(f"/timer?{query}")
     assert answer.status_code == 400, answer.content
@@ -446,16 +447,17 @@ def statements(django_assert_max_num_queries, wanted, limit=50):
     return page, [query["sql"] for query in captured.captured_queries]
 
 
-def test_pages_of_a_full_table(many, subtests, client, user, sql, django_assert_max_num_queries):
+def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries):
     with subtests.test("a page is read along an index in few statements"):
-        _check_plans(user, sql, django_assert_max_num_queries)
+        _check_plans(sql, django_assert_max_num_queries)
     with subtests.test("a page of a filter that nothing fits looks at a bounded number of rows"):
         _check_nothing_fits(django_assert_max_num_queries)
     with subtests.test("a page of what few fit is full, or the end, or says how far it was looked"):
         _check_few_fit(client, sql)
 
 
-def _check_plans(user, sql, django_assert_max_num_queries):
+def _check_plans(sql, django_assert_max_num_queries):
+    user = get_user_model().objects.get()
     soon, later = timezone.now() + timedelta(hours=5), timezone.now() + timedelta(hours=6)
     table = [
         # Filter, timers on the first page, statements for it, the index that leads.
