@@ -15,6 +15,7 @@ from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django.test import TransactionTestCase
 from hypothesis import strategies
+from pytest_django.plugin import blocking_manager_key
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
 from webtask_scheduler.access import limits
@@ -25,6 +26,45 @@ from webtask_scheduler.scheduler.outgoing import connections
 from webtask_scheduler.scheduler.tests.support.cases import forget
 from webtask_scheduler.scheduler.tests.support.receiver import Receiver
 from webtask_scheduler.scheduler.tests.support.service import Service, running
+
+# The name of the database that the tests' names are made of.
+NAME = pytest.StashKey[str]()
+
+# One database is migrated for all processes of tests side by side
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell such a process, before it starts, which database it copies."""
+    node.workerinput["template"] = f"test_{connection.settings_dict['NAME']}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_sessionstart(session: pytest.Session) -> Iterator[None]:
+    """Migrate the database that those processes copy, while they start and read the tests."""
+    yield
+    if session.config.pluginmanager.hasplugin("dsession"):
+        with session.config.stash[blocking_manager_key].unblock():
+            session.config.stash[NAME] = connection.settings_dict["NAME"]
+            connection.creation.create_test_db(verbosity=0, autoclobber=True, serialize=False)
+            # A database with a connection cannot be copied.
+            connection.close()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if NAME in session.config.stash:
+        with session.config.stash[blocking_manager_key].unblock():
+            connection.creation.destroy_test_db(session.config.stash[NAME], verbosity=0)
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(
+    django_db_modify_db_settings: None,  # noqa: ARG001 - this adds to it
+    request: pytest.FixtureRequest,
+) -> None:
+    """Have the database of this process copied from the one that is migrated."""
+    if template := getattr(request.config, "workerinput", {}).get("template"):
+        connection.settings_dict["TEST"]["TEMPLATE"] = template
 
 
 class ForeignAddressError(RuntimeError):

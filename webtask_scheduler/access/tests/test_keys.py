@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from webtask_scheduler.access import actor, keys
 from webtask_scheduler.access.models import ApiKey, AuditEntry, Scope
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -41,7 +42,7 @@ def test_keys_differ(user):
     assert len({make(user).text for _ in range(20)}) == 20
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "wrong"),
     [
         ({"name": " "}, "name"),
@@ -74,7 +75,7 @@ def test_owner_has_so_many_keys_in_use_and_no_more(user, monkeypatch):
     assert user.api_keys.count() == 5
 
 
-@pytest.mark.parametrize("scopes", [[], ["timers:all"]])
+@each("scopes", [[], ["timers:all"]])
 def test_table_takes_no_unknown_scopes(user, scopes):
     with pytest.raises(IntegrityError), transaction.atomic():
         ApiKey.objects.create(name="x", owner=user, prefix="wts_live_", digest=b"1", scopes=scopes)
@@ -173,7 +174,7 @@ def test_command_makes_a_service_account_which_cannot_log_in():
     assert User.objects.count() == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "said"),
     [
         (["create", "shop", "--owner", "nobody@example.com"], "no user nobody@example.com"),

@@ -12,6 +12,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.tests.support.acting import begin, put_back
 from webtask_scheduler.scheduler.tests.support.api import create
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -62,7 +63,7 @@ def stored(timer_id):
     return Timer.objects.values().get(pk=timer_id), list(deliveries.values())
 
 
-@pytest.mark.parametrize(
+@each(
     "given",
     [
         WHOLE,

@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.services import many
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import call_all
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 ONCE = {"retry": {"max_attempts": 1}}
@@ -365,7 +366,7 @@ def test_replay_of_all_that_fit_may_be_spread(client, make_timer, receiver):
     assert BulkOperation.objects.get(dry_run=False).spread_seconds == 600
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "status"),
     [
         ({"action": "pause"}, 302),

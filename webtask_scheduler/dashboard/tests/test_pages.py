@@ -13,6 +13,7 @@ from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import exporting
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.api import call_all
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -52,7 +53,7 @@ def people(db):
 # Who sees what.
 
 
-@pytest.mark.parametrize("path", PAGES)
+@each("path", PAGES)
 def test_open_service_shows_its_pages_to_everybody(client, path):
     answer = get(client, path)
     assert answer.status_code == 200
@@ -205,7 +206,7 @@ def test_form_makes_the_timer_that_the_api_would(client):
     assert (shown["timeout_seconds"], shown["on_missed"]) == (2.5, "skip")
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "due_at"),
     [
         ({"at": "2030-07-01T09:00", "at_zone": "Europe/Berlin"}, "2030-07-01T07:00:00Z"),
@@ -336,7 +337,7 @@ def test_list_is_filtered_by_its_address(client, make_timer):
     assert get(client, "/timers?cursor=x").status_code == 400
 
 
-@pytest.mark.parametrize(
+@each(
     ("query", "where"),
     [
         ("https://a.example/x", "url_prefix=https%3A%2F%2Fa.example%2Fx"),
@@ -611,14 +612,14 @@ def test_session_without_its_second_factor_sees_nothing(client, closed, people, 
     assert get(client, "/timers").status_code == 302
 
 
-@pytest.mark.parametrize("language", ["ar", "de", "es", "fr", "pt-br"])
+@each("language", ["ar", "de", "es", "fr", "pt-br"])
 def test_page_is_in_the_language_of_the_request(client, language):
     shown = text_of(get(client, "/timers", **{"accept-language": language}))
     assert f'<html lang="{language}"' in shown
     assert ('dir="rtl"' in shown) == (language == "ar")
 
 
-@pytest.mark.parametrize("path", [*PAGES, "/login"])
+@each("path", [*PAGES, "/login"])
 def test_page_has_no_script_and_no_style_inside(client, path):
     import re
 

@@ -11,6 +11,7 @@ from django.db.models.signals import pre_migrate
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import CallStop
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -48,8 +49,8 @@ def test_resuming_what_is_not_stopped_says_so_and_logs_nothing(logged):
     assert logged() == []
 
 
-@pytest.mark.parametrize("action", ["stop", "resume"])
-@pytest.mark.parametrize("given", [{}, {"host": " "}, {"host": "a.example", "everything": True}])
+@each("action", ["stop", "resume"])
+@each("given", [{}, {"host": " "}, {"host": "a.example", "everything": True}])
 def test_all_hosts_have_to_be_said_and_are_not_what_is_left_out(action, given):
     CallStop.objects.create(host="b.example")
     with pytest.raises(CommandError, match="--all for every one"):
@@ -92,7 +93,7 @@ def test_host_is_taken_as_timers_have_it_however_it_is_written(spelling, capsys,
     assert not CallStop.objects.exists()
 
 
-@pytest.mark.parametrize("spelling", ["two words", "*", "http://", "a.example:http", "a.example:70000", "a..example"])
+@each("spelling", ["two words", "*", "http://", "a.example:http", "a.example:70000", "a..example"])
 def test_what_is_no_host_is_refused_in_a_sentence(spelling):
     with pytest.raises(CommandError, match="is no host: write it as in the URL"):
         call_command("calls", "stop", host=spelling)

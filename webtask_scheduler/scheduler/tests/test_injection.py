@@ -211,7 +211,7 @@ def test_tables_are_there():
     assert "scheduler_timer" in connection.introspection.table_names()
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "shown"),
     [
         ("plain text, ü, 漢字, العربية", "plain text, ü, 漢字, العربية"),

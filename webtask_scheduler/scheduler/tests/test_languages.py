@@ -12,6 +12,7 @@ from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.models import Attempt, ErrorKind, State
 from webtask_scheduler.scheduler.rules.recurrence import ScheduleError, check_cron, parse_duration
 from webtask_scheduler.scheduler.tests.support.api import create, path, post
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 from webtask_scheduler.wording import joined, sentence, sentences, translated
 
@@ -71,7 +72,7 @@ def test_joined_sentences_and_plain_texts():
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("language", LANGUAGES)
+@each("language", LANGUAGES)
 def test_problem_is_in_the_language_of_the_request(client, language):
     body = {"minutes": -1, "web_url": "example.com", "unknown": 1, "every": "P1Y"}
     english = post(client, body).json()
@@ -88,7 +89,7 @@ def test_problem_is_in_the_language_of_the_request(client, language):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(
+@each(
     ("wanted", "language"),
     [("de-AT,en;q=0.5", "de"), ("pt,en;q=0.1", "pt-br"), ("ja", "en"), ("*", "en"), ("xx-invalid;;", "en"), ("", "en")],
 )
@@ -103,7 +104,7 @@ def test_request_in_one_language_does_not_change_the_next(client):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("language", LANGUAGES)
+@each("language", LANGUAGES)
 def test_machine_fields_and_stored_texts_are_not_translated(client, language, make_timer, delivery_of):
     timer = create(client, labels={"team": "billing"})
     delivery = delivery_of(make_timer())
@@ -173,7 +174,7 @@ def test_person_chooses_a_language_in_the_admin(client):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("language", LANGUAGES)
+@each("language", LANGUAGES)
 def test_lists_of_the_admin_are_translated(client, language, make_timer):
     client.force_login(User.objects.create_superuser("ada@example.com", "x"))
     make_timer()

@@ -12,6 +12,7 @@ from django.db import OperationalError
 from django.test import Client, RequestFactory
 
 from webtask_scheduler import pages
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,*/*;q=0.8"
 
@@ -57,7 +58,7 @@ def ask(path="/nonsense", *, accept=BROWSER, language="en", request_id=""):
     return request
 
 
-@pytest.mark.parametrize("name", PAGES)
+@each("name", PAGES)
 def test_page_says_what_happened_without_database_session_or_static_file(name):
     # No mark: this test may not use the database.
     status, answer_to, heading = PAGES[name]
@@ -88,8 +89,8 @@ def test_style_of_each_page_has_the_hash_that_the_policy_allows(name, settings):
     assert f"'sha256-{digest}'" in settings.SECURE_CSP["style-src"]
 
 
-@pytest.mark.parametrize("language", ["ar", "de", "es", "fr", "pt-br"])
-@pytest.mark.parametrize("name", PAGES)
+@each("language", ["ar", "de", "es", "fr", "pt-br"])
+@each("name", PAGES)
 def test_page_is_in_the_language_of_the_request(name, language):
     answer = PAGES[name][1](ask(language=language))
     text = answer.content.decode()
@@ -99,7 +100,7 @@ def test_page_is_in_the_language_of_the_request(name, language):
     assert PAGES[name][2] not in text
 
 
-@pytest.mark.parametrize(
+@each(
     ("path", "accept", "is_page"),
     [
         ("/nonsense", BROWSER, True),
@@ -137,7 +138,7 @@ def test_lost_database_is_said_with_a_time_to_come_back():
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/nonsense", "/admin/nonsense"])
+@each("path", ["/nonsense", "/admin/nonsense"])
 def test_unknown_address(client, path):
     client.force_login(get_user_model().objects.create_superuser("ada@example.com", "x"))
     answer = client.get(path, headers={"accept": BROWSER})
@@ -189,7 +190,7 @@ def test_fault_of_ours_in_the_admin(client, monkeypatch):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(
+@each(
     "path", ["/", "/api/docs", "/api/docs?script=", "/api/schema", "/timer", "/admin/login/", "/nonsense", "/healthz"]
 )
 def test_every_answer_says_what_a_browser_may_do_with_it(client, path):
@@ -206,7 +207,7 @@ def test_every_answer_says_what_a_browser_may_do_with_it(client, path):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/api/docs", "/admin/login/", "/nonsense"])
+@each("path", ["/api/docs", "/admin/login/", "/nonsense"])
 def test_no_page_has_a_script_inside_it(client, path):
     text = client.get(path, headers={"accept": BROWSER}).content.decode()
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon[a-z]+=|javascript:", text)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 
 KEY = "0123456789abcdef" * 4
@@ -31,7 +32,7 @@ def run(*words, **changed):
     )
 
 
-@pytest.mark.parametrize(
+@each(
     ("changed", "said"),
     [
         ({"DJANGO_SECRET_KEY": None}, "DJANGO_SECRET_KEY is not set: give DJANGO_SECRET_KEY, or "),
@@ -132,7 +133,7 @@ def ask(method, path, **headers):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("method", ["POST", "PATCH", "DELETE"])
+@each("method", ["POST", "PATCH", "DELETE"])
 def test_plain_http_that_may_change_something_is_refused_and_not_redirected(method):
     status, headers, body = ask(method, "/timer")
     assert status == 403
@@ -157,7 +158,7 @@ def test_https_as_the_proxy_says_reaches_the_api_and_is_remembered_by_browsers()
     assert headers["Referrer-Policy"] == "same-origin"
 
 
-@pytest.mark.parametrize(("path", "status"), [("/healthz", 200), ("/readyz", 503)])
+@each(("path", "status"), [("/healthz", 200), ("/readyz", 503)])
 def test_probe_is_answered_under_any_name_and_by_plain_http(path, status):
     for host in ("localhost:8000", "10.2.3.4", "not.known.example"):
         assert ask("GET", path, Host=host)[0] == status
@@ -262,9 +263,7 @@ def test_admin_has_the_path_that_is_chosen_and_strangers_are_not_told():
         assert "office" not in answers[path][2]
 
 
-@pytest.mark.parametrize(
-    "path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower", "timers", "login"]
-)
+@each("path", ["api", "timer/x", "static", "../x", "a b", "a/../b", "a//b", "ä", "flower", "timers", "login"])
 def test_path_of_the_admin_that_cannot_be_is_refused(path):
     done = run("-c", "import django; django.setup()", DJANGO_ADMIN_PATH=path)
     assert done.returncode == os.EX_CONFIG
@@ -291,7 +290,7 @@ def test_restore_that_is_not_understood_begins_nothing(tmp_path, words, said):
     assert done.returncode == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("module", "limits"),
     [
         ("config.settings.production", [100.0, 100_000, 50.0, 1.0, 10, 1]),

@@ -12,6 +12,7 @@ from webtask_scheduler import vault
 from webtask_scheduler.scheduler import sealing
 from webtask_scheduler.scheduler.rules.options import Options
 from webtask_scheduler.scheduler.sealing import MASK, MaskError, kept, opened, sealed, shown, shown_url
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 URL = "https://me:pa%3Fss@a.example:8443/x?y=1#z"
 GIVEN = {
@@ -49,7 +50,7 @@ def test_stored_form_holds_no_secret_and_gives_all_back_in_order():
     assert sealed(web_url, options) == (web_url, options)
 
 
-@pytest.mark.parametrize("form", [lambda url, options: (url, options), sealed], ids=["given", "stored"])
+@each("form", [lambda url, options: (url, options), sealed], ids=["given", "stored"])
 def test_shown_are_names_and_masks_whatever_the_form(form):
     web_url, options = form(URL, GIVEN | {"request_id": "r", "depth": 1})
     assert shown_url(web_url) == "https://***@a.example:8443/x?y=1#z"
@@ -162,8 +163,8 @@ def test_edit_that_keeps_all_secrets_needs_no_key(settings):
     assert opened(web_url, options) == (URL + "2", GIVEN | {"timeout_seconds": 3})
 
 
-@pytest.mark.parametrize("form", [lambda url, options: (url, options), sealed], ids=["given", "stored"])
-@pytest.mark.parametrize(
+@each("form", [lambda url, options: (url, options), sealed], ids=["given", "stored"])
+@each(
     ("web_url", "change", "field"),
     [
         # Another host, port or scheme would get what was given for this one.

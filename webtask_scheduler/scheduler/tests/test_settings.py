@@ -12,6 +12,7 @@ import pytest
 from django.test import Client
 
 from config.listening import granian_host, is_loopback, own_addresses, runserver_host
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 
 COMMANDS = {
@@ -178,19 +179,17 @@ def test_local_settings_call_what_is_near_and_production_does_not(mode, environm
 # Who reaches an open API
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "A.LOCALHOST", " 127.0.0.1 "])
+@each("host", ["127.0.0.1", "127.8.9.1", "::1", "[::1]", "localhost", "A.LOCALHOST", " 127.0.0.1 "])
 def test_loopback_is_this_machine(host):
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize(
-    "host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "0", "--uds"]
-)
+@each("host", ["", "0.0.0.0", "::", "10.0.0.1", "localhost.example", "127.0.0.1.example", "0", "--uds"])
 def test_everything_else_is_not(host):
     assert not is_loopback(host)
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "host"),
     [
         ([], "127.0.0.1"),
@@ -206,7 +205,7 @@ def test_where_granian_listens_is_read_as_it_reads_it(words, host):
     assert granian_host([], {"GRANIAN_HOST": "::"}) == "::"
 
 
-@pytest.mark.parametrize(
+@each(
     ("words", "host"),
     [([], "127.0.0.1"), (["8001"], "127.0.0.1"), (["--noreload", "0.0.0.0:8001"], "0.0.0.0"), (["[::1]:1"], "[::1]")],
 )
@@ -275,13 +274,13 @@ def test_who_may_call_is_one_of_two_words(name, value, must):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "0.0.0.0:8000", "a.localhost", "django"])
+@each("host", ["localhost", "127.0.0.1:8000", "[::1]:8000", "0.0.0.0:8000", "a.localhost", "django"])
 def test_this_machine_is_called_by_its_own_names(host):
     assert Client().get("/timer", headers={"host": host}).status_code == 200
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "8.8.8.8"])
+@each("host", ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "8.8.8.8"])
 def test_name_that_leads_here_from_elsewhere_is_refused(host):
     for path in ("/timer", "/api/docs", "/admin/"):
         assert Client().get(path, headers={"host": host}).status_code == 400

@@ -11,6 +11,7 @@ from django.core.management import CommandError, call_command
 from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer, TimerLabel
 from webtask_scheduler.scheduler.rules import crontab
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 URL = "http://a.example/hook"
 db = pytest.mark.django_db
@@ -54,7 +55,7 @@ def test_timer_is_made_for_an_owner_and_found_by_it(run, user, tmp_path):
 
 
 @db
-@pytest.mark.parametrize("action", [["create", URL, "--seconds", "1"], ["list"], ["import", "/dev/null"]])
+@each("action", [["create", URL, "--seconds", "1"], ["list"], ["import", "/dev/null"]])
 def test_owner_who_is_not_there_is_refused(user, action):
     type(user).objects.update(is_active=False)
     for email in ("nobody@example.com", user.email):
@@ -343,7 +344,7 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@each("command", COMMANDS)
 def test_a_command_is_taken_over_as_it_means(command):
     expected = {"web_url": URL, "headers": {}} | COMMANDS[command]
     found = crontab.command(command)
@@ -402,7 +403,7 @@ NOT_TAKEN = {
 }
 
 
-@pytest.mark.parametrize("command", NOT_TAKEN)
+@each("command", NOT_TAKEN)
 def test_a_command_that_means_more_is_refused_by_name(command):
     with pytest.raises(crontab.RefusedError) as caught:
         crontab.command(command)
@@ -425,7 +426,7 @@ LINES = {
 }
 
 
-@pytest.mark.parametrize("text", LINES)
+@each("text", LINES)
 def test_a_line_that_cannot_be_taken_over_says_why(text):
     (line,) = crontab.read([text])
     assert LINES[text] in line.error

@@ -12,25 +12,26 @@ from webtask_scheduler.scheduler.models import Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.queue.claims import claim_timer
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 from webtask_scheduler.telemetry import origin
 
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
 
-@pytest.mark.parametrize("given", ["a", "order-4711", "0af7651916cd43dd", "a.b_c:d/e+f=@g", "x" * 128])
+@each("given", ["a", "order-4711", "0af7651916cd43dd", "a.b_c:d/e+f=@g", "x" * 128])
 def test_a_clients_id_is_kept(given):
     assert origin.read({"HTTP_X_REQUEST_ID": given}) == (given, "")
 
 
-@pytest.mark.parametrize("given", ["", " ", "a b", "a\n", 'a"', "é", "x" * 129, "a;b", "<a>"])
+@each("given", ["", " ", "a b", "a\n", 'a"', "é", "x" * 129, "a;b", "<a>"])
 def test_an_id_that_cannot_be_kept_is_replaced(given):
     made = origin.read({"HTTP_X_REQUEST_ID": given}).request_id
     assert re.fullmatch("[0-9a-f]{16}", made)
     assert made != origin.read({"HTTP_X_REQUEST_ID": given}).request_id
 
 
-@pytest.mark.parametrize(
+@each(
     "given",
     [
         TRACEPARENT.upper(),
@@ -58,7 +59,7 @@ def post(client, body=None, **headers):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("path", ["/timer/x", "/nothing", "/healthz", "/admin/login/", "/api/schema"])
+@each("path", ["/timer/x", "/nothing", "/healthz", "/admin/login/", "/api/schema"])
 def test_each_answer_has_the_id(client, path):
     assert client.get(path, headers={"X-Request-ID": "abc"})["X-Request-ID"] == "abc"
     assert re.fullmatch("[0-9a-f]{16}", client.get(path)["X-Request-ID"])

@@ -2,10 +2,11 @@ import psycopg2
 import pytest
 from django.db import DataError, IntegrityError, connection, transaction
 
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.telemetry.redaction import chain, said, scrub, traceback_text
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "shown"),
     [
         ("nothing to see", "nothing to see"),
@@ -20,7 +21,7 @@ def test_urls_lose_user_and_query(text, shown):
     assert scrub(text) == shown
 
 
-@pytest.mark.parametrize(
+@each(
     ("error", "shown"),
     [
         (ValueError("Invalid header value b'secret'"), "Invalid header value b'…'"),
@@ -36,7 +37,7 @@ def test_errors_lose_what_they_quote(error, shown):
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize(
+@each(
     "statement",
     [
         "SELECT 's3cret'::int",

@@ -12,6 +12,7 @@ from django.db import IntegrityError, transaction
 from django.test import override_settings
 
 from config.settings import base
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -39,7 +40,7 @@ def test_superuser_may_do_everything():
     assert (user.is_staff, user.is_superuser) == (True, True)
 
 
-@pytest.mark.parametrize("email", ["", None])
+@each("email", ["", None])
 def test_user_without_an_e_mail_is_refused(email):
     with pytest.raises(ValueError, match="needs an e-mail address"):
         User.objects.create_user(email, PASSWORD)
@@ -59,12 +60,12 @@ def test_user_has_no_user_name(user):
 # Any case
 
 
-@pytest.mark.parametrize("typed", ["Ada@example.com", "ada@example.com", "ADA@EXAMPLE.COM"])
+@each("typed", ["Ada@example.com", "ada@example.com", "ADA@EXAMPLE.COM"])
 def test_log_in_in_any_case(user, typed):
     assert authenticate(username=typed, password=PASSWORD) == user
 
 
-@pytest.mark.parametrize("typed", ["ada@example.com ", "ada@example.co", "", None])
+@each("typed", ["ada@example.com ", "ada@example.co", "", None])
 def test_log_in_as_somebody_else_fails(user, typed):
     assert authenticate(username=typed, password=PASSWORD) is None
 
@@ -75,13 +76,13 @@ def test_log_in_at_the_admin_in_any_case(client):
     assert (answer.status_code, answer.url) == (302, "/admin/")
 
 
-@pytest.mark.parametrize("email", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@example.com"])
+@each("email", ["ada@example.com", "ADA@EXAMPLE.COM", "Ada@example.com"])
 def test_second_account_in_another_case_is_refused_by_the_database(user, email):
     with pytest.raises(IntegrityError), transaction.atomic():
         User.objects.create_user(email, PASSWORD)
 
 
-@pytest.mark.parametrize("email", ["ada@example.com", "Ada@example.com"])
+@each("email", ["ada@example.com", "Ada@example.com"])
 def test_second_account_in_another_case_is_an_error_of_the_form(admin_client, user, email):
     answer = admin_client.post(ADD, new_user(email))
     assert answer.status_code == 200
@@ -182,7 +183,7 @@ def test_admin_adds_a_user(admin_client, client):
     assert authenticate(username="NEW@example.com", password=PASSWORD) == User.objects.get(email="new@example.com")
 
 
-@pytest.mark.parametrize("wrong", [{"password2": "differs"}, {"email": "no address"}, {"password1": "", "email": ""}])
+@each("wrong", [{"password2": "differs"}, {"email": "no address"}, {"password1": "", "email": ""}])
 def test_admin_refuses_a_wrong_user(admin_client, wrong):
     count = User.objects.count()
     answer = admin_client.post(ADD, new_user("new@example.com") | wrong)
@@ -231,7 +232,7 @@ def test_users_are_deleted_many_at_once(user):
     assert User.objects.count() == 2
 
 
-@pytest.mark.parametrize("door", ["page", "action"])
+@each("door", ["page", "action"])
 def test_admin_deletes_a_user_without_listing_what_the_user_owns(admin_client, user, make_timer, door):
     make_timer(owner_id=user.pk)
     page = "/admin/users/user/"

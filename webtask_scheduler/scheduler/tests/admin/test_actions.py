@@ -11,6 +11,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.admin import actions, pages
 from webtask_scheduler.scheduler.admin import lists as admin_lists
 from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 
 pytestmark = pytest.mark.django_db
@@ -48,7 +49,7 @@ def states(*timers):
     return [Delivery.objects.filter(timer=timer).latest_promised().get().state for timer in timers]
 
 
-@pytest.mark.parametrize("action", ["enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks", "replay_tasks"])
+@each("action", ["enable_tasks", "disable_tasks", "toggle_tasks", "run_tasks", "replay_tasks"])
 def test_action_asks_with_count_and_names_before_it_is_done(admin_client, make_timer, action):
     timers = [make_timer("http://a.example/x", name=f"report <{number}>") for number in range(7)]
     keys = [timer.periodic_task_id for timer in timers]

@@ -31,6 +31,7 @@ from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import secrets
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import move
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import clocked_form
 from webtask_scheduler.users.models import User
 
@@ -180,7 +181,7 @@ def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
     assert "Enabled" in re.search(r'<td class="field-status">.*?</td>', text)[0]
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "words"),
     [
         ("crontab", "0 9 * * MON-FRI (Europe/Berlin)"),
@@ -188,7 +189,7 @@ def test_list_shows_a_dash_where_a_row_is_no_timer(page, other_task):
         ("clocked", "0 12 13 * FRI (UTC)"),
     ],
 )
-@pytest.mark.parametrize("address", [TASKS, TIMERS])
+@each("address", [TASKS, TIMERS])
 def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, address, kind, words):
     recurring(kind, name="nightly <report>")
     text = page(address)
@@ -196,14 +197,12 @@ def test_list_shows_the_schedule_and_the_name_of_a_timer(page, recurring, addres
     assert "nightly &lt;report&gt;" in text
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(1, "1 s"), (60, "1 min"), (86_400, "1 d"), (90_061.25, "1 d 1 h 1 min 1.25 s")]
-)
+@each(("seconds", "words"), [(1, "1 s"), (60, "1 min"), (86_400, "1 d"), (90_061.25, "1 d 1 h 1 min 1.25 s")])
 def test_period_in_words(seconds, words):
     assert showing.shown_period(seconds) == words
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS])
+@each("address", [TASKS, TIMERS])
 def test_timer_that_ended_is_not_shown_as_disabled(page, ended, address):
     """A cross for the row that is disabled would say of a success that it is an error."""
     ended(name="paid")
@@ -336,7 +335,7 @@ def test_nothing_is_counted_or_listed_as_a_whole(admin_client, ended):
 # Filters
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES])
+@each("address", [TASKS, TIMERS, DELIVERIES])
 def test_filter_finds_what_is_held(listed, make_timer, address):
     make_timer("http://other.example/", delay_seconds=-1)
     services.stop_calls(host="held.example")
@@ -347,8 +346,8 @@ def test_filter_finds_what_is_held(listed, make_timer, address):
     assert len(listed(enabled="1", host="held.example")) == 1
 
 
-@pytest.mark.parametrize("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED])
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES])
+@each("state", [State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED])
+@each("address", [TASKS, TIMERS, DELIVERIES])
 def test_filter_by_final_status(listed, ended, make_timer, address, state):
     for final in (State.SUCCEEDED, State.FAILED, State.CANCELLED, State.MISSED):
         ended(final)
@@ -372,7 +371,7 @@ def test_status_of_a_moved_timer_is_that_of_its_latest_promise(listed, make_time
     assert [task.timer for task in listed(status="scheduled")] == [timer]
 
 
-@pytest.mark.parametrize(
+@each(
     ("due", "delay_seconds"),
     [
         ("overdue", -60),
@@ -385,13 +384,13 @@ def test_status_of_a_moved_timer_is_that_of_its_latest_promise(listed, make_time
         ("past-day", -7200),
     ],
 )
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES])
+@each("address", [TASKS, TIMERS, DELIVERIES])
 def test_filter_by_due_time_includes(listed, make_timer, address, due, delay_seconds):
     make_timer(delay_seconds=delay_seconds)
     assert len(listed(address, due=due)) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("due", "delay_seconds"),
     [("overdue", 60), ("hour", 7200), ("day", 2 * 86400), ("later", 7200), ("past-hour", -7200), ("past-day", 60)],
 )
@@ -419,8 +418,8 @@ def test_due_filter_puts_the_soonest_first_whatever_the_schedule_is(listed, make
     assert [task.timer for task in listed(due="hour")] == [soon, between, late]
 
 
-@pytest.mark.parametrize("host", ["shop.example", "SHOP.example", "http://shop.example/path"])
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+@each("host", ["shop.example", "SHOP.example", "http://shop.example/path"])
+@each("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
 def test_filter_by_host(listed, ended, address, host):
     ended(web_url="http://shop.example/1")
     ended(web_url="http://other.example/1")
@@ -461,13 +460,13 @@ def test_filter_by_kind(listed, make_timer, other_task):
     assert listed(kind="other", host="a.example") == []
 
 
-@pytest.mark.parametrize("parameter", ["status", "due", "enabled", "kind"])
+@each("parameter", ["status", "due", "enabled", "kind"])
 def test_unknown_filter_value_shows_everything(listed, make_timer, parameter):
     make_timer()
     assert len(listed(**{parameter: "nonsense"})) == 1
 
 
-@pytest.mark.parametrize("outcome", ["ok", "error", "status"])
+@each("outcome", ["ok", "error", "status"])
 def test_filter_attempts_by_outcome(listed, ended, outcome):
     ended(status_code=200)
     ended(State.FAILED, status_code=500)
@@ -478,8 +477,8 @@ def test_filter_attempts_by_outcome(listed, ended, outcome):
 # Search
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
-@pytest.mark.parametrize(
+@each("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+@each(
     "term", ["{0.pk}", "timer {0.pk}", " {0.pk} ", "{0.pk.hex}", "https://shop.example/ho", "shop.example", "OOK?A=1"]
 )
 def test_search_finds(listed, ended, address, term):
@@ -488,8 +487,8 @@ def test_search_finds(listed, ended, address, term):
     assert len(listed(address, q=term.format(timer))) == 1
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
-@pytest.mark.parametrize("parameters", [{}, {"host": "shop.example"}])
+@each("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+@each("parameters", [{}, {"host": "shop.example"}])
 def test_search_finds_by_the_name_of_a_timer(listed, ended, address, parameters):
     ended(web_url="https://shop.example/1", name="Nightly Report")
     ended(web_url="https://shop.example/2", name="another")
@@ -515,7 +514,7 @@ def test_search_finds_other_tasks_by_name_and_task(listed, other_task, make_time
     assert listed(q="reports.nightly") == [other]
 
 
-@pytest.mark.parametrize("term", ["%", "_", "'; DROP TABLE x; --", "http://[", "\\", "timer ", "timer zz", "x" * 300])
+@each("term", ["%", "_", "'; DROP TABLE x; --", "http://[", "\\", "timer ", "timer zz", "x" * 300])
 def test_search_survives_odd_terms(listed, make_timer, term):
     make_timer("http://plain.example/")
     assert listed(q=term) == []
@@ -549,7 +548,7 @@ def test_search_says_how_far_it_looked_and_goes_on(admin_client, make_timer, mon
     assert admin_client.get(TASKS, {"q": "nightly", "before": "nonsense"}).status_code == 200
 
 
-@pytest.mark.parametrize("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
+@each("address", [TASKS, TIMERS, DELIVERIES, ATTEMPTS])
 def test_order_that_no_index_gives_is_not_taken(admin_client, ended, address):
     rows = [ended() for _ in range(3)]
     newest_first = [row.pk for row in admin_client.get(address).context["cl"].result_list]
@@ -583,7 +582,7 @@ def test_form_of_a_timer_offers_what_an_operator_may_change(admin_client, make_t
     assert "a name" in text
 
 
-@pytest.mark.parametrize("kind", ["crontab", "interval", "clocked"])
+@each("kind", ["crontab", "interval", "clocked"])
 def test_form_of_a_timer_that_recurs_leads_to_its_schedule(page, recurring, kind):
     task = recurring(kind, max_occurrences=7).periodic_task
     text = page(change(task))
@@ -601,7 +600,7 @@ def test_other_fields_of_a_timer_cannot_be_changed(admin_client, make_timer):
     assert PeriodicTask.objects.values().get(pk=task.pk) == before
 
 
-@pytest.mark.parametrize("final", [False, True])
+@each("final", [False, True])
 def test_saving_an_unchanged_row_changes_nothing(admin_client, make_timer, ended, final):
     task = (ended() if final else make_timer()).periodic_task
     before = PeriodicTask.objects.values().get(pk=task.pk), list(Delivery.objects.values())
@@ -748,8 +747,8 @@ def test_operator_can_add_a_task(admin_client, own_row):
     assert PeriodicTask.objects.get().task == "reports.nightly"
 
 
-@pytest.mark.parametrize("field", ["task", "regtask"])
-@pytest.mark.parametrize("name", [TASK_NAME, f" {TASK_NAME} "])
+@each("field", ["task", "regtask"])
+@each("name", [TASK_NAME, f" {TASK_NAME} "])
 def test_operator_cannot_take_our_task_name(admin_client, own_row, field, name):
     answer = admin_client.post(TASKS + "add/", own_row | {field: name})
     assert "This task belongs to timers." in answer.content.decode()
@@ -934,7 +933,7 @@ def test_actions_need_the_permission_to_change(staff, make_timer):
 # The read-only pages
 
 
-@pytest.mark.parametrize("what", ["timer", "delivery", "attempt"])
+@each("what", ["timer", "delivery", "attempt"])
 def test_our_pages_can_only_be_looked_at(admin_client, ended, what):
     timer = ended()
     row = {"timer": timer, "delivery": Delivery.objects.get(), "attempt": Attempt.objects.get()}[what]
@@ -1034,7 +1033,7 @@ def test_timer_whose_task_was_deleted_keeps_its_page(page, make_timer):
     assert "Cancelled" in text
 
 
-@pytest.mark.parametrize("address", [TIMERS, DELIVERIES])
+@each("address", [TIMERS, DELIVERIES])
 def test_id_that_is_none_leads_back_to_the_index(admin_client, address):
     assert admin_client.get(f"{address}nonsense/change/").status_code == 302
 
@@ -1075,7 +1074,7 @@ def test_stop_of_all_calls_is_asked_back_listed_and_lifted_by_the_action(admin_c
     assert len(claim_due().held) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("given", "said"),
     [
         ({"host": ""}, "Name a host, or tick"),
@@ -1103,7 +1102,7 @@ def test_stop_takes_a_url_says_how_many_timers_match_and_who_did_it(admin_client
     assert logged == [f"calls_stopped host=a.example:8443 by={admin_user} reason='asked to'"]
 
 
-@pytest.mark.parametrize("model", ["django_celery_beat_periodictask", "scheduler_delivery", "scheduler_callstop"])
+@each("model", ["django_celery_beat_periodictask", "scheduler_delivery", "scheduler_callstop"])
 def test_lists_say_on_top_what_keeps_timers_from_being_called(page, make_timer, model):
     address = reverse(f"admin:{model}_changelist")
     make_timer(delay_seconds=-1)

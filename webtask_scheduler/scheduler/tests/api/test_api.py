@@ -73,7 +73,7 @@ def assert_problem(answer, status, fields=None):
 
 
 @db
-@pytest.mark.parametrize("path", PATHS)
+@each("path", PATHS)
 def test_creating_answers_201_with_the_timer_and_its_location(client, path):
     answer = post(client, GOOD, path=path)
     body = answer.json()
@@ -140,7 +140,7 @@ def test_creating_leaves_stock_beats_marker_row_alone(client):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("when", "seconds"),
     [
         ({"seconds": 5}, 5),
@@ -185,7 +185,7 @@ def test_the_furthest_moment_is_a_setting(client, settings):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     "web_url",
     [
         "http://a",
@@ -219,7 +219,7 @@ def test_form_of_too_many_fields_is_refused_with_how_many_it_may_have(client, se
 
 
 @db
-@pytest.mark.parametrize("path", PATHS)
+@each("path", PATHS)
 def test_a_form_works_as_json_does(client, path):
     answer = post(
         client, b"hours=0&minutes=0&seconds=5&web_url=http%3A%2F%2Fa.example%2F", content_type=FORM, path=path
@@ -250,7 +250,7 @@ def test_body_that_does_not_say_that_it_is_json_is_told_that_first(client):
 
 
 @db
-@pytest.mark.parametrize("accept", ["text/html", "image/png", "application/problem+json", "x", "a*=no''%41", "*/*;q=0"])
+@each("accept", ["text/html", "image/png", "application/problem+json", "x", "a*=no''%41", "*/*;q=0"])
 def test_answers_are_json_whatever_is_asked_for(client, accept):
     answer = post(client, GOOD, accept=accept)
     assert (answer.status_code, answer["Content-Type"]) == (201, JSON)
@@ -260,7 +260,7 @@ def test_answers_are_json_whatever_is_asked_for(client, accept):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     "content_type",
     [
         "application/json; charset=utf-8",
@@ -533,7 +533,7 @@ def test_a_body_at_the_limit_is_read(client):
 
 
 @db
-@pytest.mark.parametrize("length", ["x", "-1", "4", "٣"])
+@each("length", ["x", "-1", "4", "٣"])
 def test_a_body_that_is_not_as_long_as_it_says_is_refused(client, length):
     answer = client.generic("POST", "/timer", json.dumps(GOOD), JSON, CONTENT_LENGTH=length)
     assert_problem(answer, 400)
@@ -548,10 +548,8 @@ def test_an_uploaded_file_is_no_url(client):
 
 
 @db
-@pytest.mark.parametrize("method", ["PUT", "TRACE", "NONSENSE"])
-@pytest.mark.parametrize(
-    "path", ["/timer", f"/timer/{uuid.UUID(int=7)}", "/api/v1/scheduler/timer/", "/timer/preview", "/signing-secret"]
-)
+@each("method", ["PUT", "TRACE", "NONSENSE"])
+@each("path", ["/timer", f"/timer/{uuid.UUID(int=7)}", "/api/v1/scheduler/timer/", "/timer/preview", "/signing-secret"])
 def test_other_methods_are_refused(client, method, path):
     answer = client.generic(method, path, json.dumps(GOOD), JSON)
     assert_problem(answer, 405)
@@ -560,7 +558,7 @@ def test_other_methods_are_refused(client, method, path):
 
 
 @db
-@pytest.mark.parametrize("path", ["/nothing", "/nothing/", "/timerz", "/timer/a/b", "/timer//", "/api/v1", "/timer%0A"])
+@each("path", ["/nothing", "/nothing/", "/timerz", "/timer/a/b", "/timer//", "/api/v1", "/timer%0A"])
 def test_an_address_that_leads_nowhere_is_a_problem_too(client, path):
     for method in ("GET", "POST"):
         assert_problem(client.generic(method, path, json.dumps(GOOD), JSON), 404)
@@ -611,7 +609,7 @@ def due(make_timer):
 
 
 @db
-@pytest.mark.parametrize(("left", "shown"), [(4.5, 5), (3.999, 4), (3600, 3600), (0.5, 1), (-0.001, 0), (-86_400, 0)])
+@each(("left", "shown"), [(4.5, 5), (3.999, 4), (3600, 3600), (0.5, 1), (-0.001, 0), (-86_400, 0)])
 def test_time_left_counts_down_rounded_up(client, make_timer, left, shown):
     timer = make_timer(URL)
     moment = ClockTimestamp() + timedelta(seconds=left)
@@ -1082,7 +1080,7 @@ def test_a_partial_batch_stores_what_is_valid_and_says_of_each_what_became_of_it
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "fields"),
     [
         ({"timers": []}, {"timers"}),

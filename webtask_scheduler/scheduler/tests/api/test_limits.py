@@ -24,6 +24,7 @@ from webtask_scheduler.scheduler.rules.recurrence import moments_a_second
 from webtask_scheduler.scheduler.services import quotas
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import URL, create, fields_of, path, post, send
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.usefixtures("empty_store")
 db = pytest.mark.django_db
@@ -255,7 +256,7 @@ def test_creation_under_limits_costs_no_statement_more(owner, settings):
 # The rate of recurring timers
 
 
-@pytest.mark.parametrize(
+@each(
     ("cron", "a_day"),
     [("* * * * *", 1440), ("*/5 * * * *", 288), ("0 9 * * 1-5", 1), ("0 9-17 1 * *", 9), ("0 0 L * *", 1)],
 )

@@ -22,6 +22,7 @@ from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTim
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.tests.support.acting import begin, claim, put_back, run
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 db = pytest.mark.django_db
 MONITORING = Path(__file__).resolve().parents[4] / "docs" / "monitoring"
@@ -368,7 +369,7 @@ def test_every_alert_has_its_section_and_every_section_its_alert():
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed (Debian: package prometheus)")
-@pytest.mark.parametrize("arguments", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]])
+@each("arguments", [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]])
 def test_promtool_finds_the_rules_in_order(arguments):
     done = subprocess.run(["promtool", *arguments], cwd=MONITORING, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

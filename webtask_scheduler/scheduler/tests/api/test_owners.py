@@ -150,7 +150,7 @@ def test_things_of_another_owner_are_not_there_and_look_like_no_thing_at_all(ann
     assert state() == before
 
 
-@pytest.mark.parametrize("path", [path for method, path in OPERATIONS if method == "GET" and "{id}" not in path])
+@each("path", [path for method, path in OPERATIONS if method == "GET" and "{id}" not in path])
 def test_lists_hold_nothing_of_another_owner(ann, bob, path):
     text = ask("GET", path, bob.key).content.decode()
     for found in (str(ann.timer), "ann", ApiKey.objects.get(pk=ann.spare).prefix, f'"id":{ann.secret}'):
@@ -160,7 +160,7 @@ def test_lists_hold_nothing_of_another_owner(ann, bob, path):
     assert len(next(iter(json.loads(text).values()))) == number
 
 
-@pytest.mark.parametrize("query", [{}, {"status": "scheduled"}, {"host": "ann.example"}, {"label": "a=b"}])
+@each("query", [{}, {"status": "scheduled"}, {"host": "ann.example"}, {"label": "a=b"}])
 def test_no_filter_finds_what_is_another_owners(ann, bob, query):
     found = ask("GET", f"/timer?{'&'.join('='.join(pair) for pair in query.items())}", bob.key).json()["timers"]
     assert str(ann.timer) not in [timer["task_id"] for timer in found]
@@ -182,7 +182,7 @@ def test_what_is_made_belongs_to_the_key_s_owner(ann, bob, method, path):
     assert [row.owner for row in made] == [bob.user]
 
 
-@pytest.mark.parametrize("action", BulkOperation.Action.values)
+@each("action", BulkOperation.Action.values)
 def test_bulk_operations_change_and_count_what_is_the_owners(ann, bob, action):
     BulkOperation.objects.all().delete()
     (failed,) = services.schedule([services.NewTimer(web_url=URL, delay_seconds=60, owner_id=ann.user.pk)])
@@ -315,7 +315,7 @@ def test_method_that_no_scope_is_named_for_is_closed(ann, monkeypatch):
     assert ask("GET", "/timer", ann.key).status_code == 403
 
 
-@pytest.mark.parametrize("form", ["Basic {}", "{}", "Bearer", "Token {}"])
+@each("form", ["Basic {}", "{}", "Bearer", "Token {}"])
 def test_key_in_another_form_is_no_key(ann, form):
     assert ask("GET", "/timer", None, Authorization=form.format(ann.key)).status_code == 401
 
@@ -339,7 +339,7 @@ def test_key_of_a_superuser_sees_all_with_the_scope_admin_only(ann):
     assert len(ask("GET", "/timer", own).json()["timers"]) == 1
 
 
-@pytest.mark.parametrize(("scopes", "matched"), [((BULK,), 1), ((BULK, ADMIN), 2)])
+@each(("scopes", "matched"), [((BULK,), 1), ((BULK, ADMIN), 2)])
 def test_bulk_operation_of_a_superuser_reaches_as_far_as_the_key(ann, scopes, matched):
     root = owner("root@example.com", is_superuser=True)
     BulkOperation.objects.all().delete()
@@ -387,7 +387,7 @@ def test_keys_are_listed_by_the_page(ann):
     assert len(found) == 2
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "wrong"),
     [
         ({"name": ""}, "name"),

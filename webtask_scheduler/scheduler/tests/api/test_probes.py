@@ -19,6 +19,7 @@ from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.api import probes
 from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import Service
 
 READY = dict.fromkeys(("database", "migrations", "beat", "worker", "calls", "keys", "broker"), "ok")
@@ -86,7 +87,7 @@ def ready(client):
     return {name: in_time(said) for name, said in body["checks"].items()}
 
 
-@pytest.mark.parametrize("method", ["get", "head"])
+@each("method", ["get", "head"])
 def test_alive_without_asking_anybody(client, method):
     # Without the mark for it, asking the database is an error.
     answer = getattr(client, method)("/healthz")
@@ -95,8 +96,8 @@ def test_alive_without_asking_anybody(client, method):
 
 
 @db
-@pytest.mark.parametrize("path", ["/healthz", "/readyz"])
-@pytest.mark.parametrize("method", ["post", "put", "delete", "options"])
+@each("path", ["/healthz", "/readyz"])
+@each("method", ["post", "put", "delete", "options"])
 def test_probes_are_for_looking(client, path, method):
     client.handler.enforce_csrf_checks = True
     assert getattr(client, method)(path).status_code == 405
@@ -117,7 +118,7 @@ def test_not_ready_before_a_beat_was_ever_seen(client):
 
 
 @db
-@pytest.mark.parametrize(("seconds_ago", "fresh"), [(4.0, True), (5.5, False), (3600.0, False)])
+@each(("seconds_ago", "fresh"), [(4.0, True), (5.5, False), (3600.0, False)])
 def test_a_beat_counts_for_five_seconds(client, seconds_ago, fresh):
     see_beat(seconds_ago=seconds_ago)
     beat = ready(client)["beat"]
@@ -197,7 +198,7 @@ def test_not_ready_while_no_worker_is_at_work(client):
 
 
 @db
-@pytest.mark.parametrize("part", ["starter", "ledger"])
+@each("part", ["starter", "ledger"])
 def test_not_ready_while_a_worker_writes_and_a_thread_of_it_does_not_move(client, part):
     see_beat()
     see_worker("host:1")

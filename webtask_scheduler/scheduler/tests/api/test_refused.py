@@ -9,6 +9,7 @@ from django.core.management import CommandError, call_command
 from webtask_scheduler.scheduler.models import Timer
 from webtask_scheduler.scheduler.outgoing.egress import Egress
 from webtask_scheduler.scheduler.tests.support.api import URL, create, post, send, stored
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -36,7 +37,7 @@ def _as_in_production(settings, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
 
 
-@pytest.mark.parametrize(("url", "rule"), REFUSED.items())
+@each(("url", "rule"), REFUSED.items())
 def test_address_that_is_not_called_is_refused_with_its_rule(client, url, rule):
     before = stored()
     answer = post(client, {"seconds": 5, "web_url": url})
@@ -46,12 +47,12 @@ def test_address_that_is_not_called_is_refused_with_its_rule(client, url, rule):
     assert stored() == before
 
 
-@pytest.mark.parametrize("url", ["http://localhost:8000/", "http://redis/", "http://metadata.google.internal/", URL])
+@each("url", ["http://localhost:8000/", "http://redis/", "http://metadata.google.internal/", URL])
 def test_name_is_taken_without_being_looked_up(client, url):
     assert post(client, {"seconds": 5, "web_url": url}).status_code == 201
 
 
-@pytest.mark.parametrize("name", ["callback_url", "failure_callback_url"])
+@each("name", ["callback_url", "failure_callback_url"])
 def test_callback_meets_the_same_rule(client, name):
     answer = post(client, {"seconds": 5, "web_url": URL, name: "http://10.0.0.1/"})
     assert answer.status_code == 400

@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, ErrorKind, State
 from webtask_scheduler.scheduler.services import idempotency
 from webtask_scheduler.scheduler.tests.support.api import bearer
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.users.models import User
 
 PREFIX = "/api/v1/scheduler"
@@ -206,7 +207,7 @@ def test_the_outgoing_call_is_described(document):
     assert set(schema["required"]) == schema["properties"].keys() == body.keys()
 
 
-@pytest.mark.parametrize(
+@each(
     ("value", "valid"),
     [
         (GOOD, True),

@@ -15,6 +15,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, Delivery, EncryptionKey, IdempotencyKey, SigningSecret, Timer
 from webtask_scheduler.scheduler.tests.support.acting import put_back
 from webtask_scheduler.scheduler.tests.support.api import URL, call_all, create, fields_of, path, post, send, stored
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.leaks import tables_with
 
 db = pytest.mark.django_db
@@ -142,7 +143,7 @@ def test_part_of_the_headers_is_changed_and_the_rest_kept(client, receiver):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "field"),
     [
         ({"headers": {"X-A": "***"}}, "headers"),
@@ -364,7 +365,7 @@ def test_call_is_signed_with_the_secrets_for_its_host_only(client, receiver):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("hosts", "stored_as"),
     [
         (["B.Example.", "https://a.example:443/x"], ["a.example", "b.example"]),
@@ -379,7 +380,7 @@ def test_hosts_are_kept_in_their_canonical_form(client, hosts, stored_as):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     "hosts",
     [
         "a.example",
@@ -394,7 +395,6 @@ def test_hosts_are_kept_in_their_canonical_form(client, hosts, stored_as):
         ["a"] * 21,
         ["x" * 300],
     ],
-    ids=str,
 )
 def test_hosts_that_are_none_are_refused(client, hosts):
     assert {field.partition(".")[0] for field in fields_of(post(client, {"hosts": hosts}, "/signing-secret"))} == {

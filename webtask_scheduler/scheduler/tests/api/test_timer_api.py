@@ -46,7 +46,7 @@ db = pytest.mark.django_db
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("when", "seconds"),
     [
         ({"delay": "PT90S"}, 90),
@@ -67,7 +67,7 @@ def test_delay_is_counted_from_the_databases_clock(client, when, seconds):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("due_at", "shown"),
     [
         ("2030-01-05T09:00:00+01:00", "2030-01-05T08:00:00Z"),
@@ -83,7 +83,7 @@ def test_due_at_is_an_instant_with_an_offset(client, due_at, shown):
 
 
 @db
-@pytest.mark.parametrize("on_missed", [None, "fire", "skip"])
+@each("on_missed", [None, "fire", "skip"])
 def test_due_at_that_has_passed_is_due_at_once(client, on_missed):
     due_at = (timezone.now() - timedelta(seconds=30)).isoformat()
     body = create(client, due_at=due_at, **({"on_missed": on_missed} if on_missed else {}))
@@ -140,18 +140,14 @@ def test_cron_comes_back_with_its_zone_and_its_bounds(client):
 
 
 @db
-@pytest.mark.parametrize(
-    ("cron", "shown"), [("@daily", "0 0 * * *"), ("@HOURLY", "0 * * * *"), ("*/5 9-17 1,15 JAN *", None)]
-)
+@each(("cron", "shown"), [("@daily", "0 0 * * *"), ("@HOURLY", "0 * * * *"), ("*/5 9-17 1,15 JAN *", None)])
 def test_cron_without_a_zone_is_in_utc(client, cron, shown):
     body = create(client, cron=cron)
     assert (body["cron"], body["timezone"]) == (shown or cron, "UTC")
 
 
 @db
-@pytest.mark.parametrize(
-    ("every", "shown"), [("PT10M", "PT10M"), ("PT90S", "PT1M30S"), ("PT1S", "PT1S"), ("P1W", "P1W")]
-)
+@each(("every", "shown"), [("PT10M", "PT10M"), ("PT90S", "PT1M30S"), ("PT1S", "PT1S"), ("P1W", "P1W")])
 def test_every_begins_one_interval_from_now(client, every, shown):
     body = create(client, every=every)
     assert (body["every"], body["occurrence"]) == (shown, 1)
@@ -573,7 +569,7 @@ def test_file_in_a_form_is_refused(client, name):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("policy", "waits"),
     [
         ({"backoff": "fixed", "min_seconds": 7, "jitter": 0, "max_attempts": 3}, [7, 7]),

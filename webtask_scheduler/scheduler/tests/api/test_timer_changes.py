@@ -34,6 +34,7 @@ from webtask_scheduler.scheduler.tests.support.api import (
     send,
     stored,
 )
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import running
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
@@ -63,9 +64,7 @@ def ended(client, timer, **outcome):
 
 
 @db
-@pytest.mark.parametrize(
-    ("when", "seconds"), [({"minutes": 5}, 300), ({"delay": "PT2M"}, 120), ({"seconds": 0}, 0), ({"hours": 1}, 3600)]
-)
+@each(("when", "seconds"), [({"minutes": 5}, 300), ({"delay": "PT2M"}, 120), ({"seconds": 0}, 0), ({"hours": 1}, 3600)])
 def test_edit_promises_another_moment(client, when, seconds):
     timer = create(client, **GIVEN)
     began = timezone.now()
@@ -135,7 +134,7 @@ def test_empty_edit_changes_nothing(client):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "fields"),
     [
         ({"web_url": None}, ["web_url"]),
@@ -157,7 +156,6 @@ def test_empty_edit_changes_nothing(client):
         ("null", None),
         ("5", None),
     ],
-    ids=str,
 )
 def test_bad_edit_is_refused_by_name_and_changes_nothing(client, body, fields):
     timer = create(client, **GIVEN)
@@ -257,7 +255,7 @@ def test_later_attempts_see_an_edit(client, receiver):
 
 
 @db
-@pytest.mark.parametrize("when", [{"seconds": 60}, {"every": "PT1M"}])
+@each("when", [{"seconds": 60}, {"every": "PT1M"}])
 def test_edit_in_mid_call_promises_another_moment_and_the_call_brings_no_other(client, when):
     timer = create(client, **when)
     put_back(timer["task_id"])
@@ -472,7 +470,7 @@ def test_replay_of_one_delivery_of_several(client):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("action", "body", "fields"),
     [
         ("replay", {"delivery_id": "x"}, ["delivery_id"]),
@@ -503,7 +501,7 @@ def test_action_with_a_bad_body_is_refused_by_name(client, action, body, fields)
 
 
 @db
-@pytest.mark.parametrize("limit", [1, 2, 3, 7, 200])
+@each("limit", [1, 2, 3, 7, 200])
 def test_deliveries_and_attempts_are_paged_each_once_the_latest_first(client, limit):
     timer = create(client, every="PT1M", retry={"max_attempts": 3, "min_seconds": 0.1})
     other = create(client, every="PT1M")
@@ -530,8 +528,8 @@ def test_deliveries_and_attempts_are_paged_each_once_the_latest_first(client, li
 
 
 @db
-@pytest.mark.parametrize("kind", ["deliveries", "attempts"])
-@pytest.mark.parametrize(
+@each("kind", ["deliveries", "attempts"])
+@each(
     ("query", "field"),
     [
         ("cursor=x", "cursor"),
@@ -871,7 +869,7 @@ def test_bulk_is_taken_up_by_a_worker(client):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "fields"),
     [
         ({}, ["action", "filter"]),
@@ -892,7 +890,6 @@ def test_bulk_is_taken_up_by_a_worker(client):
         ({"action": "cancel", "filter": {"status": []}, "dry_run": "yes"}, ["dry_run"]),
         ([], [""]),
     ],
-    ids=str,
 )
 def test_bad_bulk_is_refused_by_name(client, body, fields):
     assert fields_of(post(client, body, "/timer/bulk")) == fields
@@ -900,7 +897,7 @@ def test_bad_bulk_is_refused_by_name(client, body, fields):
 
 
 @db
-@pytest.mark.parametrize("id_", ["x", str(uuid.UUID(int=7)), "%00"])
+@each("id_", ["x", str(uuid.UUID(int=7)), "%00"])
 def test_unknown_bulk_is_404(client, id_):
     assert client.get(f"/timer/bulk/{id_}").status_code == 404
 
@@ -939,7 +936,7 @@ def test_preview_shows_what_clocks_do(client):
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "moments", "more"),
     [
         ({"every": "PT6H", "starts_at": "2026-01-05T00:00:00Z", "ends_at": "2026-01-05T12:00:00Z"}, 2, False),
@@ -952,7 +949,6 @@ def test_preview_shows_what_clocks_do(client):
         ({"delay": "PT1M"}, 1, False),
         ({"due_at": "2030-01-05T09:00:00+01:00"}, 1, False),
     ],
-    ids=str,
 )
 def test_preview_shows_so_many_moments_and_whether_there_are_more(client, body, moments, more):
     shown = previewed(client, after="2026-01-05T00:00:00Z", **body)
@@ -963,7 +959,7 @@ def test_preview_shows_so_many_moments_and_whether_there_are_more(client, body, 
 
 
 @db
-@pytest.mark.parametrize(
+@each(
     ("body", "fields"),
     [
         ({}, ["seconds"]),
@@ -975,7 +971,6 @@ def test_preview_shows_so_many_moments_and_whether_there_are_more(client, body, 
         ({"cron": "@daily", "ends_at": "2026-01-01T00:00:00Z", "after": "2026-01-02T00:00:00Z"}, ["ends_at"]),
         ([], [""]),
     ],
-    ids=str,
 )
 def test_bad_preview_is_refused_by_name(client, body, fields):
     assert fields_of(post(client, body, "/timer/preview")) == fields

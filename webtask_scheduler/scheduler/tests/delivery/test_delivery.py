@@ -16,6 +16,7 @@ from webtask_scheduler.scheduler.queue import leases
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import move
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
 pytestmark = pytest.mark.django_db
@@ -179,7 +180,7 @@ def test_redirect_is_a_failure(make_timer, receiver):
     assert (result.status_code, result.error) == (302, "status")
 
 
-@pytest.mark.parametrize(
+@each(
     ("url", "state"),
     [
         ("http://169.254.169.254/latest/meta-data/", State.FAILED),

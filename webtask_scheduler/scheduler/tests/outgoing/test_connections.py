@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing import prepared, reading
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, LocalError, Request
 from webtask_scheduler.scheduler.tests.support.apart import run_apart
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
@@ -338,7 +339,7 @@ def test_address_that_the_system_refuses_is_the_receivers_failure(client, monkey
     assert caught.value.kind == "connect"
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
+@each("host", ["192.0.2.1", "2001:db8::1"])
 def test_tests_connect_to_no_other_machine(host):
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):

@@ -13,6 +13,7 @@ from webtask_scheduler.scheduler.outgoing import client as client_module
 from webtask_scheduler.scheduler.outgoing.checks import check_headers, check_url
 from webtask_scheduler.scheduler.outgoing.client import CallError, Client, Request
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS, Receiver
 
 
@@ -230,7 +231,7 @@ def test_redirect_may_name_another_password(client, receiver, elsewhere):
     assert elsewhere.calls[0].headers["Authorization"] == "Basic eW91Om90aGVy"
 
 
-@pytest.mark.parametrize(
+@each(
     ("one", "other", "same"),
     [
         ("http://a.example/", "http://A.example:80/x", True),
@@ -432,7 +433,7 @@ def test_a_call_after_a_failed_one_works(client, receiver):
     assert call(client, receiver.url()).status_code == 200
 
 
-@pytest.mark.parametrize(
+@each(
     "url",
     [
         "http://example.com",
@@ -446,7 +447,7 @@ def test_check_url_takes(url):
     check_url(url, max_length=2048, egress=EGRESS)
 
 
-@pytest.mark.parametrize(
+@each(
     "url",
     [
         "",
@@ -501,7 +502,7 @@ def test_check_headers_takes(headers, client, receiver):
     assert headers.items() <= receiver.calls[0].headers.items()
 
 
-@pytest.mark.parametrize(
+@each(
     "headers",
     [
         {"": "x"},

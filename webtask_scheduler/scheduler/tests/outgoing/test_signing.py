@@ -8,6 +8,7 @@ import pytest
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from webtask_scheduler.scheduler.outgoing.signing import check_secret, new_secret, signature
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 BODY = b'{"task_id": "0192", "due_at": "2030-01-01T00:00:00+00:00"}'
 
@@ -56,7 +57,7 @@ def test_receiver_refuses_with_another_secret():
         Webhook(new_secret()).verify(BODY, signed([new_secret(), new_secret()]))
 
 
-@pytest.mark.parametrize("changed", ["body", "webhook-id", "webhook-timestamp"])
+@each("changed", ["body", "webhook-id", "webhook-timestamp"])
 def test_receiver_refuses_what_was_changed_on_the_way(changed):
     secret = new_secret()
     headers, body = signed([secret]), BODY
@@ -79,12 +80,12 @@ def test_new_secrets_differ_and_pass_the_check():
         check_secret(secret)
 
 
-@pytest.mark.parametrize("size", [24, 25, 26, 64])
+@each("size", [24, 25, 26, 64])
 def test_check_takes_a_secret(size):
     check_secret(encoded(size))
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("", "begins with"),

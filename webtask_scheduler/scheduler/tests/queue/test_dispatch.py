@@ -21,6 +21,7 @@ from webtask_scheduler.scheduler.queue.claims import DeliveryQueue
 from webtask_scheduler.scheduler.queue.reclaim import reclaim_expired
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -124,7 +125,7 @@ def test_claims_an_extra_delivery_of_a_disabled_timer():
     assert claimed_ids(claim_due()) == [extra]
 
 
-@pytest.mark.parametrize(("ago", "claimed"), [(0, 1), (3600, 0)])
+@each(("ago", "claimed"), [(0, 1), (3600, 0)])
 def test_claims_what_a_stock_scheduler_ran_for_this_moment_and_disabled(ago, claimed):
     make(1)
     last_run_at = timezone.now() - timedelta(seconds=ago)

@@ -12,6 +12,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.beat import TimerScheduler
 from webtask_scheduler.scheduler.models import LANES, Attempt, Delivery, State
 from webtask_scheduler.scheduler.queue import claims, leases, reclaim
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 LEASE = {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
@@ -19,7 +20,7 @@ LEASE = {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
 pytestmark = pytest.mark.django_db
 
 
-@pytest.mark.parametrize(
+@each(
     ("constraint", "fields"),
     [
         ("delivery_state_known", {"state": "waiting"}),
@@ -53,7 +54,7 @@ def test_delivery_refuses_a_second_open_promise(make_timer):
     Delivery.objects.create(timer=timer, number=2, extra=True, due_at=NOW, next_attempt_at=NOW)
 
 
-@pytest.mark.parametrize(
+@each(
     ("constraint", "fields"),
     [
         ("attempt_numbered_from_one", {"number": 0}),

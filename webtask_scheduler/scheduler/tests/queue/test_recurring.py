@@ -16,6 +16,7 @@ from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import bare, saved
 
 pytestmark = pytest.mark.django_db
@@ -101,7 +102,7 @@ def test_schedule_without_a_moment_is_refused_and_writes_nothing(make_timer):
 # What follows
 
 
-@pytest.mark.parametrize(("outcome", "state"), [({}, "succeeded"), ({"status_code": 410, "error": "status"}, "failed")])
+@each(("outcome", "state"), [({}, "succeeded"), ({"status_code": 410, "error": "status"}, "failed")])
 def test_next_moment_is_promised_when_one_has_ended(recurring, outcome, state):
     timer = recurring(every(3600.0, since=10))
     put_back(timer, 10)
@@ -364,7 +365,7 @@ def callback_of(timer):
     return Timer.objects.get(outcome_of__in=Delivery.objects.filter(timer=timer).values("pk"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("outcome", "url", "kind"),
     [
         ({}, "http://127.0.0.1:9/ok", "timer.succeeded"),
@@ -423,7 +424,7 @@ def test_missed_delivery_calls_back_as_a_failure(make_timer):
 WRITES = [saved, bare]
 
 
-@pytest.mark.parametrize("write", WRITES)
+@each("write", WRITES)
 def test_another_interval_is_taken_over(recurring, delivery_of, write):
     timer = recurring(every(3600.0, since=-3600))
     write(timer.periodic_task.interval, every=2, period=IntervalSchedule.HOURS)
@@ -433,7 +434,7 @@ def test_another_interval_is_taken_over(recurring, delivery_of, write):
     assert sweep_changes_nothing(timer)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@each("write", WRITES)
 def test_another_crontab_is_taken_over(recurring, delivery_of, write):
     timer = recurring(DAILY)
     write(timer.periodic_task.crontab, hour="11", minute="30")
@@ -444,7 +445,7 @@ def test_another_crontab_is_taken_over(recurring, delivery_of, write):
     assert sweep_changes_nothing(timer)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@each("write", WRITES)
 def test_one_shot_that_is_given_an_interval_recurs(make_timer, delivery_of, write):
     timer = make_timer(delay_seconds=600)
     interval = IntervalSchedule.objects.create(every=5, period=IntervalSchedule.MINUTES)
@@ -455,7 +456,7 @@ def test_one_shot_that_is_given_an_interval_recurs(make_timer, delivery_of, writ
     assert [one.state for one in deliveries(timer)] == ["cancelled", "scheduled"]
 
 
-@pytest.mark.parametrize("write", WRITES)
+@each("write", WRITES)
 def test_disabled_recurring_row_is_paused_and_enabled_goes_on(recurring, delivery_of, write):
     timer = recurring(DAILY)
     write(timer.periodic_task, enabled=False)

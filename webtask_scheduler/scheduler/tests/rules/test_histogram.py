@@ -2,14 +2,14 @@
 
 import math
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from webtask_scheduler.scheduler.rules import histogram
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 
-@pytest.mark.parametrize(
+@each(
     ("seconds", "bound"),
     [(-1.0, 0.001), (0.0, 0.001), (0.001, 0.001), (0.0011, 0.002), (0.1, 0.1), (3600.0, 3600.0), (3600.1, math.inf)],
 )

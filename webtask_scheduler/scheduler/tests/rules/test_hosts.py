@@ -16,6 +16,7 @@ from webtask_scheduler.scheduler.models import CallStop, State, Timer
 from webtask_scheduler.scheduler.queue.attempts import start_attempts
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 
 def full_width(text):
@@ -48,12 +49,12 @@ LOOPBACK = [
 ]
 
 
-@pytest.mark.parametrize("url", LOOPBACK)
+@each("url", LOOPBACK)
 def test_every_spelling_of_an_address_is_one_host(url):
     assert canonical_host(url) == "127.0.0.1"
 
 
-@pytest.mark.parametrize(
+@each(
     ("url", "host"),
     [
         ("http://localhost/", "localhost"),
@@ -167,7 +168,7 @@ def test_canonical_hosts_of_a_batch_cost_next_to_nothing():
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("spelling", ["127.1:9", "http://127.0.0.1.:9/x", "0x7f.1:9", "[::ffff:127.0.0.1]:9"])
+@each("spelling", ["127.1:9", "http://127.0.0.1.:9/x", "0x7f.1:9", "[::ffff:127.0.0.1]:9"])
 def test_call_stop_holds_every_spelling_of_its_host(make_timer, delivery_of, spelling):
     services.stop_calls(host=spelling, reason="flood")
     assert CallStop.objects.get().host == "127.0.0.1:9"
@@ -203,7 +204,7 @@ def test_filters_take_every_spelling_of_a_host(client, make_timer, capsys, spell
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("spelling", ["http://", "/", "user@", " "])
+@each("spelling", ["http://", "/", "user@", " "])
 def test_filter_that_names_no_host_fits_nothing(client, make_timer, spelling):
     make_timer()
     answer = client.get("/timer", {"host": spelling})

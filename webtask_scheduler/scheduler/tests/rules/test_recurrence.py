@@ -22,6 +22,7 @@ from webtask_scheduler.scheduler.rules.recurrence import (
     parse_duration,
     transition_note,
 )
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 bounded = settings(max_examples=150, deadline=None)
 
@@ -68,7 +69,7 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize(("cron", "after", "moments"), PLAIN)
+@each(("cron", "after", "moments"), PLAIN)
 def test_moments_in_utc(cron, after, moments):
     moments = [at(moment) for moment in moments.split()]
     found = first(Recurrence(cron=check_cron(cron)), at(after), len(moments))
@@ -132,7 +133,7 @@ ZONED = [
 ]
 
 
-@pytest.mark.parametrize(("zone", "cron", "after", "moments"), ZONED)
+@each(("zone", "cron", "after", "moments"), ZONED)
 def test_moments_in_a_zone(zone, cron, after, moments):
     moments = [at(moment) for moment in moments.split()]
     assert first(Recurrence(cron=check_cron(cron), timezone=zone), at(after), len(moments)) == moments
@@ -158,8 +159,8 @@ def test_start_and_end_are_limits_to_the_microsecond():
     assert list(recurrence.moments(at("2026-01-01"))) == [at("2026-02-02T09:00")]
 
 
-@pytest.mark.parametrize("zone", ["UTC", "America/New_York", "Pacific/Apia"])
-@pytest.mark.parametrize("cron", ["0 0 31 12 *", "* * * * *", "*/7 5 * * *"])
+@each("zone", ["UTC", "America/New_York", "Pacific/Apia"])
+@each("cron", ["0 0 31 12 *", "* * * * *", "*/7 5 * * *"])
 def test_there_is_nothing_past_the_last_year(zone, cron):
     recurrence = Recurrence(cron=cron, timezone=zone)
     assert recurrence.next_after(at("9999-12-30T20:00")) is None
@@ -203,7 +204,7 @@ def test_period_ends():
     assert Recurrence(every_seconds=1e9, starts_at=at("9990-01-01")).next_after(at("9999-01-01")) is None
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "sentence"),
     [
         ({}, "either"),
@@ -225,7 +226,7 @@ HOURLY = Recurrence(cron="0 * * * *", starts_at=at("2026-01-01"), ends_at=at("20
 EVERY = Recurrence(every_seconds=3600, starts_at=at("2026-01-01"), ends_at=at("2026-01-01T20:00"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("due", "begun", "now", "next_one", "next_with_skip"),
     [
         # In time, and over before the next.
@@ -408,10 +409,8 @@ def test_next_is_the_same_from_every_instant_between(fields, where, seconds, mic
     assert recurrence.next_after(moments[0] - TICK) == moments[0]
 
 
-@pytest.mark.parametrize(
-    "cron", ["* * * * *", "*/5 * * * *", "0 9 * * MON-FRI", "30 2 * * *", "15 * * * *", "0 0 1 * *", "0 0 1 1 *"]
-)
-@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
+@each("cron", ["* * * * *", "*/5 * * * *", "0 9 * * MON-FRI", "30 2 * * *", "15 * * * *", "0 0 1 * *", "0 0 1 1 *"])
+@each("zone", ["UTC", "Europe/Berlin", "Australia/Lord_Howe"])
 def test_next_is_found_soon(cron, zone):
     recurrence = Recurrence(cron=cron, timezone=zone)
     recurrence.next_after(at("2026-01-01"))
@@ -424,7 +423,7 @@ def test_next_is_found_soon(cron, zone):
 # Cron expressions
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "kept"),
     [
         ("0 9 * * 1", "0 9 * * 1"),
@@ -446,7 +445,7 @@ def test_expression_is_kept(text, kept):
     assert check_cron(text) == kept
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         ("", "required"),
@@ -504,12 +503,12 @@ def test_any_text_is_kept_or_refused(text):
     celery_fields(kept)
 
 
-@pytest.mark.parametrize("name", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+5", "US/Eastern"])
+@each("name", ["UTC", "Europe/Berlin", "America/Argentina/Buenos_Aires", "Etc/GMT+5", "US/Eastern"])
 def test_zone_is_known(name):
     assert check_timezone(name) == name
 
 
-@pytest.mark.parametrize(
+@each(
     "name",
     [
         "",
@@ -542,7 +541,7 @@ def test_other_zones_are_refused(name):
 # Durations
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "seconds"),
     [
         ("P1W", 604_800),
@@ -560,7 +559,7 @@ def test_duration_is_read(text, seconds):
     assert parse_duration(text) == seconds
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "sentence"),
     [
         *[(text, "not an ISO 8601") for text in ("", "P", "PT", "P1DT", "1H", "P1H", "PT1D", "PT1", "P1", "PTS")],
@@ -582,7 +581,7 @@ def test_other_durations_are_refused(text, sentence):
         parse_duration(text)
 
 
-@pytest.mark.parametrize(
+@each(
     ("seconds", "text"),
     [
         (0, "PT0S"),
@@ -623,7 +622,7 @@ def celery_values(fields):
     return found.minute, found.hour, found.day_of_month, found.month_of_year, found.day_of_week
 
 
-@pytest.mark.parametrize(
+@each(
     ("cron", "fields"),
     [
         ("0 9 * * MON-FRI", ("0", "9", "*", "*", "1-5")),
@@ -648,7 +647,7 @@ def test_fields_for_celery(cron, fields):
     celery_values(fields)
 
 
-@pytest.mark.parametrize(
+@each(
     "cron",
     ["0 0 13 * FRI", "0 0 1-31 * 0-6", "0 0 L * *", "0 0 1,LW * *", "0 0 * * 5L", "0 0 * * MON#2", "0 0 * * 1,2#3"],
 )
@@ -682,7 +681,7 @@ def test_longest_fields_fit_their_columns():
         assert all(len(field) <= length for field, length in zip(found, LENGTHS, strict=True))
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "cron"),
     [
         (("0", "9", "*", "*", "mon-fri"), "0 9 * * 1-5"),
@@ -703,7 +702,7 @@ def test_cron_of_celery_fields(fields, cron):
     assert cron_of(*fields) == cron
 
 
-@pytest.mark.parametrize(
+@each(
     "fields",
     [
         ("1,13,30-45,50-59/2", "0,8-17/2", "*", "*", "mon-fri"),
@@ -716,7 +715,7 @@ def test_cron_of_has_the_values_that_celery_has(fields):
     assert celery_values(celery_fields(cron_of(*fields))) == celery_values(fields)
 
 
-@pytest.mark.parametrize(
+@each(
     ("fields", "sentence"),
     [
         (("", "*", "*", "*", "*"), "minute field ''"),
@@ -767,7 +766,7 @@ def test_note_for_a_skipped_time():
     assert both.endswith(note)
 
 
-@pytest.mark.parametrize(
+@each(
     ("moment", "previous", "zone"),
     [
         ("2026-03-28T08:00", "2026-03-27T08:00", "Europe/Berlin"),

@@ -11,6 +11,7 @@ import pytest
 from webtask_scheduler.scheduler.models import ErrorKind, State
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.retry import DEFAULT, Policy, Verdict, decide, retry_after_seconds
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 ORDINARY = sorted(set(ErrorKind.values) - retry.PERMANENT - retry.AT_ONCE - retry.GIVEN_BACK)
 NOW = datetime(2030, 1, 1, 12, 0, 0, tzinfo=UTC)
@@ -51,14 +52,14 @@ def test_success_ends_it():
     assert decide(error="", attempt=1).verdict is Verdict.SUCCEEDED
 
 
-@pytest.mark.parametrize(("attempt", "wait"), [(1, 5), (2, 15), (3, 45), (4, 135)])
+@each(("attempt", "wait"), [(1, 5), (2, 15), (3, 45), (4, 135)])
 def test_failure_waits_exponentially_with_jitter(attempt, wait):
     found = waits(DEFAULT, [attempt] * 200)
     assert all(0.8 * wait <= seconds <= 1.2 * wait for seconds in found)
     assert len(set(found)) > 100
 
 
-@pytest.mark.parametrize("error", ORDINARY)
+@each("error", ORDINARY)
 def test_what_cannot_do_better_is_given_up_whatever_its_kind(error):
     assert decide(error=error, attempt=1).verdict is Verdict.RETRY
     assert decide(error=error, attempt=1, permanent=True).verdict is Verdict.GIVE_UP
@@ -78,7 +79,7 @@ def test_listed_waits_come_in_turn_and_the_last_again():
     assert waits(policy, range(1, 6)) == [0, 60, 30, 30, 30]
 
 
-@pytest.mark.parametrize("error", ORDINARY)
+@each("error", ORDINARY)
 def test_last_failure_gives_up(error):
     assert decide(error=error, attempt=DEFAULT.max_attempts - 1).verdict is Verdict.RETRY
     assert decide(error=error, attempt=DEFAULT.max_attempts) == retry.Decision(Verdict.GIVE_UP)
@@ -100,7 +101,7 @@ def test_status_410_that_a_timer_takes_for_a_success_is_one():
     assert decide(error="", attempt=1, status_code=410) == retry.Decision(Verdict.SUCCEEDED)
 
 
-@pytest.mark.parametrize("status_code", [301, 400, 404, 429, 500, 503])
+@each("status_code", [301, 400, 404, 429, 500, 503])
 def test_any_other_status_is_tried_again(status_code):
     decision = decide(error="status", attempt=1, status_code=status_code)
     assert (decision.verdict, decision.pause) == (Verdict.RETRY, False)
@@ -122,7 +123,7 @@ def test_interrupted_call_is_not_given_back_later_than_its_timer_allows():
     assert decide(error="interrupted", attempt=1, policy=policy, age_seconds=61).verdict is Verdict.GIVE_UP
 
 
-@pytest.mark.parametrize("status_code", [400, 429, 500, 503])
+@each("status_code", [400, 429, 500, 503])
 def test_receiver_that_asks_for_time_is_given_it(status_code):
     decision = decide(error="status", attempt=1, status_code=status_code, retry_after_seconds=600)
     assert decision == retry.Decision(Verdict.RETRY, 600)
@@ -140,7 +141,7 @@ def test_jitter_never_comes_before_what_was_asked_for():
     assert max(found) > 15
 
 
-@pytest.mark.parametrize("policy", [DEFAULT, Policy(max_age_seconds=retry.MAX_AGE_SECONDS)])
+@each("policy", [DEFAULT, Policy(max_age_seconds=retry.MAX_AGE_SECONDS)])
 def test_retry_later_than_seven_days_is_given_up(policy):
     age = retry.MAX_AGE_SECONDS - 100
     for asked, verdict in ((100, Verdict.RETRY), (101, Verdict.GIVE_UP)):
@@ -148,7 +149,7 @@ def test_retry_later_than_seven_days_is_given_up(policy):
         assert decision.verdict is verdict
 
 
-@pytest.mark.parametrize(("most", "verdict"), [(60, Verdict.RETRY), (59, Verdict.GIVE_UP), (0, Verdict.GIVE_UP)])
+@each(("most", "verdict"), [(60, Verdict.RETRY), (59, Verdict.GIVE_UP), (0, Verdict.GIVE_UP)])
 def test_retry_later_than_its_timer_allows_is_given_up(most, verdict):
     policy = Policy(backoff="fixed", min_seconds=10, jitter=0, max_age_seconds=most)
     assert decide(error="timeout", attempt=1, policy=policy, age_seconds=50).verdict is verdict
@@ -209,7 +210,7 @@ def test_policy_of_a_newer_release_can_be_read():
     assert Policy.read({"max_attempts": 3, "mood": "calm"}) == Policy(max_attempts=3)
 
 
-@pytest.mark.parametrize(
+@each(
     ("header", "seconds"),
     [
         ("0", 0),
@@ -233,7 +234,7 @@ def test_retry_after_is_read(header, seconds):
     assert retry_after_seconds(header, now=NOW) == seconds
 
 
-@pytest.mark.parametrize(
+@each(
     "header",
     [
         "",

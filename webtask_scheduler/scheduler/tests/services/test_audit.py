@@ -17,6 +17,7 @@ from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.models import BulkOperation, CallStop, Delivery, SigningSecret, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import GIVEN, URL, bearer, create, path, post, send
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import act, bare, saved, soon
 from webtask_scheduler.scheduler.tests.support.doors import form as form_of
 from webtask_scheduler.scheduler.tests.support.doors import post as submit
@@ -261,7 +262,7 @@ def test_form_of_a_stock_row_in_the_admin_names_the_person(admin_client, admin_u
     assert latest().action == "timer.run"
 
 
-@pytest.mark.parametrize("write", [saved, bare], ids=["save", "update"])
+@each("write", [saved, bare], ids=["save", "update"])
 def test_edit_of_a_stock_row_elsewhere_has_an_entry_of_nobody(make_timer, write):
     timer = make_timer()
     write(timer.periodic_task, enabled=False)

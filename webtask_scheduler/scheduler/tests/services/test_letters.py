@@ -14,6 +14,7 @@ from webtask_scheduler.scheduler.services import letters
 from webtask_scheduler.scheduler.services.caller import OPERATOR, Caller
 from webtask_scheduler.scheduler.tests.support.acting import begin, every, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import create, path, post
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -202,7 +203,7 @@ def test_replays_are_spread_over_the_time_that_was_asked_for(client, make_dead):
     assert len(run().started) == 1
 
 
-@pytest.mark.parametrize(
+@each(
     "body",
     [
         {"action": "pause", "spread_seconds": 60},

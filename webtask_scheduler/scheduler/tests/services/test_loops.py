@@ -8,6 +8,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import URL, call_all, create, path, post, send, stored
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import running
 from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
@@ -35,7 +36,7 @@ def refused(answer, status, words):
 
 
 @db
-@pytest.mark.parametrize("how", ["cancelled", "succeeded", "failed"])
+@each("how", ["cancelled", "succeeded", "failed"])
 def test_run_of_a_timer_that_has_ended_is_refused_with_what_to_do(client, how):
     timer = failed(client) if how == "failed" else create(client)
     if how == "cancelled":
@@ -158,7 +159,7 @@ def test_chain_of_receivers_that_pass_our_headers_on_ends(client, receiver):
 
 
 @db
-@pytest.mark.parametrize("name", ["webtask-timer-id", "Webtask-Depth"])
+@each("name", ["webtask-timer-id", "Webtask-Depth"])
 def test_no_timer_may_set_or_hide_the_mark(client, name):
     assert post(client, ONE | {"headers": {name: "0"}}).status_code == 400
     assert post(client, ONE | {"depth": 0}).status_code == 400

@@ -11,6 +11,7 @@ from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, Tim
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -98,7 +99,7 @@ def test_command_counts_in_a_dry_run_and_deletes_without(ended, capsys):
     assert not left()
 
 
-@pytest.mark.parametrize("text", ["30", "d", "-1d", "1.5h", "9999999d", "x"])
+@each("text", ["30", "d", "-1d", "1.5h", "9999999d", "x"])
 def test_command_says_what_an_age_looks_like(text):
     with pytest.raises(CommandError, match="is not an age"):
         call_command("prune_timers", f"--older-than={text}")

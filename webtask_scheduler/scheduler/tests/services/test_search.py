@@ -18,6 +18,7 @@ from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.search import CursorError, Filter
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
 
@@ -173,10 +174,11 @@ def test_retrying_and_late_go_with_every_other_filter(mixed, user, monkeypatch):
     assert {(True, None, True), (None, True, True), (False, True, True)} <= counts
 
 
-@pytest.mark.parametrize("limit", [1, 2, 7, 199, 200])
-def test_pages_of_every_length_hold_the_same_in_the_same_order(mixed, user, limit):
+def test_pages_of_every_length_hold_the_same_in_the_same_order(mixed, user):
     for wanted in (Filter(everyone=True), Filter(statuses=tuple(State)), Filter(label="team=x", owner_id=user.pk)):
-        assert pages(wanted, limit=limit) == pages(wanted, limit=50)
+        expected = pages(wanted, limit=50)
+        for limit in (1, 2, 7, 199, 200):
+            assert pages(wanted, limit=limit) == expected, (wanted, limit)
 
 
 def test_order_is_the_latest_made_first(mixed):
@@ -250,7 +252,7 @@ FORGED = {
 }
 
 
-@pytest.mark.parametrize("place", FORGED.values(), ids=FORGED.keys())
+@each("place", FORGED.values(), ids=FORGED.keys())
 def test_cursor_that_was_forged_is_refused(make_timer, place):
     make_timer()
     make_timer()
@@ -260,7 +262,7 @@ def test_cursor_that_was_forged_is_refused(make_timer, place):
         search.page(wanted, cursor=forged(cursor, *place), limit=1)
 
 
-@pytest.mark.parametrize("moment", ["2026-W02-1", "20260105T000000Z", "0001-01-01", "9999-12-31T23:59:59-12:00"])
+@each("moment", ["2026-W02-1", "20260105T000000Z", "0001-01-01", "9999-12-31T23:59:59-12:00"])
 def test_cursor_with_a_moment_in_another_spelling_does_no_harm(make_timer, moment):
     make_timer()
     make_timer()
@@ -285,7 +287,7 @@ GARBAGE = {
 }
 
 
-@pytest.mark.parametrize("cursor", GARBAGE.values(), ids=GARBAGE.keys())
+@each("cursor", GARBAGE.values(), ids=GARBAGE.keys())
 def test_cursor_that_no_list_gave_is_a_400(client, cursor):
     answer = client.get("/timer", {"cursor": cursor})
     assert answer.status_code == 400, answer.content
@@ -409,7 +411,7 @@ BAD_QUERIES = [
 ]
 
 
-@pytest.mark.parametrize(("query", "field"), BAD_QUERIES, ids=[query[:30] for query, _ in BAD_QUERIES])
+@each(("query", "field"), BAD_QUERIES, ids=[query[:30] for query, _ in BAD_QUERIES])
 def test_bad_query_is_refused_by_name(client, query, field):
     answer = client.get(f"/timer?{query}")
     assert answer.status_code == 400, answer.content
@@ -480,7 +482,17 @@ def statements(django_assert_max_num_queries, wanted, limit=50):
     return page, [query["sql"] for query in captured.captured_queries]
 
 
-def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, user, sql, django_assert_max_num_queries):
+def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries):
+    with subtests.test("a page is read along an index in few statements"):
+        _check_plans(sql, django_assert_max_num_queries)
+    with subtests.test("a page of a filter that nothing fits looks at a bounded number of rows"):
+        _check_nothing_fits(django_assert_max_num_queries)
+    with subtests.test("a page of what few fit is full, or the end, or says how far it was looked"):
+        _check_few_fit(client, sql)
+
+
+def _check_plans(sql, django_assert_max_num_queries):
+    user = get_user_model().objects.get()
     soon, later = timezone.now() + timedelta(hours=5), timezone.now() + timedelta(hours=6)
     table = [
         # Filter, timers on the first page, statements for it, the index that leads.
@@ -516,16 +528,7 @@ def test_page_of_a_full_table_is_read_along_an_index_in_few_statements(many, use
             assert not re.search(r"Seq Scan on scheduler_(timer|delivery|timerlabel)", plan), (wanted, plan)
 
 
-def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_timer, django_assert_num_queries):
-    for _ in range(50):
-        make_timer()
-    for limit in (1, 50):
-        # Which timers, how large they are, and what they hold.
-        with django_assert_num_queries(3):
-            assert len(client.get("/timer", {"limit": limit}).json()["timers"]) == limit
-
-
-def test_page_of_a_filter_that_nothing_fits_looks_at_a_bounded_number_of_rows(many, django_assert_max_num_queries):
+def _check_nothing_fits(django_assert_max_num_queries):
     page, asked = statements(django_assert_max_num_queries, Filter(name="nothing"))
     assert (page.timer_ids, page.next is None) == ([], False)
     assert search.SCANNED_MOST <= page.looked.timers < 2 * search.SCANNED_MOST
@@ -535,7 +538,7 @@ def test_page_of_a_filter_that_nothing_fits_looks_at_a_bounded_number_of_rows(ma
     assert len(asked) <= 15
 
 
-def test_page_of_what_few_fit_is_full_or_the_end_or_says_how_far_it_was_looked(client, many, sql):
+def _check_few_fit(client, sql):
     sql(
         "UPDATE scheduler_timer SET name = 'needle'"
         " WHERE id IN (SELECT id FROM scheduler_timer WHERE owner_id IS NULL ORDER BY id LIMIT 2)"
@@ -548,6 +551,15 @@ def test_page_of_what_few_fit_is_full_or_the_end_or_says_how_far_it_was_looked(c
             cursor, answers = body["next"], answers + 1
             assert (cursor is None) == ("searched" not in body)
         assert (len(found), answers <= 3) == (2, True)
+
+
+def test_page_takes_as_many_statements_for_fifty_timers_as_for_one(client, make_timer, django_assert_num_queries):
+    for _ in range(50):
+        make_timer()
+    for limit in (1, 50):
+        # Which timers, how large they are, and what they hold.
+        with django_assert_num_queries(3):
+            assert len(client.get("/timer", {"limit": limit}).json()["timers"]) == limit
 
 
 def test_short_page_says_how_far_it_was_looked_and_why(client, make_timer, monkeypatch):

@@ -41,7 +41,10 @@ def each(
         found = ParameterSet.extract_from(case, force_tuple=len(words) == 1)
         assert len(found.values) == len(words), f"{case!r} is no case of {words}"
         label = name or found.id or "-".join(str(value) for value in found.values)
-        rows.append((str(label), dict(zip(words, found.values, strict=True))))
+        # Half a character of a case could not be sent to another process.
+        rows.append(
+            (str(label).encode(errors="backslashreplace").decode(), dict(zip(words, found.values, strict=True)))
+        )
     assert rows, "without cases, nothing is tested"
 
     def decorate(test: Test) -> Test:
