@@ -144,10 +144,12 @@ def act(request: HttpRequest, action: str) -> HttpResponse:
     ids = [pk for pk in ids if not named or str(pk) in named]
     if action == "dismiss":
         dismissal = services.dismiss_many(ids)
-        text = ngettext("%(count)s dead letter is dismissed.", "%(count)s dead letters are dismissed.", dismissal.count)
+        text = ngettext(
+            "%(count)s dead letter is dismissed.", "%(count)s dead letters are dismissed.", dismissal.number
+        )
         # The message offers the way back.
-        undo = _restore_address(dismissal, mine="mine" in request.GET) if dismissal.count else ""
-        shown = text % {"count": number_format(dismissal.count, force_grouping=True)}
+        undo = _restore_address(dismissal, mine="mine" in request.GET) if dismissal.number else ""
+        shown = text % {"count": number_format(dismissal.number, force_grouping=True)}
         messages.success(request, shown, extra_tags=undo)
     else:
         spread = request.POST.get("spread", "0")
@@ -166,7 +168,7 @@ def act(request: HttpRequest, action: str) -> HttpResponse:
 
 
 def _restore_address(dismissal: services.Dismissal, *, mine: bool) -> str:
-    moments = {name: moment.isoformat() for name, moment in dismissal._asdict().items() if name != "count"}
+    moments = {name: moment.isoformat() for name, moment in dismissal._asdict().items() if name != "number"}
     return f"{reverse('dashboard:restore')}?{urlencode(moments | ({'mine': '1'} if mine else {}))}"
 
 
@@ -176,7 +178,7 @@ def restore(request: HttpRequest) -> HttpResponse:
     """Undo the dismissal that the address names by its moments, and go back."""
     try:
         moments = {
-            name: read_instant(request.GET.get(name, "")) for name in services.Dismissal._fields if name != "count"
+            name: read_instant(request.GET.get(name, "")) for name in services.Dismissal._fields if name != "number"
         }
         done = services.restore(services.Dismissal(0, **moments), caller=changer_of(request))
     except ValueError as error:

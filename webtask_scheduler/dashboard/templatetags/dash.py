@@ -56,12 +56,13 @@ _ANY_ID = "00000000-0000-0000-0000-000000000000"
 @register.simple_tag(takes_context=True)
 def row_menu(context: Context, row: Mapping[str, Any]) -> SafeString:
     """Return the menu of a row: it is written once a page for all rows of whose timers the same may be done."""
-    menus = context.render_context.setdefault("menus", {})
+    menus: Any = context.render_context.setdefault("menus", {})
     kind = tuple(action.name for action in row["actions"]), row["is_open"], row["may_act"]
     if kind not in menus:
         values = {"timer_id": _ANY_ID, "actions": row["actions"], "is_open": row["is_open"], "may_act": row["may_act"]}
         menus[kind] = render_to_string("dashboard/_menu.html", values).strip()
-    return mark_safe(menus[kind].replace(_ANY_ID, str(uuid.UUID(row["task_id"]))))  # noqa: S308 - a template, and an id
+    menu: str = menus[kind]
+    return mark_safe(menu.replace(_ANY_ID, str(uuid.UUID(row["task_id"]))))  # noqa: S308 - a template, and an id
 
 
 @register.simple_tag

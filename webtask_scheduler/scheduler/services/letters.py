@@ -133,7 +133,7 @@ def dismiss(timer_id: uuid.UUID, *, delivery_id: uuid.UUID | None = None) -> int
 class Dismissal(NamedTuple):
     """How many dead letters were dismissed; and when that was and they were due, by which they are found again."""
 
-    count: int
+    number: int
     since: datetime
     until: datetime
     due_from: datetime

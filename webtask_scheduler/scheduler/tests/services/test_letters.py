@@ -112,8 +112,8 @@ def test_what_did_not_fail_is_not_dismissed(make_timer, make_dead):
     with pytest.raises(services.NothingToReplayError):
         services.dismiss(timer.pk, delivery_id=Delivery.objects.get(timer=other).pk)
     ids = list(Delivery.objects.values_list("pk", flat=True))
-    assert services.dismiss_many(ids).count == 1
-    assert services.dismiss_many(ids).count == 0
+    assert services.dismiss_many(ids).number == 1
+    assert services.dismiss_many(ids).number == 0
 
 
 def test_dismissal_is_undone_alone(make_dead, user):
