@@ -75,9 +75,7 @@ def _rights(user: Any) -> dict[str, Any]:
     return {name: getattr(user, name) for name in RIGHTS}
 
 
-def _members_changed(
-    instance: Any, action: str, reverse: bool, model: Any, pk_set: set[Any] | None, **_: Any
-) -> None:
+def _members_changed(instance: Any, action: str, reverse: bool, model: Any, pk_set: set[Any] | None, **_: Any) -> None:
     """Record which groups or permissions users have got or lost, from whichever side it was done."""
     if action not in _WAYS:
         return
