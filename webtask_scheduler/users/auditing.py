@@ -1,8 +1,8 @@
 """What the audit log is told of users and groups: who was made, whose rights or password changed, who was deleted.
 
-`User.save` and `User.delete` call it, so that every door is seen: the admin, commands, and code. What a user belongs to
-is Django's own to write, and is seen by signals, which it sends inside its transactions. An `update()` of many rows, and
-a statement of SQL, are seen by nobody.
+`User.save` and `User.delete` call it, so that every door is seen: the admin, commands, and code. Groups and permissions
+are Django's own to write; it sends signals of them, inside its transactions. An `update()` of many rows, and a
+statement of SQL, are seen by nobody.
 """
 
 from collections.abc import Collection, Mapping

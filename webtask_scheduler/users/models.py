@@ -141,8 +141,8 @@ class LoginFailures(models.Model):
 class AppDevice(TOTPDevice):
     """An app that shows codes, as django-otp keeps it, with its key encrypted.
 
-    `key` may be plain: rows of releases up to 0.2 are, until `manage.py rotate_encryption`. To log in with one leaves it
-    so, because web processes of such a release, which may still run then, can read no other form.
+    `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with one
+    leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
     """
 
     class Meta:
@@ -169,7 +169,7 @@ class AppDevice(TOTPDevice):
 class RecoveryDevice(StaticDevice):
     """The recovery codes of a user, as django-otp keeps them, each encrypted; `second_factor` makes them.
 
-    Encrypted and not hashed, so that they outlive a change of keys. As with apps, codes of releases before are plain.
+    Encrypted and not hashed, so that they outlive a change of keys. As with apps, older codes are plain.
     """
 
     class Meta:
