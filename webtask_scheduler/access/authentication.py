@@ -70,8 +70,8 @@ def _count_wrong_key(request: Request) -> None:
     """Count a wrong key against its sender's address. Raises WrongKeys.
 
     It is counted after the look-up, so that right keys work from the same address. A lock of the address would keep out
-    those who share it, such as an office behind one address with a forgotten program, and would win nothing: nobody finds
-    238 random bits by trying.
+    those who share it, such as an office with one forgotten program, and would win nothing: nobody finds 238 random
+    bits by trying.
     """
     most = settings.WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE
     if not most:

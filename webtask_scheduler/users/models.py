@@ -141,8 +141,8 @@ class LoginFailures(models.Model):
 class AppDevice(TOTPDevice):
     """An app that shows codes, as django-otp keeps it, with its key encrypted.
 
-    `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with one
-    leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
+    `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with
+    one leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
     """
 
     class Meta:
