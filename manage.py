@@ -14,4 +14,8 @@ if __name__ == "__main__":
         check(shared.listens_on)
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    from webtask_scheduler.access import actor
+
+    # Django's own commands too, such as createsuperuser, do what the audit log is told of.
+    with actor.at_shell():
+        execute_from_command_line(sys.argv)

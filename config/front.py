@@ -5,8 +5,9 @@ client takes, and a handful of clients that drip their bodies hold every thread.
 that is slow costs its bytes and a connection, no thread, and is answered 408 when its time is up.
 
 What bounds it: BODY_SECONDS and a least rate for one body; DATA_UPLOAD_MAX_MEMORY_SIZE for its length; BUFFER_BYTES for
-all bodies of this process that are not small; and granian's own limit of connections, half of its `--backlog` with two
-processes. Headers have granian's own deadline.
+all bodies of this process that are not small, from their arrival until they are answered, also while they wait for a
+thread; and granian's own limit of connections, half of its `--backlog` with two processes. Headers have granian's own
+deadline.
 """
 
 import asyncio
@@ -96,8 +97,10 @@ class Front:
     def __init__(self, application: Application, *, threads: int = THREADS) -> None:
         self._application = application
         self._work: queue.SimpleQueue[tuple[Any, Any, bytes, asyncio.Future[None], bool]] = queue.SimpleQueue()
-        # Answered, and not yet reported to the loop: the next request does that, which saves a wake-up for each.
-        self._done: collections.deque[asyncio.Future[None]] = collections.deque()
+        # Answered, with the length of the body, and not yet reported to the loop: the next request does that, which
+        # saves a wake-up for each.
+        self._done: collections.deque[tuple[asyncio.Future[None], int]] = collections.deque()
+        # Bytes of bodies that are not small, from their arrival until they are answered. The loop alone writes it.
         self._buffered = 0
         self._slow = 0
         self._say_at = -math.inf
@@ -105,8 +108,7 @@ class Front:
             threading.Thread(target=self._serve, name=f"request-{number}", daemon=True).start()
 
     async def __rsgi__(self, scope: Any, protocol: Any) -> None:
-        while self._done:
-            _finish(self._done.popleft())
+        self._settle()
         # A longer body, and one that does not say its length, is refused by the application without a look at it.
         length = _length(scope.headers)
         body = b""
@@ -123,31 +125,49 @@ class Front:
         del body
         await done
 
+    def _settle(self) -> None:
+        """Report to the loop what was answered, and give back the room of its bodies."""
+        while self._done:
+            self._finish(*self._done.popleft())
+
+    def _finish(self, done: "asyncio.Future[None]", length: int) -> None:
+        self._buffered -= _counted(length)
+        if not done.done():
+            done.set_result(None)
+
     async def _read(self, scope: Any, protocol: Any, length: int) -> bytes:
-        """Return a request's body. Raises BodyError if it does not arrive, or does not fit."""
+        """Return a request's body, which keeps its room in the buffer until `_finish`.
+
+        Raises BodyError if it does not arrive, or does not fit.
+        """
         chunks: list[bytes] = []
         counted = read = 0
+        whole = False
         try:
             async with asyncio.timeout(BODY_SECONDS) as deadline:
                 allowed = deadline.when() or 0.0
                 async for chunk in protocol:
                     read += len(chunk)
                     chunks.append(chunk)
+                    self._buffered += _counted(read) - counted
+                    counted = _counted(read)
+                    if self._buffered > BUFFER_BYTES and counted:
+                        # What was answered since may have made room.
+                        self._settle()
+                        if self._buffered > BUFFER_BYTES:
+                            raise BodyError(503, _TOO_MUCH)
                     if read >= length:
+                        whole = True
                         break
                     if not chunk:
                         raise BodyError(400, _CUT_OFF)
                     deadline.reschedule(allowed + read / BODY_BYTES_A_SECOND)
-                    if read > SMALL_BYTES:
-                        self._buffered += read - counted
-                        counted = read
-                        if self._buffered > BUFFER_BYTES:
-                            raise BodyError(503, _TOO_MUCH)
         except TimeoutError:
             self._note_slow(_client(scope), read, length)
             raise BodyError(408, _TOO_SLOW) from None
         finally:
-            self._buffered -= counted
+            if not whole:
+                self._buffered -= counted
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     def _note_slow(self, client: str, read: int, length: int) -> None:
@@ -160,6 +180,7 @@ class Front:
         """Answer one request after another, on a thread of its own."""
         while True:
             scope, protocol, body, done, unread = self._work.get()
+            length = len(body)
             try:
                 self._answer(scope, protocol, body)
             except BaseException:
@@ -168,9 +189,9 @@ class Front:
             finally:
                 if unread:
                     # Granian closes the connection when nobody is left who might read the rest.
-                    done.get_loop().call_soon_threadsafe(_finish, done)
+                    done.get_loop().call_soon_threadsafe(self._finish, done, length)
                 else:
-                    self._done.append(done)
+                    self._done.append((done, length))
                 del scope, protocol, body, done
 
     def _answer(self, scope: Any, protocol: Any, body: bytes) -> None:
@@ -194,9 +215,9 @@ class Front:
         protocol.response_bytes(begun[0], begun[1], content)
 
 
-def _finish(done: "asyncio.Future[None]") -> None:
-    if not done.done():
-        done.set_result(None)
+def _counted(length: int) -> int:
+    """Return how much of the common room a body of this length takes."""
+    return length if length > SMALL_BYTES else 0
 
 
 def _client(scope: Any) -> str:

@@ -19,6 +19,15 @@ def address_of(request: Any) -> str:
     return _address(text) or _address(request.META.get("REMOTE_ADDR", ""))
 
 
+def network_of(request: Any) -> str:
+    """Return what one client is given of addresses: its address of IPv4, of IPv6 its /64. Empty if it is not known."""
+    text = address_of(request)
+    if ":" not in text:
+        return text
+    found = ipaddress.IPv6Address(text)
+    return str(found.ipv4_mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+
+
 # A client sends many requests.
 @functools.lru_cache(1024)
 def _address(text: str) -> str:

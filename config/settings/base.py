@@ -568,6 +568,10 @@ WEBTASK_HORIZON_SECONDS = whole_number(
 # What one owner may do and have; 0 is without limit, and so is the default on a laptop. config.settings.production has
 # other defaults. Requests of the API a second, where ten seconds' worth may come at once after a pause.
 WEBTASK_LIMIT_REQUESTS_PER_SECOND = number("WEBTASK_LIMIT_REQUESTS_PER_SECOND", default=0.0, least=0, most=1_000_000)
+# Requests with wrong API keys from one address within a minute, before they are answered 429. Right keys always work.
+WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE = whole_number(
+    "WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE", default=0, least=0, most=1_000_000
+)
 # Timers that wait or are paused.
 WEBTASK_LIMIT_TIMERS_WAITING = whole_number("WEBTASK_LIMIT_TIMERS_WAITING", default=0, least=0, most=1_000_000_000)
 # Calls a second that all its recurring timers promise together.

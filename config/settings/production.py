@@ -95,6 +95,9 @@ DATABASES["default"]["OPTIONS"]["options"] += " -c search_path=public"
 
 # What one owner may do and have, see the base settings.
 WEBTASK_LIMIT_REQUESTS_PER_SECOND = number("WEBTASK_LIMIT_REQUESTS_PER_SECOND", default=100.0, least=0, most=1_000_000)
+WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE = whole_number(
+    "WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE", default=60, least=0, most=1_000_000
+)
 WEBTASK_LIMIT_TIMERS_WAITING = whole_number(
     "WEBTASK_LIMIT_TIMERS_WAITING", default=100_000, least=0, most=1_000_000_000
 )

@@ -1,6 +1,8 @@
 """Who a request of the API comes from, and what that allows. The views of the API use it by `api/base.py`."""
 
-from http import HTTPMethod
+import logging
+import math
+from http import HTTPMethod, HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,8 +14,10 @@ from rest_framework.authentication import BaseAuthentication, SessionAuthenticat
 from rest_framework.permissions import SAFE_METHODS, BasePermission
 from rest_framework.request import Request
 
-from webtask_scheduler.access import keys
+from webtask_scheduler.access import keys, limits
 from webtask_scheduler.access.models import Scope
+from webtask_scheduler.addresses import address_of, network_of
+from webtask_scheduler.telemetry.events import event
 
 EVERY_SCOPE = frozenset(Scope.values)
 # Keys are made by somebody who has a name.
@@ -34,6 +38,7 @@ class KeyAuthentication(BaseAuthentication):
             return None
         holder = keys.find(text.strip())
         if holder is None:
+            _count_wrong_key(request)
             raise exceptions.AuthenticationFailed(
                 _("This is no API key that is in use: it is mistyped, was revoked, or has expired.")
             )
@@ -41,6 +46,44 @@ class KeyAuthentication(BaseAuthentication):
 
     def authenticate_header(self, request: Request) -> str:  # noqa: ARG002
         return 'Bearer realm="webtask_scheduler"'
+
+
+class WrongKeys(exceptions.APIException):
+    """Too many wrong keys came from an address. `wait` seconds later the next is looked at, in `Retry-After`."""
+
+    status_code = HTTPStatus.TOO_MANY_REQUESTS
+    default_code = "too_many_wrong_keys"
+
+    def __init__(self, *, most: int, wait_seconds: float) -> None:
+        self.wait = max(1, math.ceil(wait_seconds))
+        super().__init__(
+            _(
+                "More than %(most)s requests with wrong API keys came from this address within a minute. A right key"
+                " works at once; check the one that is sent. The operator sets the limit with"
+                " WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE."
+            )
+            % {"most": most}
+        )
+
+
+def _count_wrong_key(request: Request) -> None:
+    """Count a wrong key against its sender's address. Raises WrongKeys.
+
+    It is counted after the look-up, so that right keys work from the same address. A lock of the address would keep out
+    those who share it, such as an office with one forgotten program, and would win nothing: nobody finds 238 random
+    bits by trying.
+    """
+    most = settings.WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE
+    if not most:
+        return
+    taken = limits.take(f"wrong-keys:{network_of(request)}", per_second=most / 60, most=most)
+    if taken is None:
+        return
+    if taken.allowed and not taken.left:
+        # Once when the limit is reached, not for each that comes after it.
+        event("keys_throttled", level=logging.WARNING, address=address_of(request), limit=most)
+    if not taken.allowed:
+        raise WrongKeys(most=most, wait_seconds=taken.wait_seconds)
 
 
 def authenticators(request: Any = None) -> list[BaseAuthentication]:

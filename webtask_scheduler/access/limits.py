@@ -310,9 +310,12 @@ def forget() -> None:
     _spare.cache_clear()
 
 
-def take(key: str, *, per_second: float) -> Taken | None:
-    """Take one from the bucket `key`; return None if Redis does not answer, which lets the request through."""
-    most = max(1.0, per_second * BURST_SECONDS)
+def take(key: str, *, per_second: float, most: float | None = None) -> Taken | None:
+    """Take one from the bucket `key`; return None if Redis does not answer, which lets the request through.
+
+    A full bucket holds `most`, by default what BURST_SECONDS bring.
+    """
+    most = max(1.0, per_second * BURST_SECONDS if most is None else most)
     answer = _store().run(_TAKE, f"requests:{key}", [per_second, most])
     if answer is None:
         return None

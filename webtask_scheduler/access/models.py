@@ -65,8 +65,8 @@ class AuditEntry(models.Model):
     at = models.DateTimeField(_("at"), db_default=Now())
     # A stable word, such as timer.cancelled.
     action = models.CharField(_("action"), max_length=40)
-    # What it was done to: timer, secret, key, host, limit, bulk, calendar or timers; and its id. Empty for many at
-    # once.
+    # What it was done to: timer, secret, key, host, limit, bulk, user, group, calendar or timers; and its id, empty for
+    # many at once.
     kind = models.CharField(_("kind"), max_length=16)
     object_id = models.CharField(_("id"), max_length=261, blank=True)
     # Whose it is; null for what belongs to nobody or to the deployment.

@@ -19,7 +19,7 @@ from webtask_scheduler.dashboard.dead import SPREADS
 from webtask_scheduler.dashboard.frame import is_live, show
 from webtask_scheduler.dashboard.rows import look, rows
 from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
-from webtask_scheduler.dashboard.who import caller_of, page, sees_all
+from webtask_scheduler.dashboard.who import caller_of, changer_of, may_change, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
@@ -62,7 +62,7 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "one": found,
         "total": int(total) if total.isascii() and total.isdigit() and len(total) < 10 else 0,  # noqa: PLR2004
         "may_begin": found.owner_id == caller_of(request).owner_id,
-        "may_stop": found.finished_at is None and _may_stop(request, found),
+        "may_stop": found.finished_at is None and may_change(request, found),
         "asks_number": _asks_number(found),
         "may_repeat": _may_repeat(request, found),
         "opposite": _opposite(request, found),
@@ -161,7 +161,7 @@ def undo(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
 def stop(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     """Stop an operation; what it has changed stays."""
     found = _visible(request, operation_id)
-    if not _may_stop(request, found):
+    if not may_change(request, found):
         raise PermissionDenied
     if found.finished_at is not None:
         messages.info(request, _("It had ended already."))
@@ -195,14 +195,6 @@ def _opposite(request: HttpRequest, found: BulkOperation) -> BulkOperation.Actio
     return OPPOSITES[found.action][0] if _asked(found).keys() - {"status"} else None
 
 
-def _may_stop(request: HttpRequest, found: BulkOperation) -> bool:
-    """Return whether an operation that is seen may be stopped: one's own, or with the right to change all timers."""
-    user: Any = request.user
-    if found.owner_id == (user.pk if user.is_authenticated else None):
-        return True
-    return bool(sees_all(request) and user.has_perm("django_celery_beat.change_periodictask"))
-
-
 def _asks_number(found: BulkOperation) -> bool:
     """Return whether a counted operation is done only where its number is typed: it is for good, and of many."""
     return found.dry_run and found.action == BulkOperation.Action.CANCEL and found.matched > TYPED_ABOVE
@@ -218,11 +210,10 @@ def _begun(
     query: str = "",
     spread_seconds: int = 0,
 ) -> HttpResponse:
-    caller, user = caller_of(request), request.user
+    caller = caller_of(request)
     made = BulkOperation(
         owner_id=caller.owner_id,
-        # As the worker has it: staff may look at all timers, and change many of their own.
-        everyone=bool(user.is_authenticated and user.is_superuser and caller.sees_all and not mine),
+        everyone=changer_of(request).sees_all and not mine,
         action=action,
         filter=stored,
         dry_run=dry_run,

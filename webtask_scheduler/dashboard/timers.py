@@ -124,7 +124,6 @@ def timers(request: HttpRequest) -> HttpResponse:
         + [("cancel", BulkOperation.Action.CANCEL.label)],
         ticks=True,
         only_own=caller.sees_all and not changer_of(request).sees_all,
-        bulk_only_own=caller.sees_all and not getattr(request.user, "is_superuser", False),
         fit=count(wanted) if wanted and filters(request) else "",
         deeds=_deeds(),
         here=request.get_full_path(),

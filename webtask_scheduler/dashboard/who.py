@@ -16,8 +16,8 @@ from webtask_scheduler.access import limits
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.addresses import address_of
 from webtask_scheduler.scheduler.api.base import depth_of
-from webtask_scheduler.scheduler.models import Timer
-from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.scheduler.models import BulkOperation, Timer
+from webtask_scheduler.scheduler.services.caller import Caller, may_change_all, may_see_all
 from webtask_scheduler.users.site import second_factor_seen
 
 # What the script asks for in the background has this in its query.
@@ -42,8 +42,7 @@ def caller_of(request: HttpRequest) -> Caller:
 def changer_of(request: HttpRequest) -> Caller:
     """Return the caller whose timers a page may change: as `caller_of`, and all with the right to it in the admin."""
     caller = caller_of(request)
-    user: Any = request.user
-    if caller.sees_all and not user.has_perm("django_celery_beat.change_periodictask"):
+    if caller.sees_all and not may_change_all(request.user):
         return Caller(owner_id=caller.owner_id)
     return caller
 
@@ -51,9 +50,7 @@ def changer_of(request: HttpRequest) -> Caller:
 def sees_all(request: HttpRequest) -> bool:
     """Return whether the timers of all owners may be seen."""
     user: Any = request.user
-    if not (user.is_authenticated and second_factor_seen(user)):
-        return False
-    return bool(user.is_superuser or (user.is_staff and user.has_perm("scheduler.view_timer")))
+    return bool(user.is_authenticated and second_factor_seen(user) and may_see_all(user))
 
 
 def sees_service(request: HttpRequest) -> bool:
@@ -67,12 +64,12 @@ def may_stop_calls(request: HttpRequest) -> bool:
     return is_open() or (sees_all(request) and user.has_perms(("scheduler.add_callstop", "scheduler.delete_callstop")))
 
 
-def may_change(request: HttpRequest, timer: Timer) -> bool:
-    """Return whether a timer that is seen may be changed too: one's own, or with the right to do so in the admin."""
+def may_change(request: HttpRequest, thing: Timer | BulkOperation) -> bool:
+    """Return whether what is seen may be changed too: one's own, or with the right to do so in the admin."""
     user: Any = request.user
-    if timer.owner_id == (user.pk if user.is_authenticated else None):
+    if thing.owner_id == (user.pk if user.is_authenticated else None):
         return True
-    return bool(sees_all(request) and user.has_perm("django_celery_beat.change_periodictask"))
+    return sees_all(request) and may_change_all(user)
 
 
 def page(view: View) -> View:

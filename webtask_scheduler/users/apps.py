@@ -7,6 +7,13 @@ class UsersConfig(AppConfig):
     name = "webtask_scheduler.users"
     verbose_name = _("Users")
 
+    def ready(self) -> None:
+        # Late: it needs the models.
+        from webtask_scheduler.users import auditing
+        from webtask_scheduler.users.models import User
+
+        auditing.connect(User)
+
 
 class AdminConfig(admin.AdminConfig):
     """The admin, with the site that `site` has."""

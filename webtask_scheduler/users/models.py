@@ -1,5 +1,8 @@
 """The user who logs in with an e-mail address and a password; independent of timers."""
 
+import hmac
+from binascii import unhexlify
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from django.contrib.auth.models import AbstractUser, BaseUserManager
@@ -8,6 +11,11 @@ from django.db.models.functions import Lower
 from django.dispatch import Signal
 from django.utils import timezone
 from django.utils.translation import gettext_lazy as _
+from django_otp.plugins.otp_static.models import StaticDevice
+from django_otp.plugins.otp_totp.models import TOTPDevice
+
+from webtask_scheduler import vault
+from webtask_scheduler.users import auditing
 
 # Sent with `user` in the transaction that deletes one: other apps end there what is going on for that user.
 user_deleted = Signal()
@@ -76,6 +84,19 @@ class User(AbstractUser):
     def __str__(self) -> str:
         return self.email
 
+    def save(self, *args: Any, update_fields: Collection[str] | None = None, **more: Any) -> None:
+        """Store the user, and record what changed of who it is and what it may do."""
+        with transaction.atomic():
+            stored = auditing.before(self, update_fields)
+            is_new = self._state.adding
+            # A log-in that brings an old hash up to date gives the same password.
+            is_rehash = update_fields == ["password"] and self._password is None and self.has_usable_password()
+            super().save(*args, update_fields=update_fields, **more)
+            if stored is not None:
+                auditing.saved(self, stored, is_rehash=is_rehash)
+            elif is_new:
+                auditing.created(self)
+
     def delete(self, *_: Any, **__: Any) -> tuple[int, dict[str, int]]:
         """Forget who the user is, for good, and tell the other apps. The row stays."""
         with transaction.atomic():
@@ -83,14 +104,18 @@ class User(AbstractUser):
             user = User.objects.select_for_update().filter(pk=self.pk, deleted_at=None).first()
             if user is None:
                 return 0, {}
+            auditing.deleted(user)
             user.email = f"deleted-{user.pk}@users.invalid"
             user.first_name = user.last_name = ""
             user.is_active = user.is_staff = user.is_superuser = False
             user.deleted_at = timezone.now()
             user.set_unusable_password()
-            user.save()
+            # Past `save`: that a user was deleted is one deed.
+            super(User, user).save()
             user.groups.clear()
             user.user_permissions.clear()
+            for device in (AppDevice, RecoveryDevice):
+                device.objects.filter(user=user).delete()
             user_deleted.send(sender=User, user=user)
         self.refresh_from_db()
         return 1, {self._meta.label: 1}
@@ -111,3 +136,67 @@ class LoginFailures(models.Model):
 
     def __str__(self) -> str:
         return self.key
+
+
+class AppDevice(TOTPDevice):
+    """An app that shows codes, as django-otp keeps it, with its key encrypted.
+
+    `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with
+    one leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
+    """
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = "authenticator app"
+
+    @property
+    def bin_key(self) -> bytes:
+        """The key. Raises VaultError."""
+        return unhexlify(vault.unseal(self.key) if vault.is_sealed(self.key) else self.key)
+
+    def save(self, *args: Any, **more: Any) -> None:
+        if self._state.adding and not vault.is_sealed(self.key):
+            self.key = vault.seal(self.key)
+        super().save(*args, **more)
+
+    @classmethod
+    def model_label(cls) -> str:
+        # Sessions keep it, also for processes of releases that know no other.
+        return str(TOTPDevice.model_label())
+
+
+class RecoveryDevice(StaticDevice):
+    """The recovery codes of a user, as django-otp keeps them, each encrypted; `second_factor` makes them.
+
+    Encrypted and not hashed, so that they outlive a change of keys. As with apps, older codes are plain.
+    """
+
+    class Meta:
+        proxy = True
+        default_permissions = ()
+        verbose_name = "recovery codes"
+
+    def verify_token(self, token: str) -> bool:
+        """Return whether a code is one of the device's; it is then used up. Raises VaultError."""
+        allowed, __ = self.verify_is_allowed()
+        if not allowed:
+            return False
+        found = None
+        for one in self.token_set.all():
+            code = vault.unseal(one.token) if vault.is_sealed(one.token) else one.token
+            # All are looked at, whichever it is.
+            if hmac.compare_digest(code.encode(), token.encode()):
+                found = one
+        if found is None:
+            self.throttle_increment()
+            return False
+        found.delete()
+        self.throttle_reset(commit=False)
+        self.set_last_used_timestamp(commit=False)
+        self.save()
+        return True
+
+    @classmethod
+    def model_label(cls) -> str:
+        return str(StaticDevice.model_label())

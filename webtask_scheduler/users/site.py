@@ -1,23 +1,21 @@
 """The admin's site: who may enter it, and how one logs in, there and on the other pages."""
 
+import logging
 import math
 from typing import Any
 
-import django_otp
 from django import forms
 from django.conf import settings
 from django.contrib.admin import AdminSite
 from django.contrib.admin.forms import AdminAuthenticationForm
-from django.contrib.auth import get_user_model
 from django.contrib.auth.forms import AuthenticationForm
-from django.db import transaction
-from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
-from django_otp.plugins.otp_totp.models import TOTPDevice
 
-from webtask_scheduler.users import throttle
+from webtask_scheduler.telemetry.events import event
+from webtask_scheduler.users import second_factor, throttle
+from webtask_scheduler.vault import VaultError
 
 
 class LogInForm(AdminAuthenticationForm):
@@ -33,7 +31,7 @@ class LogInForm(AdminAuthenticationForm):
         cleaned: dict[str, Any] = super().clean()
         user = self.get_user()
         if user is not None and settings.ADMIN_SECOND_FACTOR != "off":
-            if _has_second_factor(user):
+            if second_factor.has_one(user):
                 self._check_code(user, "".join(cleaned.get("otp_token", "").split()))
             elif settings.ADMIN_SECOND_FACTOR == "required":
                 said = _("This account needs a second factor. An operator makes it: manage.py second_factor add EMAIL")
@@ -45,14 +43,12 @@ class LogInForm(AdminAuthenticationForm):
         if not code:
             said = _("This account has a second factor: give its code as well.")
             raise forms.ValidationError(said, code="code_missing")
-        with transaction.atomic():
-            # An app shows digits, a recovery code is letters: a code for the one is no failed try of the other.
-            devices = [
-                device
-                for device in django_otp.devices_for_user(user, for_verify=True)
-                if isinstance(device, TOTPDevice) == code.isdigit()
-            ]
-            user.otp_device = next((device for device in devices if device.verify_token(code)), None)
+        try:
+            user.otp_device = second_factor.verify(user, code)
+        except VaultError as error:
+            event("value_unreadable", level=logging.ERROR, reason=str(error))
+            said = _("The second factor of this account cannot be read. Its operator finds the reason in the log.")
+            raise forms.ValidationError(said, code="code_unreadable") from error
         # A device that had a wrong code takes none for a second or more, and says no to a right one.
         if user.otp_device is None:
             said = _("This code is not right, or was used already. Wait for the next one.")
@@ -83,7 +79,7 @@ def second_factor_seen(user: Any) -> bool:
         return False
     # Asked for several times in a request.
     if not hasattr(user, "has_second_factor"):
-        user.has_second_factor = _has_second_factor(user)
+        user.has_second_factor = second_factor.has_one(user)
     return not user.has_second_factor
 
 
@@ -116,12 +112,6 @@ class Site(AdminSite):
         shown = {"second_factor": settings.ADMIN_SECOND_FACTOR != "off"}
         response = super().login(request, shown | (extra_context or {}))
         return log_in_answered(request, response, path=f"/{settings.ADMIN_PATH}")
-
-
-def _has_second_factor(user: Any) -> bool:
-    """Return whether a user has a device of either kind, in one statement."""
-    of_user = get_user_model().objects.filter(pk=user.pk)
-    return bool(of_user.filter(Q(totpdevice__confirmed=True) | Q(staticdevice__confirmed=True)).exists())
 
 
 def _too_often(seconds: float) -> str:

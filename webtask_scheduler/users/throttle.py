@@ -8,7 +8,6 @@ A try is counted before its password is looked at, because tries side by side wo
 and is taken back when it succeeds. The table has digests alone: what people type as their name may be a password.
 """
 
-import ipaddress
 import secrets
 import unicodedata
 from collections.abc import Iterable
@@ -25,7 +24,8 @@ from django.http import HttpRequest, HttpResponse
 from django.utils import timezone
 from django.utils.crypto import salted_hmac
 
-from webtask_scheduler.addresses import address_of
+from webtask_scheduler.access import audit
+from webtask_scheduler.addresses import address_of, network_of
 from webtask_scheduler.telemetry.events import event
 from webtask_scheduler.users.models import LoginFailures
 
@@ -72,11 +72,15 @@ def take(request: HttpRequest, name: str) -> float:
         LoginFailures.objects.filter(
             pk__in=old.select_for_update(skip_locked=True).values_list("pk", flat=True)[:SWEPT]
         ).delete()
-    longest = max((row.free_at for row in rows), default=now)
-    if longest > now:
-        # Once for each wait, not for each try that has to.
-        seconds = round((longest - now).total_seconds())
-        event("logins_throttled", address=address_of(request), seconds=seconds)
+        longest = max((row.free_at for row in rows), default=now)
+        if longest > now:
+            # Once for each wait, not for each try that has to.
+            seconds = round((longest - now).total_seconds())
+            # What was typed may be a password: only an account that there is, is named.
+            user_id = _user_id(_typed(name))
+            told = {"seconds": seconds}
+            audit.record("login.throttled", kind="user", of=user_id or "", owner_id=user_id, after=told)
+            event("logins_throttled", address=address_of(request), seconds=seconds)
     return 0.0
 
 
@@ -111,7 +115,7 @@ def _allowances(request: HttpRequest, name: str) -> dict[str, Allowance]:
     known = _known_browser(request, account)
     if known is not None:
         return {_key("browser", known): KNOWN_BROWSER}
-    address = _network(address_of(request))
+    address = network_of(request)
     return {
         _key("account from address", account, address): ACCOUNT_FROM_ADDRESS,
         _key("address", address): ADDRESS,
@@ -121,24 +125,19 @@ def _allowances(request: HttpRequest, name: str) -> dict[str, Allowance]:
 
 def _account(name: str) -> str:
     """Return one digest for all spellings of an account's name."""
-    # As the form reads it.
-    name = unicodedata.normalize("NFKC", name.strip())
+    name = _typed(name)
+    user_id = _user_id(name)
+    return _key("name", name.casefold()) if user_id is None else _key("user", str(user_id))
+
+
+def _typed(name: str) -> str:
+    """Return a name as the form reads it."""
+    return unicodedata.normalize("NFKC", name.strip())
+
+
+def _user_id(name: str) -> int | None:
     users = get_user_model().objects.filter(email__iexact=name).values_list("pk", flat=True)
-    pk = next(iter(users[:1]), None)
-    return _key("name", name.casefold()) if pk is None else _key("user", str(pk))
-
-
-def _network(address: str) -> str:
-    """Return what one person is given: an address of IPv4, or a /64 of IPv6."""
-    try:
-        found = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv6Address):
-        if found.ipv4_mapped is not None:
-            return str(found.ipv4_mapped)
-        return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
-    return str(found)
+    return next(iter(users[:1]), None)
 
 
 def _known_browser(request: HttpRequest, account: str) -> str | None:

@@ -1,8 +1,19 @@
-"""Pages asked for what no link leads to and sent what no browser would: an answer, and never an error of ours."""
+"""Pages asked for what no link leads to and sent what no browser would: an answer, and never an error of ours.
+
+And every route asked for what is another owner's: it is not there.
+"""
+
+import itertools
 
 import pytest
+from django.contrib.auth import get_user_model
+from django.urls import reverse
 
-from webtask_scheduler.scheduler.models import Timer
+from webtask_scheduler.access import keys
+from webtask_scheduler.access.models import ApiKey
+from webtask_scheduler.dashboard import urls
+from webtask_scheduler.scheduler import services, tasks
+from webtask_scheduler.scheduler.models import BulkOperation, CallStop, Delivery, SigningSecret, State, Timer
 
 pytestmark = pytest.mark.django_db
 
@@ -61,3 +72,95 @@ def test_no_request_is_an_error_of_ours(client):
     answers += [(path, client.post(path, given)) for path, given in FORMS]
     assert [(asked, answer.status_code) for asked, answer in answers if answer.status_code >= 500] == []
     assert not Timer.objects.exists()
+
+
+# Routes that name nothing of anybody, and one that would end the walk.
+UNNAMED = ("login", "logout", "demo", "favicon", "status", "status-json", "badge", "display")
+ACTIONS = ("run", "try-now", "pause", "resume", "replay", "cancel", "dismiss", "stop", "resume", "other")
+MARK = "anns-own"
+
+
+def things_of(owner, make_timer):
+    """Make one of each thing that an owner may have; return what an address may name of them."""
+    timer = make_timer(f"http://{MARK}.example/x", owner_id=owner.pk, name=MARK, labels={"team": MARK})
+    failed = make_timer(f"http://{MARK}.example/y", owner_id=owner.pk, name=MARK)
+    Delivery.objects.filter(timer=failed).update(state=State.FAILED, finished_at=failed.created_at)
+    counted = BulkOperation.objects.create(
+        owner=owner, action="cancel", filter={"name": MARK}, dry_run=True, matched=1, finished_at=timer.created_at
+    )
+    going = BulkOperation.objects.create(owner=owner, action="pause", filter={"name": MARK})
+    made = keys.make(name=MARK, owner_id=owner.pk, scopes=["timers:read"])
+    return {
+        "timer_id": [timer.pk, failed.pk],
+        "number": [1],
+        "operation_id": [counted.pk, going.pk],
+        "secret_id": [services.add_secret(None, owner_id=owner.pk, hosts=[f"{MARK}.example"]).pk],
+        "key_id": [made.key.pk],
+        "name": [f"{MARK}.example"],
+        "action": ACTIONS,
+    }
+
+
+def rows_of(owner):
+    """Return all that an owner has, as it is stored."""
+    tables = (Timer, BulkOperation, SigningSecret, ApiKey)
+    kept = [list(table.objects.filter(owner=owner).order_by("pk").values()) for table in tables]
+    return [*kept, list(Delivery.objects.filter(timer__owner=owner).order_by("pk").values())]
+
+
+def test_no_route_gives_shows_or_changes_what_is_another_owners(client, user, make_timer, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    ann = get_user_model().objects.create_user("ann@example.com", "x")
+    named = things_of(ann, make_timer)
+    before = rows_of(ann)
+    client.force_login(user)
+    ids = [str(pk) for pk in (*named["timer_id"], *Delivery.objects.values_list("pk", flat=True))]
+    form = {
+        "id": ids,
+        "host": f"{MARK}.example",
+        "label": f"team={MARK}",
+        "state": "failed",
+        "status": "failed",
+        "spread": "0",
+        "typed": "1",
+        "web_url": "http://bob.example/",
+        "when": "in",
+        "delay": "1h",
+        "copy": ids[0],
+    }
+    query = {"copy": ids[0], "ids": ",".join(ids), "q": ids[0], "id": ids[0], "label": f"team={MARK}"}
+    answers = []
+    for route in urls.urlpatterns:
+        if route.name in UNNAMED:
+            continue
+        # A parameter that is new has to be given what it may name.
+        names = list(route.pattern.converters)
+        for values in itertools.product(*(named[name] for name in names)):
+            path = reverse(f"dashboard:{route.name}", kwargs=dict(zip(names, values, strict=True)))
+            asked = [client.get(path), client.get(path, query), client.get(path, query | {"live": "1"})]
+            # What is pressed on a page that names nothing is done to what the form names.
+            deeds = ACTIONS if not names else ("cancel",)
+            asked += [client.post(path, form | {"action": action}) for action in deeds]
+            answers += [(path, names, answer) for answer in asked]
+    # Of one thing: it is not there, by whatever method there is.
+    of_one = [(path, answer) for path, names, answer in answers if set(names) - {"name", "action"}]
+    assert len(of_one) > 100
+    assert {(path, answer.status_code) for path, answer in of_one if answer.status_code not in (404, 405)} == set()
+    assert {path for path, answer in of_one} == {path for path, answer in of_one if answer.status_code == 404}
+    # Of a host, of all: nothing of the other is on it. What was asked for is repeated, and is no news.
+    others = [(path, answer) for path, names, answer in answers if not set(names) - {"name", "action"}]
+    assert {(path, answer.status_code) for path, answer in others if answer.status_code >= 500} == set()
+    for path, answer in others:
+        text = answer.content.decode()
+        assert "ann@example.com" not in text, path
+        assert f"http://{MARK}" not in text, path
+    # And nothing was done, now or by a worker later.
+    assert rows_of(ann) == before
+    assert not CallStop.objects.exists()
+    Delivery.objects.filter(timer__owner=user).delete()
+    BulkOperation.objects.filter(owner=ann).delete()
+    tasks.bulk()
+    assert BulkOperation.objects.filter(owner=user).exists()
+    assert not BulkOperation.objects.filter(owner=user, matched__gt=0).exists()
+    assert rows_of(ann)[0] == before[0]
+    assert rows_of(ann)[-1] == before[-1]

@@ -14,12 +14,12 @@ from django.utils import timezone
 
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import overview
-from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler import facts, services, tasks
 from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.services import many
 from webtask_scheduler.scheduler.tests.support.acting import begin
-from webtask_scheduler.scheduler.tests.support.api import call_all
+from webtask_scheduler.scheduler.tests.support.api import bearer, call_all
 from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.django_db
@@ -472,6 +472,40 @@ def test_undo_is_offered_only_where_there_is_an_opposite(client, user, make_time
     )
     client.post(f"/operations/{operation.pk}/again")
     assert not finish(BulkOperation.objects.latest("created_at")).error
+
+
+def test_operation_of_staff_reaches_as_far_as_their_rights_at_each_step(client, user, make_timer, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    staff = get_user_model().objects.create_user("staff@example.com", "x", is_staff=True)
+    timers = [make_timer("http://a.example/x", owner_id=owner.pk) for owner in (user, staff, user)]
+
+    def begin(*codenames):
+        staff.user_permissions.set(Permission.objects.filter(codename__in=codenames))
+        client.force_login(get_user_model().objects.get(pk=staff.pk))
+        page = client.post("/operations/count", {"action": "pause", "host": "a.example"})["Location"]
+        tasks.bulk()
+        assert client.post(f"{page.partition('?')[0]}/begin").status_code == 302
+        return BulkOperation.objects.get(pk=page.partition("?")[0].split("/")[-1]).matched
+
+    def paused():
+        found = Delivery.objects.filter(state=State.PAUSED)
+        return set(found.values_list("timer__owner__email", flat=True)), found.count()
+
+    # Of what may be looked at, only what is one's own is changed, as on the timer's page and with ticks.
+    assert begin("view_timer") == 1
+    tasks.bulk()
+    assert paused() == ({staff.email}, 1)
+    # A right that is taken away before it is done.
+    assert begin("view_timer", "change_periodictask") == 3
+    staff.user_permissions.clear()
+    tasks.bulk()
+    assert paused() == ({staff.email}, 1)
+    assert begin("view_timer", "change_periodictask") == 3
+    tasks.bulk()
+    assert paused() == ({staff.email, user.email}, len(timers))
+    # A key of theirs is a program's: it sees what is its owner's.
+    listed = client.get("/timer", headers=bearer(staff, "timers:read", "admin")).json()["timers"]
+    assert [timer["task_id"] for timer in listed] == [str(timers[1].pk)]
 
 
 def test_operation_of_another_is_stopped_by_no_one_but_a_superuser(client, user, root, settings):

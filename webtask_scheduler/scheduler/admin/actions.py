@@ -1,7 +1,7 @@
 """Actions on many timers: they say first what they would be done to, and do it when that is confirmed.
 
-A list shows a bounded number of rows, and "select all" means these. Where more fit, a superuser may have it done to all
-of them by a bulk operation.
+A list shows a bounded number of rows, and "select all" means these. Where more fit, whoever may change all timers may
+have it done to all of them by a bulk operation.
 """
 
 import uuid
@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.admin.lists import FilteredChangeList, RowFilte
 from webtask_scheduler.scheduler.facts import shown_number
 from webtask_scheduler.scheduler.models import BulkOperation, Timer
 from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.scheduler.services.caller import may_change_all
 
 # Timers that the question names.
 EXAMPLES = 5
@@ -48,7 +49,7 @@ class AskingAdmin:
         page: Any = self
         changes = page.get_changelist_instance(request) if request.POST.get("select_across") == "1" else None
         is_cut = changes is not None and bool(changes.paginator.more or getattr(changes, "more", False))
-        stored = bulk_filter(changes) if is_cut and bulk and request.user.is_superuser else None
+        stored = bulk_filter(changes) if is_cut and bulk and may_change_all(request.user) else None
         if "in_bulk" in request.POST and stored:
             return self._in_bulk(request, bulk, stored)
         if "confirmed" in request.POST:

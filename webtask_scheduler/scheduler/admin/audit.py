@@ -58,6 +58,8 @@ class KindFilter(NewestFilter):
         "key": _("API key"),
         "limit": _("Limit"),
         "host": _("Host"),
+        "user": _("User"),
+        "group": _("Group"),
     }
 
 

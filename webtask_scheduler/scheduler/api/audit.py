@@ -22,7 +22,7 @@ class AuditQuerySerializer(PageSerializer):
         max_length=16,
         required=False,
         allow_blank=True,
-        help_text="What was changed: timer, timers, bulk, secret, key, limit, host.",
+        help_text="What was changed: timer, timers, bulk, secret, key, limit, host, user, group.",
     )
     id = TextField(max_length=261, required=False, allow_blank=True, help_text="Its id, with `kind`.")
 

@@ -369,8 +369,9 @@ def problem_answers(*codes: int) -> dict[Any, OpenApiResponse]:
             KeyReused.default_detail,
         ),
         429: _problem(
-            "More requests a second than one owner may send; nothing was done. `Retry-After` says when to send it"
-            " again, and `RateLimit` in each answer how many are left. Only where the operator has set a limit.",
+            "More requests a second than one owner may send, or many wrong keys from one address; nothing was done."
+            " `Retry-After` says when to send it again, and `RateLimit` in each answer how many are left. Only where"
+            " the operator has set a limit.",
             429,
             "Too Many Requests",
             "More than 100 requests a second, or 1000 at once after a pause; nothing was done. Send it again in 1 s, …",

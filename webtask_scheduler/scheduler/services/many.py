@@ -25,7 +25,7 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.services import letters, quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
-from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.scheduler.services.caller import Caller, may_change_all
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
 from webtask_scheduler.telemetry.events import event
 
@@ -230,7 +230,8 @@ def step_bulk(operation: BulkOperation) -> bool:
     If the process is killed in the middle, the page is rolled back and the next step does it.
     """
     owner = operation.owner
-    sees_all = operation.everyone and owner is not None and owner.is_active and owner.is_superuser
+    # Asked again for each page: a right may have been taken away meanwhile.
+    sees_all = operation.everyone and owner is not None and may_change_all(owner)
     is_deleted = owner is not None and owner.deleted_at is not None
     if is_deleted and operation.action != BulkOperation.Action.CANCEL:
         _end_bulk(operation, error="Its owner was deleted.")

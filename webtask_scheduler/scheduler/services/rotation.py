@@ -161,4 +161,7 @@ _TABLES = (
     ),
     _with_text("signing secrets", "scheduler_signingsecret", "secret"),
     _with_text("idempotency keys", "scheduler_idempotencykey", "body"),
+    # Tables of django-otp; `users.models` reads what is in them.
+    _with_text("second factors", "otp_totp_totpdevice", "key"),
+    _with_text("recovery codes", "otp_static_statictoken", "token"),
 )

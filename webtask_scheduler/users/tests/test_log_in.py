@@ -7,6 +7,7 @@ import threading
 from datetime import timedelta
 
 import pytest
+from cryptography.fernet import Fernet
 from django.conf import settings as django_settings
 from django.contrib.auth import authenticate
 from django.contrib.sessions.models import Session
@@ -15,11 +16,13 @@ from django.db import connection
 from django.test import Client
 from django.utils import timezone
 from django_otp.oath import totp
-from django_otp.plugins.otp_static.models import StaticToken
+from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
-from webtask_scheduler.users import throttle
-from webtask_scheduler.users.models import LoginFailures, User
+from webtask_scheduler import vault
+from webtask_scheduler.access.models import AuditEntry
+from webtask_scheduler.users import second_factor, throttle
+from webtask_scheduler.users.models import AppDevice, LoginFailures, RecoveryDevice, User
 
 pytestmark = pytest.mark.django_db
 
@@ -223,7 +226,7 @@ def test_session_ends_with_the_browser_and_after_a_working_day(client):
 
 @pytest.fixture
 def device(ada):
-    return TOTPDevice.objects.create(user=ada, name="app", confirmed=True)
+    return AppDevice.objects.create(user=ada, name="app", confirmed=True)
 
 
 def code_of(device, *, step=0):
@@ -256,7 +259,7 @@ def test_code_is_not_looked_at_without_the_password(client, device):
 def test_session_from_before_the_second_factor_has_to_show_it(client, ada):
     log_in(client)
     assert client.get("/admin/").status_code == 200
-    device = TOTPDevice.objects.create(user=ada, name="app", confirmed=True)
+    device = AppDevice.objects.create(user=ada, name="app", confirmed=True)
     assert client.get("/admin/").status_code == 302
     assert client.get(LOGIN).status_code == 200
     assert log_in(client, otp_token=code_of(device)).status_code == 302
@@ -315,7 +318,7 @@ def test_codes_that_are_not_right_store_nothing(monkeypatch):
 def test_recovery_codes_stay_usable_however_often_the_app_is_used(client, ada):
     out = io.StringIO()
     call_command("second_factor", "add", "ada@example.com", "--noinput", stdout=out)
-    device = TOTPDevice.objects.get()
+    device = AppDevice.objects.get()
     # Not one of the future: with a code whose half minute ended just now, the library takes the app's clock to be slow.
     for step in (-1, 0):
         assert log_in(Client(), otp_token=code_of(device, step=step)).status_code == 302
@@ -326,9 +329,139 @@ def test_key_is_not_shown_in_the_admin(client, ada, device):
     log_in(client, otp_token=code_of(device))
     page = client.get(f"/admin/otp_totp/totpdevice/{device.pk}/change/")
     assert page.status_code == 200
-    assert device.key.encode() not in page.content
+    for key in (device.key, device.bin_key.hex(), base64.b32encode(device.bin_key).decode()):
+        assert key.encode() not in page.content
+    # django-otp's own pages, which show it, are not there, nor one that would make another.
     for path in ("config", "qrcode"):
-        assert client.get(f"/admin/otp_totp/totpdevice/{device.pk}/{path}/").status_code == 403
+        answer = client.get(f"/admin/otp_totp/totpdevice/{device.pk}/{path}/", follow=True)
+        assert answer.redirect_chain[-1][0] == "/admin/"
+    for kind in ("totp/totpdevice", "static/staticdevice"):
+        assert client.get(f"/admin/otp_{kind}/add/").status_code == 403
+
+
+# How a second factor is stored
+
+
+def test_second_factor_is_encrypted(ada, sql):
+    device = AppDevice(user=ada, name="app")
+    key = device.key
+    codes = second_factor.add(device)
+    stored = repr([sql(f"SELECT * FROM {table}") for table in ("otp_totp_totpdevice", "otp_static_statictoken")])
+    for secret in (key, *codes):
+        assert secret not in stored
+    assert AppDevice.objects.get().bin_key.hex() == key
+    # What logs in with it does not store it anew in another form.
+    assert log_in(Client(), otp_token=code_of(AppDevice.objects.get())).status_code == 302
+    assert sql("SELECT key FROM otp_totp_totpdevice") == [(device.key,)]
+
+
+def test_plain_second_factor_of_a_release_before_lets_in_and_stays_plain_until_it_is_rotated(ada, capsys):
+    """Web processes of that release, which may still run, read no other form."""
+    old = TOTPDevice.objects.create(user=ada, name="app", confirmed=True)
+    codes = StaticDevice.objects.create(user=ada, name="recovery codes", confirmed=True)
+    for code in ("abcdefgh", "ijklmnop"):
+        StaticToken.objects.create(device=codes, token=code)
+    assert log_in(Client(), otp_token=code_of(old, step=-1)).status_code == 302
+    assert log_in(Client(), otp_token="abcdefgh").status_code == 302
+    assert log_in(Client(), otp_token="abcdefgh").status_code == 200
+    assert TOTPDevice.objects.get().bin_key == old.bin_key
+    assert StaticToken.objects.get().token == "ijklmnop"
+    call_command("rotate_encryption", pause=0)
+    assert "second factors: 1/1, recovery codes: 1/1" in capsys.readouterr().out
+    assert vault.is_sealed(TOTPDevice.objects.get().key)
+    assert vault.is_sealed(StaticToken.objects.get().token)
+    assert log_in(Client(), otp_token=code_of(old)).status_code == 302
+    RecoveryDevice.objects.update(throttling_failure_timestamp=None)
+    assert log_in(Client(), otp_token="ijklmnop").status_code == 302
+
+
+def test_second_factor_outlives_a_change_of_keys_and_a_lost_key_lets_nobody_in(ada, settings, caplog):
+    first, second = (Fernet.generate_key().decode() for _ in range(2))
+    settings.WEBTASK_ENCRYPTION_KEYS = [first]
+    device = AppDevice(user=ada, name="app")
+    codes = second_factor.add(device)
+    settings.WEBTASK_ENCRYPTION_KEYS = [second]
+    for code in (code_of_key(device), codes[0]):
+        answer = log_in(Client(), otp_token=code)
+        assert answer.status_code == 200
+        assert b"The second factor of this account cannot be read." in answer.content
+    assert caplog.text.count("value_unreadable") == 2
+    settings.WEBTASK_ENCRYPTION_KEYS = [second, first]
+    call_command("rotate_encryption", pause=0)
+    settings.WEBTASK_ENCRYPTION_KEYS = [second]
+    assert log_in(Client(), otp_token=code_of(AppDevice.objects.get())).status_code == 302
+    assert log_in(Client(), otp_token=codes[0]).status_code == 302
+
+
+def code_of_key(device):
+    """Return a code of a device whose key this process has lost meanwhile: any of six digits."""
+    return f"{device.pk % 1_000_000:06d}"
+
+
+def test_session_says_the_device_as_releases_before_do(client, device):
+    log_in(client, otp_token=code_of(device))
+    assert client.session["otp_device_id"] == f"otp_totp.totpdevice/{device.pk}"
+
+
+# The audit log
+
+
+def told(**wanted):
+    return list(AuditEntry.objects.filter(**wanted).order_by("pk").values_list("action", "object_id", "through"))
+
+
+def test_log_ins_that_fail_too_often_are_in_the_audit_log_once_for_each_wait(client, ada):
+    fail(client, 9)
+    fail(client, 9, name="no-account-but-a-password", address="192.0.2.9")
+    of_ada, of_nobody = AuditEntry.objects.filter(action="login.throttled").order_by("pk")
+    assert (of_ada.kind, of_ada.object_id, of_ada.owner_id) == ("user", str(ada.pk), ada.pk)
+    assert (of_ada.address, of_ada.through, of_ada.user_id) == ("192.0.2.7", "admin", None)
+    assert of_ada.after == {"seconds": 30}
+    assert (of_nobody.object_id, of_nobody.owner_id, of_nobody.address) == ("", None, "192.0.2.9")
+    assert "no-account" not in repr(list(AuditEntry.objects.values()))
+
+
+def test_second_factors_made_and_removed_by_command_are_in_the_audit_log(ada):
+    out = io.StringIO()
+    call_command("second_factor", "add", ada.email, "--noinput", stdout=out)
+    call_command("second_factor", "remove", ada.email, stdout=out)
+    pk = str(ada.pk)
+    assert told(action__startswith="second_factor") == [
+        ("second_factor.added", pk, "command"),
+        ("second_factor.removed", pk, "command"),
+    ]
+    added, removed = AuditEntry.objects.filter(action__startswith="second_factor").order_by("pk")
+    assert added.after == {"device": "app", "recovery_codes": 10}
+    assert removed.before == {"devices": ["app", "recovery codes"]}
+    stored = repr(list(AuditEntry.objects.values()))
+    key = re.search(r"secret=([A-Z2-7]+)", out.getvalue()).group(1)
+    for secret in (key, base64.b32decode(key).hex(), *out.getvalue().split("elsewhere:")[1].split()[:10]):
+        assert secret not in stored
+
+
+def test_second_factors_switched_and_deleted_in_the_admin_are_in_the_audit_log(client, ada, device):
+    bob = User.objects.create_superuser("bob@example.com", PASSWORD)
+    other, third = (AppDevice.objects.create(user=bob, name=name, confirmed=True) for name in ("one", "two"))
+    codes = RecoveryDevice.objects.create(user=bob, name="recovery codes", confirmed=True)
+    log_in(client, otp_token=code_of(device))
+    page = "/admin/otp_totp/totpdevice/"
+    assert client.post(f"{page}{other.pk}/change/", {}).status_code == 302
+    assert client.post(f"{page}{other.pk}/change/", {}).status_code == 302
+    assert client.post(f"{page}{other.pk}/change/", {"confirmed": "on"}).status_code == 302
+    assert client.post(f"{page}{other.pk}/delete/", {"post": "yes"}).status_code == 302
+    chosen = {"action": "delete_selected", "_selected_action": [third.pk], "post": "yes"}
+    assert client.post(page, chosen).status_code == 302
+    assert client.post(f"/admin/otp_static/staticdevice/{codes.pk}/delete/", {"post": "yes"}).status_code == 302
+    entries = list(AuditEntry.objects.filter(action__startswith="second_factor").order_by("pk"))
+    assert [(one.action, one.before, one.after) for one in entries] == [
+        ("second_factor.changed", {"device": "one", "confirmed": True}, {"device": "one", "confirmed": False}),
+        ("second_factor.changed", {"device": "one", "confirmed": False}, {"device": "one", "confirmed": True}),
+        ("second_factor.removed", {"devices": ["one"]}, None),
+        ("second_factor.removed", {"devices": ["two"]}, None),
+        ("second_factor.removed", {"devices": ["recovery codes"]}, None),
+    ]
+    assert {(one.user_id, one.through, one.object_id) for one in entries} == {(ada.pk, "admin", str(bob.pk))}
+    assert list(TOTPDevice.objects.values_list("pk", flat=True)) == [device.pk]
 
 
 def test_answer_does_not_say_whether_an_account_exists():

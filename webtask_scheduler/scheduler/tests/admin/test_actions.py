@@ -142,7 +142,7 @@ def test_bulk_operation_is_not_offered_where_it_has_no_words_for_the_list(client
         text = send(admin_client, TASKS + query, "replay_tasks", keys, select_across="1").content.decode()
         assert "More timers fit" in text
         assert "in_bulk" not in text
-    # Only a superuser's operation is for the timers of all owners.
+    # Only the operation of somebody who may see and change all is for the timers of all owners.
     user = User.objects.create_user("staff@example.com", "secret", is_staff=True)
     codenames = ["view_periodictask", "change_periodictask"]
     user.user_permissions.set(Permission.objects.filter(codename__in=codenames))
@@ -150,6 +150,11 @@ def test_bulk_operation_is_not_offered_where_it_has_no_words_for_the_list(client
     text = send(client, f"{TASKS}?status=failed", "replay_tasks", keys, select_across="1", in_bulk="yes")
     assert "in_bulk" not in text.content.decode()
     assert not BulkOperation.objects.exists()
+    user.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    client.force_login(User.objects.get(pk=user.pk))
+    send(client, f"{TASKS}?status=failed", "replay_tasks", keys, select_across="1", in_bulk="yes")
+    operation = BulkOperation.objects.get()
+    assert (operation.owner, operation.everyone) == (user, True)
 
 
 def test_bulk_filter_has_the_range_of_due_times(admin_client, failed, monkeypatch):

@@ -23,7 +23,7 @@ from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.recurrence import moments_a_second
 from webtask_scheduler.scheduler.services import quotas
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
-from webtask_scheduler.scheduler.tests.support.api import URL, create, fields_of, path, post, send
+from webtask_scheduler.scheduler.tests.support.api import URL, bearer, create, fields_of, path, post, send
 from webtask_scheduler.scheduler.tests.support.cases import each
 
 pytestmark = pytest.mark.usefixtures("empty_store")
@@ -128,6 +128,55 @@ def test_without_redis_requests_and_timers_are_let_through(owner, settings, capl
     assert [answer.status_code for answer in answers] == [201] * 5
     assert "RateLimit" not in answers[0]
     assert sum("limits_lifted" in record.message for record in caplog.records) == 1
+
+
+# Wrong keys
+
+WRONG = {"authorization": f"Bearer wts_live_{'a' * 40}"}
+
+
+@db
+def test_wrong_keys_from_one_address_are_soon_answered_429_and_right_ones_work(client, user, settings, caplog):
+    settings.WEBTASK_API_AUTH = "key"
+    settings.WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE = 3
+    settings.WEBTASK_PROXIES = 1
+
+    def ask(headers, address="192.0.2.7", *, proxy="10.0.0.1"):
+        # What a client writes in front is not believed.
+        forwarded = f"198.51.100.{len(asked)}, {address}"
+        asked.append(client.get("/timer", headers=headers | {"x-forwarded-for": forwarded}, REMOTE_ADDR=proxy))
+        return asked[-1].status_code
+
+    asked = []
+    begun = time.monotonic()
+    # What is no key at all counts too, and a revoked one.
+    assert [ask(headers) for headers in (WRONG, {"authorization": "Bearer guess"}, WRONG)] == [401] * 3
+    assert ask(WRONG) == 429
+    answer = refused(asked[-1], "WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE", 429)
+    assert 1 <= int(answer["Retry-After"]) <= 20
+    assert [line.message for line in caplog.records if "keys_throttled" in line.message] == [
+        "keys_throttled address=192.0.2.7 limit=3"
+    ]
+    # A right key works from there all the same, no key is told so, and other addresses begin anew.
+    assert ask(bearer(user)) == 200
+    assert ask({}) == 401
+    assert ask(WRONG, "192.0.2.8") == 401
+    assert ask(WRONG) == 429
+    # One network of IPv6 is one client.
+    assert [ask(WRONG, f"2001:db8:1:2::{number}") for number in range(4)] == [401] * 3 + [429]
+    assert ask(WRONG, "2001:db8:1:3::1") == 401
+    assert time.monotonic() - begun < 20
+
+
+@db
+def test_wrong_keys_have_no_limit_where_none_is_set_nor_without_redis(client, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    assert {client.get("/timer", headers=WRONG).status_code for _ in range(5)} == {401}
+    settings.WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE = 1
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings.REDIS_URL = f"redis://127.0.0.1:{silent.getsockname()[1]}/0"
+        limits.forget()
+        assert {client.get("/timer", headers=WRONG).status_code for _ in range(5)} == {401}
 
 
 # Timers that wait
@@ -477,7 +526,7 @@ def test_limits_are_set_in_the_admin(admin_client, admin_user, user):
     assert "me@example.com" in admin_client.get(page).content.decode()
     assert admin_client.post(f"{page}{limit.pk}/delete/", {"post": "yes"}).status_code == 302
     assert not Limit.objects.exists()
-    entries = list(AuditEntry.objects.order_by("pk"))
+    entries = list(AuditEntry.objects.filter(kind="limit").order_by("pk"))
     assert [(one.action, one.through, one.user_id) for one in entries] == [
         ("limit.changed", "admin", admin_user.pk)
     ] * 3

@@ -155,8 +155,8 @@ def test_lists_hold_nothing_of_another_owner(ann, bob, path):
     text = ask("GET", path, bob.key).content.decode()
     for found in (str(ann.timer), "ann", ApiKey.objects.get(pk=ann.spare).prefix, f'"id":{ann.secret}'):
         assert found not in text
-    # A secret and two keys were made; the bulk operation is a dry run.
-    number = {"/api-key": 2, "/audit": 3}.get(path, 1)
+    # A user, a secret and two keys were made; the bulk operation is a dry run.
+    number = {"/api-key": 2, "/audit": 4}.get(path, 1)
     assert len(next(iter(json.loads(text).values()))) == number
 
 

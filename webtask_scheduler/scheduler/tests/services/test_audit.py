@@ -34,6 +34,11 @@ def signed_in(client, user):
     return client
 
 
+def deeds():
+    """Return the entries of a test, without those of the users whom its fixtures made."""
+    return AuditEntry.objects.exclude(kind="user")
+
+
 def latest(**wanted):
     entry = AuditEntry.objects.filter(**wanted).order_by("pk").last()
     assert entry is not None, (wanted, list(AuditEntry.objects.values()))
@@ -84,7 +89,7 @@ def test_creation_is_told_by_the_timers_own_row_and_costs_no_statement(signed_in
     assert stored.owner == user
     assert stored.made_by == {"through": "api", "name": user.email, "address": "192.0.2.7"}
     assert stored.options["request_id"] == "order-1"
-    assert not AuditEntry.objects.exists()
+    assert not deeds().exists()
     # It is no field of the API.
     assert "made_by" not in signed_in.get(path(timer)).json()
 
@@ -159,7 +164,7 @@ def test_secrets_have_entries_without_the_secret(signed_in, user):
     made = post(signed_in, None, "/signing-secret").json()
     assert signed_in.delete(f"/signing-secret/{made['id']}").status_code == 204
     assert not SigningSecret.objects.exists()
-    entries = list(AuditEntry.objects.order_by("pk"))
+    entries = list(deeds().order_by("pk"))
     assert [(one.action, one.object_id, one.owner_id) for one in entries] == [
         ("secret.created", str(made["id"]), user.pk),
         ("secret.deleted", str(made["id"]), user.pk),
@@ -170,7 +175,7 @@ def test_secrets_have_entries_without_the_secret(signed_in, user):
 def test_secret_of_another_is_not_deleted_and_has_no_entry(client, user):
     made = services.add_secret(None, owner_id=user.pk)
     assert client.delete(f"/signing-secret/{made.pk}").status_code == 404
-    assert AuditEntry.objects.count() == 1
+    assert deeds().count() == 1
 
 
 def test_stops_by_a_command_name_the_account(monkeypatch):
@@ -204,7 +209,7 @@ def test_bulk_operation_has_one_entry_with_its_filter_and_one_with_its_counts(si
     wanted = {"label": "team=billing", "status": ["scheduled"]}
     begun = post(signed_in, {"action": "cancel", "filter": wanted}, "/timer/bulk").json()
     tasks.bulk()
-    first, last = AuditEntry.objects.order_by("pk")
+    first, last = deeds().order_by("pk")
     assert (first.action, first.object_id, first.after) == (
         "bulk.begun",
         begun["bulk_id"],
@@ -298,7 +303,7 @@ def test_stops_and_secrets_of_the_admin_have_entries(admin_client, admin_user):
     submit(admin_client, "/admin/scheduler/signingsecret/add/", {"owner": "", "secret": ""})
     secret = SigningSecret.objects.get()
     submit(admin_client, f"/admin/scheduler/signingsecret/{secret.pk}/delete/", {"post": "yes"})
-    entries = list(AuditEntry.objects.order_by("pk"))
+    entries = list(deeds().order_by("pk"))
     assert [one.action for one in entries] == ["calls.stopped", "calls.resumed", "secret.created", "secret.deleted"]
     assert {(one.through, one.user_id) for one in entries} == {("admin", admin_user.pk)}
 
@@ -351,13 +356,15 @@ def test_api_lists_the_deeds_of_the_callers_owner_alone(client, admin_client, us
     services.add_secret(None, owner_id=None)
     services.stop_calls(host="a.example")
     everything = admin_client.get("/audit").json()["entries"]
-    assert [one["action"] for one in everything] == ["calls.stopped", "secret.created", "secret.created"]
+    actions = [one["action"] for one in everything]
+    assert actions == ["calls.stopped", "secret.created", "secret.created", "user.created", "user.created"]
     # An open API shows nothing of it to whoever has no name, nor to a login that is no superuser's.
     assert client.get("/audit").status_code == 401
     client.force_login(user)
     assert client.get("/audit").status_code == 403
     client.logout()
-    made, own = client.get("/audit", headers=bearer(user)).json()["entries"]
+    made, own, begun = client.get("/audit", headers=bearer(user)).json()["entries"]
+    assert (begun["action"], begun["object_id"]) == ("user.created", str(user.pk))
     assert (made["action"], own["object_id"]) == ("key.created", str(mine.pk))
 
 

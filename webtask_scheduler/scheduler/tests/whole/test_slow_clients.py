@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import select
 import socket
 import threading
 import time
 
 import pytest
+from django.db import connection, transaction
 
 from config import front
 from webtask_scheduler.scheduler.tests.support.service import running
@@ -152,3 +154,60 @@ def test_header_that_only_looks_like_a_proxys_is_dropped(web):
     for name, status in (("X-Request-ID", b"x-request-id: mine"), ("X_Request_ID", None)):
         answer = ask(web.port, f"GET /healthz HTTP/1.1\r\nHost: localhost\r\n{name}: mine\r\n")
         assert (b"x-request-id: mine" in answer.lower()) == (status is not None)
+
+
+# As large as a body may be, and so many that they do not fit.
+LARGE = 4 * 1024 * 1024
+FLOOD = 2 * front.BUFFER_BYTES // LARGE
+
+
+def sent_at_once(sockets, first, body):
+    """Send a head and a body on each connection, from as many threads."""
+
+    def send(one):
+        # Whoever is refused is not read to the end.
+        with contextlib.suppress(OSError):
+            one.sendall(first + body)
+
+    threads = [threading.Thread(target=send, args=(one,)) for one in sockets]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def test_large_bodies_that_wait_for_a_thread_are_bounded_and_others_are_told_so(web):
+    """Bodies that came whole and wait for a slow database are held in memory as well as those that are on their way."""
+    head = f"POST /timer/batch HTTP/1.1\r\n{HEADERS}Authorization: Bearer wts_live_{'a' * 40}\r\nConnection: close\r\n"
+    first = f"{head}Content-Length: {LARGE}\r\n\r\n".encode()
+    body = b'{"timers": []}'.ljust(LARGE)
+    with connected(web.port, FLOOD) as sockets:
+        with transaction.atomic(), connection.cursor() as cursor:
+            # Every thread of the process waits for this table, with a body in its hands.
+            cursor.execute("LOCK TABLE access_apikey IN ACCESS EXCLUSIVE MODE")
+            threads = sent_at_once(sockets, first, body)
+            refused = answered(sockets, until=FLOOD - front.BUFFER_BYTES // LARGE, seconds=4)
+        rest = [said(one) for one in sockets if one not in refused]
+        for thread in threads:
+            thread.join()
+    assert len(rest) == front.BUFFER_BYTES // LARGE
+    assert {answer.split(b" ")[1] for answer in rest} == {b"401"}
+    assert {answer.split(b" ")[1] for answer in refused.values()} == {b"503"}
+    for answer in refused.values():
+        assert b"application/problem+json" in answer
+        assert b"Too many large requests arrive at once." in answer
+    # What was answered has made room.
+    for _ in range(2):
+        with connected(web.port, FLOOD // 2) as sockets:
+            for thread in sent_at_once(sockets, first, body):
+                thread.join()
+            assert {said(one).split(b" ")[1] for one in sockets} == {b"401"}
+
+
+def answered(sockets, *, until, seconds):
+    """Return what is said on those connections that are answered first, so many or within this time."""
+    found = {}
+    deadline = time.monotonic() + seconds
+    while len(found) < until and time.monotonic() < deadline:
+        readable, _, _ = select.select([one for one in sockets if one not in found], [], [], 0.2)
+        found |= {one: said(one) for one in readable}
+    return found

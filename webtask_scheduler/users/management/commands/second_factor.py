@@ -12,16 +12,15 @@ from typing import Any
 import qrcode
 from django.conf import settings
 from django.core.management.base import CommandError, CommandParser
-from django.db import transaction
 from django.utils.translation import gettext as _
 from django_otp.oath import TOTP
-from django_otp.plugins.otp_static.models import StaticDevice, StaticToken
-from django_otp.plugins.otp_totp.models import TOTPDevice
+from django_otp.plugins.otp_static.models import StaticToken
 
 from webtask_scheduler import terminal
-from webtask_scheduler.users.models import User
+from webtask_scheduler.access import actor
+from webtask_scheduler.users import second_factor
+from webtask_scheduler.users.models import AppDevice, User
 
-RECOVERY_CODES = 10
 TRIES = 3
 
 
@@ -36,6 +35,7 @@ class Command(terminal.Command):
             "--noinput", action="store_false", dest="asks", help=_("with add: do not ask for a code of the app first")
         )
 
+    @actor.at_shell()
     def handle(self, *__: Any, action: str, email: str, asks: bool, **___: Any) -> None:
         if action == "list":
             self._list()
@@ -50,39 +50,33 @@ class Command(terminal.Command):
 
     def _list(self) -> None:
         for user in User.objects.filter(is_staff=True, is_active=True).order_by("email"):
-            has_one = TOTPDevice.objects.filter(user=user, confirmed=True).exists()
+            has_one = AppDevice.objects.filter(user=user, confirmed=True).exists()
             left = StaticToken.objects.filter(device__user=user).count()
             said = _("second factor, %(left)s recovery codes left") if has_one else _("no second factor")
             self.stdout.write(f"{user.email!r}: {said % {'left': left}}")
         self.stdout.write(f"DJANGO_ADMIN_SECOND_FACTOR={settings.ADMIN_SECOND_FACTOR}")
 
     def _add(self, user: User, *, asks: bool) -> None:
-        if TOTPDevice.objects.filter(user=user, confirmed=True).exists():
+        if AppDevice.objects.filter(user=user, confirmed=True).exists():
             raise CommandError(_("%(email)s has a second factor. Remove it first.") % {"email": user.email})
-        device = TOTPDevice(user=user, name="app", confirmed=True)
+        device = AppDevice(user=user, name="app", confirmed=True)
         picture = io.StringIO()
-        code = qrcode.QRCode(border=2)
-        code.add_data(device.config_url)
-        code.print_ascii(out=picture, invert=True)
+        drawn = qrcode.QRCode(border=2)
+        drawn.add_data(device.config_url)
+        drawn.print_ascii(out=picture, invert=True)
         self.stdout.write(picture.getvalue())
         self.stdout.write(_("Scan this with an app such as Aegis, FreeOTP or Google Authenticator, or type the key:"))
         self.stdout.write(f"  {base64.b32encode(device.bin_key).decode()}\n  {device.config_url}\n")
         # Before the transaction: PostgreSQL ends one that waits for a person.
         if asks and not self._has_app(device):
             raise CommandError(_("The codes were not right. Nothing was stored; begin again."))
-        with transaction.atomic():
-            TOTPDevice.objects.filter(user=user).delete()
-            StaticDevice.objects.filter(user=user).delete()
-            device.save()
-            codes = StaticDevice.objects.create(user=user, name="recovery codes", confirmed=True)
-            tokens = [StaticToken(device=codes, token=StaticToken.random_token()) for __ in range(RECOVERY_CODES)]
-            StaticToken.objects.bulk_create(tokens)
+        codes = second_factor.add(device)
         self.stdout.write(_("The second factor of %(email)s is there.") % {"email": user.email})
         self.stdout.write(_("Recovery codes, each good for one log-in without the app; keep them elsewhere:"))
-        for token in tokens:
-            self.stdout.write(f"  {token.token}")
+        for code in codes:
+            self.stdout.write(f"  {code}")
 
-    def _has_app(self, device: TOTPDevice) -> bool:
+    def _has_app(self, device: AppDevice) -> bool:
         """Return whether a person types a code of this device, which then is used up."""
         for __ in range(TRIES):
             try:
@@ -99,8 +93,6 @@ class Command(terminal.Command):
         return False
 
     def _remove(self, user: User) -> None:
-        with transaction.atomic():
-            removed = sum(kind.objects.filter(user=user).delete()[0] for kind in (TOTPDevice, StaticDevice))
-        if not removed:
+        if not second_factor.remove(user):
             raise CommandError(_("%(email)s has no second factor.") % {"email": user.email})
         self.stdout.write(_("%(email)s logs in with the password alone now.") % {"email": user.email})
