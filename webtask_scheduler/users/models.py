@@ -84,13 +84,14 @@ class User(AbstractUser):
     def __str__(self) -> str:
         return self.email
 
-    def save(self, *args: Any, update_fields: Collection[str] | None = None, **more: Any) -> None:
+    def save(self, *args: Any, update_fields: Collection[str] | None = None, **more: Any) -> None:  # type: ignore[override]
         """Store the user, and record what changed of who it is and what it may do."""
         with transaction.atomic():
             stored = auditing.before(self, update_fields)
             is_new = self._state.adding
             # A log-in that brings an old hash up to date gives the same password.
-            is_rehash = update_fields == ["password"] and self._password is None and self.has_usable_password()
+            given: str | None = self._password  # type: ignore[attr-defined]  # of Django's AbstractBaseUser
+            is_rehash = update_fields == ["password"] and given is None and self.has_usable_password()
             super().save(*args, update_fields=update_fields, **more)
             if stored is not None:
                 auditing.saved(self, stored, is_rehash=is_rehash)
@@ -138,12 +139,14 @@ class LoginFailures(models.Model):
         return self.key
 
 
-class AppDevice(TOTPDevice):
+class AppDevice(TOTPDevice):  # type: ignore[misc]
     """An app that shows codes, as django-otp keeps it, with its key encrypted.
 
     `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with
     one leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
     """
+
+    key: Any
 
     class Meta:
         proxy = True
@@ -166,7 +169,7 @@ class AppDevice(TOTPDevice):
         return str(TOTPDevice.model_label())
 
 
-class RecoveryDevice(StaticDevice):
+class RecoveryDevice(StaticDevice):  # type: ignore[misc]
     """The recovery codes of a user, as django-otp keeps them, each encrypted; `second_factor` makes them.
 
     Encrypted and not hashed, so that they outlive a change of keys. As with apps, older codes are plain.
