@@ -169,7 +169,8 @@ def test_wrong_keys_from_one_address_are_soon_answered_429_and_right_ones_work(c
 
 
 @db
-def test_wrong_keys_have_no_limit_where_none_is_set_nor_without_redis(client, settings):
+def test_wrong_keys_have_no_limit_where_none_is_set_nor_without_redis(client, settings, monkeypatch):
+    monkeypatch.setattr(limits, "TIMEOUT_SECONDS", 0.25)
     settings.WEBTASK_API_AUTH = "key"
     assert {client.get("/timer", headers=WRONG).status_code for _ in range(5)} == {401}
     settings.WEBTASK_LIMIT_WRONG_KEYS_PER_MINUTE = 1

@@ -1,6 +1,9 @@
 """The audit log: every deed has an entry that says who did it through which door, and no entry tells a secret."""
 
 import json
+import os
+import subprocess
+import sys
 import uuid
 from datetime import timedelta
 
@@ -21,6 +24,7 @@ from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import act, bare, saved, soon
 from webtask_scheduler.scheduler.tests.support.doors import form as form_of
 from webtask_scheduler.scheduler.tests.support.doors import post as submit
+from webtask_scheduler.scheduler.tests.support.service import CHECKOUT, database_url
 
 pytestmark = pytest.mark.django_db
 
@@ -198,6 +202,16 @@ def test_command_that_makes_and_cancels_timers_is_named(monkeypatch):
     assert (latest().action, latest().through, latest().name) == ("timer.cancelled", "command", "ops")
     call_command("prune_timers", "--older-than", "30d")
     assert (latest().action, latest().after) == ("timers.pruned", {"older_than": "30 days, 0:00:00"})
+
+
+@pytest.mark.processes
+@pytest.mark.django_db(transaction=True)
+def test_commands_of_django_name_the_account_at_the_shell():
+    environment = os.environ | {"DATABASE_URL": database_url(), "DJANGO_SETTINGS_MODULE": "config.settings.local"}
+    command = [sys.executable, "manage.py", "createsuperuser", "--noinput", "--email", "root@example.com"]
+    subprocess.run(command, cwd=CHECKOUT, env=environment, check=True, capture_output=True)
+    entry = AuditEntry.objects.get()
+    assert (entry.action, entry.through, entry.name) == ("user.created", "command", actor.shell_user())
 
 
 # Many at once
