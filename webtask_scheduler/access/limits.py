@@ -191,7 +191,8 @@ class _Store:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._client: redis.Redis | None = None
-        self._own = threading.local()
+        # Connections that nobody uses now. Whoever needs one takes one, so there are as many as are needed at once.
+        self._idle: list[Any] = []
         # While Redis is away: when it is asked next, and how many were let through without it.
         self._ask_at: float | None = None
         self._let_through = 0
@@ -212,26 +213,30 @@ class _Store:
     def _evaluate(self, script: str, key: str, arguments: Sequence[Any]) -> Any:
         """Return what a script returns. Raises RedisError.
 
-        The client itself would send the same by five times as many calls of functions, and each request asks.
+        The client itself would send the same by four times as many calls of functions, and each request asks.
         """
         connection = self._connection()
-        connection.send_command("EVALSHA", _sha(script), 1, key, *arguments)
         try:
-            return connection.read_response()
-        except redis.exceptions.NoScriptError:
-            # The first time, and after a restart.
-            connection.send_command("EVAL", script, 1, key, *arguments)
-            return connection.read_response()
+            connection.send_command("EVALSHA", _sha(script), 1, key, *arguments)
+            try:
+                return connection.read_response()
+            except redis.exceptions.NoScriptError:
+                # The first time, and after a restart.
+                connection.send_command("EVAL", script, 1, key, *arguments)
+                return connection.read_response()
+        finally:
+            # After an error it is closed, and connects again by itself.
+            self._idle.append(connection)
 
     def _connection(self) -> Any:
-        """Return this thread's connection, which connects again by itself. Raises RedisError."""
-        connection = getattr(self._own, "connection", None)
-        if connection is None:
+        """Return a connection that nobody else uses. Raises RedisError."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
             with self._lock:
                 if self._client is None:
                     self._client = redis_client(timeout_seconds=TIMEOUT_SECONDS, retries=False)
-            connection = self._own.connection = self._client.connection_pool.get_connection()
-            return connection
+            return self._client.connection_pool.get_connection()
         try:
             # Of an idle one, that is the end: the server restarted, or closed what was idle for long.
             is_over = connection.can_read()

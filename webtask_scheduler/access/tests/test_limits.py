@@ -59,6 +59,26 @@ def test_buckets_are_forgotten_by_redis_once_they_are_full(empty_store):
     assert 0 < empty_store.pttl("webtask_scheduler:limit:requests:a") <= 502
 
 
+def test_threads_that_come_and_go_share_few_connections(empty_store):
+    def take():
+        assert limits.take("a", per_second=1000).allowed
+
+    before = empty_store.info("clients")["connected_clients"]
+    # More than a client of Redis opens at most.
+    for _ in range(120):
+        thread = threading.Thread(target=take)
+        thread.start()
+        thread.join()
+    assert empty_store.info("clients")["connected_clients"] <= before + 1
+
+
+def test_connection_that_redis_closed_is_made_anew(empty_store, caplog):
+    assert limits.take("a", per_second=0.1).allowed
+    empty_store.client_kill_filter(_type="normal", skipme=True)
+    assert limits.take("a", per_second=0.1).left == 0
+    assert "limits_lifted" not in caplog.text
+
+
 # Reservations
 
 

@@ -293,7 +293,7 @@ def test_every_described_error_is_real_and_as_described(document, create, retrie
         client.post(PATH, GOOD, content_type=JSON, headers=LOOP),
     ]
     with monkeypatch.context() as patch:
-        patch.setattr(idempotency, "recall", in_flight)
+        patch.setattr(services, "schedule_once", in_flight)
         seen.append(client.post(PATH, GOOD, content_type=JSON, headers={"Idempotency-Key": "a"}))
 
     def away(*_, **__):
