@@ -88,6 +88,9 @@ class AskingAdmin:
         except ValidationError as error:
             page.message_user(request, error.messages[0], messages.ERROR)
             return HttpResponseRedirect(request.get_full_path())
+        if not request.user.has_perm("scheduler.view_bulkoperation"):
+            page.message_user(request, _("The bulk operation has begun."), messages.SUCCESS)
+            return HttpResponseRedirect(request.get_full_path())
         page.message_user(request, _("The bulk operation has begun. This page says how far it came."), messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:scheduler_bulkoperation_change", args=[operation.pk]))
 
