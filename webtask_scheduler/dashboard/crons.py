@@ -42,7 +42,7 @@ def presets() -> list[tuple[str, str]]:
 
 def _numbers(field: str, names: Mapping[str, int] | None = None) -> list[int]:
     """Return the numbers of a list or of ranges. Raises ValueError for what else a field may say."""
-    found = []
+    found: list[int] = []
     for part in field.split(","):
         first, dash, last = part.partition("-")
         begin, end = ((names or {}).get(text, text) for text in (first, last or first))
