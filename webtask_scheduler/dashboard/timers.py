@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlencode
 
-from django.http import HttpRequest, HttpResponse, QueryDict
+from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -264,8 +264,8 @@ def columns(request: HttpRequest) -> HttpResponse:
 @page
 @require_safe
 def hosts(request: HttpRequest) -> HttpResponse:
-    """Return the hosts of the caller's timers that begin as `host` in the query says, as options of a field."""
-    return render(request, "dashboard/_options.html", {"options": _hosts(request)})
+    """Return the hosts of the caller's timers that begin as `host` in the query says, for the script to offer."""
+    return JsonResponse({"hosts": _hosts(request)})
 
 
 def _hosts(request: HttpRequest) -> list[str]:

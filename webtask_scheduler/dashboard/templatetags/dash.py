@@ -56,6 +56,7 @@ _ANY_ID = "00000000-0000-0000-0000-000000000000"
 @register.simple_tag(takes_context=True)
 def row_menu(context: Context, row: Mapping[str, Any]) -> SafeString:
     """Return the menu of a row: it is written once a page for all rows of whose timers the same may be done."""
+    # It holds whatever a tag keeps while a template is rendered.
     kept: Any = context.render_context
     menus = kept.setdefault("menus", {})
     kind = tuple(action.name for action in row["actions"]), row["is_open"], row["may_act"]

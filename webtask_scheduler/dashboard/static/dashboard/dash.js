@@ -186,7 +186,7 @@
         const url = new URL(field.dataset.options, location.href);
         url.searchParams.set('host', field.value);
         const answer = await fetch(url).catch(() => null);
-        if (answer?.ok && !answer.redirected) field.list.innerHTML = await answer.text();
+        if (answer?.ok && !answer.redirected) field.list.replaceChildren(...(await answer.json()).hosts.map((host) => new Option(host, host)));
       }, 200);
     });
   }
