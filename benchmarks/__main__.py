@@ -45,6 +45,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--rate", type=float, default=50.0, help="timers due a second, default 50")
     one.add_argument("--seconds", type=float, default=20.0, help="for so long, default 20")
     one.add_argument("--creating", type=float, default=0.0, help="timers created a second over HTTP meanwhile")
+    one.add_argument("--watching", type=int, default=0, help="browsers that watch the live pages meanwhile")
     one.add_argument("--metrics", action="store_true", help="compare what /metrics says with what the receiver saw")
     one = add("burst", "many timers due at one instant, beside bare `requests` calls")
     one.add_argument("--due", type=int, default=10_000)
@@ -56,8 +57,7 @@ def arguments(argv: list[str]) -> argparse.Namespace:
     one.add_argument("--seconds", type=float, default=10.0, help="of each run, default 10")
     one = add("memory", "beat's memory, and the time to claim 500, with a million waiting")
     one.add_argument("--waiting", type=int, default=1_000_000)
-    one = add("beats", "two beats and two workers against one of each")
-    one.add_argument("--due", type=int, default=10_000)
+    add("beats", "two beats and two workers against one of each").add_argument("--due", type=int, default=10_000)
     one = add("slow", "some hosts hang: how late are the others")
     one.add_argument("--rate", type=float, default=50.0)
     one.add_argument("--seconds", type=float, default=60.0)
@@ -114,6 +114,7 @@ def run_lateness(sites: rig.Sites, given: argparse.Namespace) -> Result:
         creating=creating,
         runs=given.runs,
         scraping=not everything and given.metrics,
+        watching=0 if everything else given.watching,
     )
 
 

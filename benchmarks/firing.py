@@ -13,6 +13,8 @@ from benchmarks.rig import Receiver, Service, Site
 
 # Timers before the measured ones, so that every connection is open and every page in memory.
 WARM_SECONDS = 2.0
+# For each browser.
+OPENING_SECONDS = 3.0
 # How long a run waits for calls after the last due time, and for a duplicate after the last call.
 PATIENCE_SECONDS = 30.0
 DUPLICATE_SECONDS = 1.5
@@ -34,6 +36,8 @@ class Fired:
     created: list[tuple[float, float, int, int]] = field(default_factory=list)
     # What `/metrics` counted in the run: cumulative counts of lateness by upper bound; empty if it was not asked.
     scraped: dict[str, int] = field(default_factory=dict)
+    # What pages that were watched asked for meanwhile.
+    asked: int = 0
 
 
 class Engine(Protocol):
@@ -86,7 +90,7 @@ def summary(found: Mapping[str, Any]) -> dict[str, float]:
 
 
 class Ours:
-    """The service as shipped, beside a site; optionally while timers are created over HTTP.
+    """The service as shipped, beside a site; optionally while timers are created, or while browsers watch its pages.
 
     `counting` names what the run is to count by PostgreSQL's own counters, each by a query for one number. With
     `scraping`, `/metrics` is read before and after.
@@ -102,6 +106,7 @@ class Ours:
         beats: int = 1,
         counting: Mapping[str, str] | None = None,
         scraping: bool = False,
+        watching: int = 0,
         **variables: str,
     ) -> None:
         self.site = site
@@ -109,6 +114,7 @@ class Ours:
         self._creating = creating
         self._counting = counting or {}
         self._scraping = scraping
+        self._watching = watching
         self._workers = workers
         self._beats = beats
         self._variables = variables
@@ -120,7 +126,7 @@ class Ours:
         with self.service() as service:
             receiver.take()
             # Storing them in bulk takes a moment, starting a process for it too.
-            begin = time.time() + 8.0 + WARM_SECONDS + len(plan) / 2000
+            begin = time.time() + 8.0 + WARM_SECONDS + len(plan) / 2000 + OPENING_SECONDS * self._watching
             self.site.schedule([(begin + offset, receiver.url(path, host_of(path))) for offset, path in plan])
             if time.time() > begin + plan[0][0] - 0.5:
                 raise rig.BenchmarkError("Storing the timers took longer than thought.")
@@ -128,6 +134,9 @@ class Ours:
             last = begin + max(offset for offset, _ in plan)
             orders = self._orders(receiver, begin, last)
             client = service.create(orders) if orders else None
+            watchers = service.watch(self._watching) if self._watching else None
+            if time.time() > begin:
+                raise rig.BenchmarkError("Opening the pages took longer than thought.")
             time.sleep(max(0.0, begin - time.time()))
             meter, spent, counted = rig.Meter(), service.cpu_seconds(), self._count()
             wanted = sum(not path.startswith("/hang") for _, path in plan)
@@ -136,6 +145,7 @@ class Ours:
             machine = meter.read()
             counted = {name: number - counted[name] for name, number in self._count().items()}
             cpu = {name: seconds - spent.get(name, 0.0) for name, seconds in service.cpu_seconds().items()}
+            asked = rig.finish_watchers(watchers, patience) if watchers else 0
             created = rig.finish_client(client, patience) if client else []
             time.sleep(DUPLICATE_SECONDS)
             self._wait_for_records(begin, last, until=time.time() + patience)
@@ -143,7 +153,7 @@ class Ours:
                 # Processes store what they counted every five seconds.
                 time.sleep(SCRAPE_SECONDS)
                 scraped = {bound: count - scraped[bound] for bound, count in service.first_late().items()}
-            return Fired(begin, receiver.take(), machine, cpu, counted, created, scraped)
+            return Fired(begin, receiver.take(), machine, cpu, counted, created, scraped, asked)
 
     def _count(self) -> dict[str, int]:
         return {name: int(self.site.query(sql)[0][0]) for name, sql in self._counting.items()}

@@ -13,6 +13,7 @@ P50_TIMES = 0.8
 P99_TIMES = 0.8
 P99_TIMES_CREATING = 1.5
 ZERO_P99_MS = 60.0
+WATCHED_TIMES = 1.1
 STOCK = "stock, preloaded, nothing changing"
 POINTS = (*range(100), 99.5, 99.9, 100)
 
@@ -26,8 +27,9 @@ def measure(
     creating: float,
     runs: int,
     scraping: bool = False,
+    watching: int = 0,
 ) -> Result:
-    """Run stock and ours in turn; while creating, ours once more at the largest number waiting.
+    """Run stock and ours in turn; while creating or watching, ours once more at the largest number waiting.
 
     With `scraping`, compare what `/metrics` says of each run of ours with what the receiver saw.
     """
@@ -42,6 +44,10 @@ def measure(
     if creating:
         name = f"ours, {max(waiting):,} waiting, {creating:g}/s created"
         engines[name] = Ours(sites.ours(waiting=max(waiting)), name, creating=creating)
+    if watching:
+        # The plain one of the same site, in the same rounds, is what it is held against.
+        name = f"ours, {max(waiting):,} waiting, {watching} browsers watch"
+        engines[name] = Ours(sites.ours(waiting=max(waiting)), name, watching=watching)
     record = report.result(
         "lateness",
         question=f"How late are {rate:g} timers a second called, beside stock django-celery-beat at its best?",
@@ -53,9 +59,25 @@ def measure(
         found = run_all(record, engines, receiver, rate=rate, seconds=seconds, runs=runs)
     show_lateness(record, found)
     add_bars(record, found)
+    if watching:
+        add_watched(record, found[f"ours, {max(waiting):,} waiting"], found[name])
     if scraping:
         add_scrapes(record, found)
     return record
+
+
+def add_watched(record: Result, alone: Sequence[Mapping[str, Any]], watched: Sequence[Mapping[str, Any]]) -> None:
+    """Hold the lateness beside browsers against the lateness without, each run against its neighbour."""
+    rows = [
+        [number, summary(one)["p50"], summary(other)["p50"], summary(one)["p99"], summary(other)["p99"], other["asked"]]
+        for number, (one, other) in enumerate(zip(alone, watched, strict=True), 1)
+    ]
+    head = ["run", "p50 alone", "p50 watched", "p99 alone", "p99 watched", "answers to pages"]
+    table(record, "Milliseconds late, alone and while browsers watch the live pages", head, rows)
+    for name, alone_at, watched_at in (("p50", 1, 2), ("p99", 3, 4)):
+        times = median([row[watched_at] / row[alone_at] for row in rows])
+        limit = f"{WATCHED_TIMES:g} x alone"
+        bar(record, f"{name} while browsers watch", limit=limit, value=f"{times:.2f} x", met=times <= WATCHED_TIMES)
 
 
 def add_scrapes(record: Result, found: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -108,7 +130,7 @@ def run_all(
     for number, name in rig.rounds(runs, list(engines)):
         fired = engines[name].fire(receiver, plan, patience=patience)
         measured = {"machine": fired.machine, "cpu": fired.cpu, "counted": fired.counted}
-        one = lateness(plan, fired) | measured | zero_seconds(fired) | {"scraped": fired.scraped}
+        one = lateness(plan, fired) | measured | zero_seconds(fired) | {"scraped": fired.scraped, "asked": fired.asked}
         one["all_late_ms"] = all_late(plan, fired) if fired.scraped else []
         found[name].append(one)
         values = summary(one)

@@ -82,7 +82,9 @@ def fetch_all(web: rig.Service, pages: list[dict[str, Any]], cookies: dict[str, 
 
 
 def is_met(one: dict[str, Any]) -> bool:
-    return bool(one["status"] == 200 and one["median_ms"] <= BARS_MS[one["of"]] and one["worst_ms"] <= HARD_BAR_MS)
+    # A page that looks on and on for what is rare, and says how far it came, may take longer.
+    limit = HARD_BAR_MS if one["is_short"] else BARS_MS[one["of"]]
+    return bool(one["status"] == 200 and one["median_ms"] <= limit and one["worst_ms"] <= HARD_BAR_MS)
 
 
 def show(record: Result, pages: list[dict[str, Any]]) -> None:
@@ -122,7 +124,7 @@ def show(record: Result, pages: list[dict[str, Any]]) -> None:
 
 def add_bars(record: Result, pages: list[dict[str, Any]]) -> None:
     for of, limit in BARS_MS.items():
-        ours = [one for one in pages if one["of"] == of]
+        ours = [one for one in pages if one["of"] == of and not one["is_short"]]
         slowest = max(ours, key=lambda one: one["median_ms"])
         bar(
             record,
@@ -130,6 +132,16 @@ def add_bars(record: Result, pages: list[dict[str, Any]]) -> None:
             limit=f"{limit:.0f} ms",
             value=f"{slowest['median_ms']:.0f} ms, {slowest['path']}",
             met=slowest["median_ms"] <= limit,
+        )
+    searches = [one for one in pages if one["is_short"]]
+    if searches:
+        slowest = max(searches, key=lambda one: one["median_ms"])
+        bar(
+            record,
+            f"pages: slowest of {len(searches)} that look on for what is rare, and say how far",
+            limit=f"{HARD_BAR_MS:.0f} ms",
+            value=f"{slowest['median_ms']:.0f} ms, {slowest['path']}",
+            met=slowest["median_ms"] <= HARD_BAR_MS,
         )
     worst = max(pages, key=lambda one: one["worst_ms"])
     bar(

@@ -377,6 +377,16 @@ class Service:
         """Start the client with an order; see benchmarks.client."""
         return start_client(order | {"port": self.web_port})
 
+    def watch(self, count: int) -> subprocess.Popen[bytes]:
+        """Open so many browsers, each with a page that is live; see benchmarks.watchers."""
+        command = [sys.executable, "-m", "benchmarks.watchers", f"http://127.0.0.1:{self.web_port}", str(count)]
+        process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdout
+        if process.stdout.readline() != b"watching\n":
+            end([process], 1.0)
+            raise BenchmarkError("The browsers did not open the pages.")
+        return process
+
     def first_late(self) -> dict[str, int]:
         """Return the histogram of lateness of first attempts from `/metrics`: cumulative counts by upper bound."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.web_port}/metrics", timeout=10) as answer:
@@ -439,6 +449,17 @@ def finish_client(process: subprocess.Popen[bytes], seconds: float) -> list[tupl
     if process.returncode:
         raise BenchmarkError("The client failed.")
     return [(sent, done, status, number) for sent, done, status, number in json.loads(output)]
+
+
+def finish_watchers(process: subprocess.Popen[bytes], seconds: float) -> int:
+    """Close the browsers and return how many answers their pages got meanwhile."""
+    try:
+        output, _ = process.communicate(b"\n", timeout=seconds)
+    finally:
+        end([process], 1.0)
+    if process.returncode:
+        raise BenchmarkError("The browsers failed.")
+    return int(output)
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

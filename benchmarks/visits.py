@@ -80,6 +80,8 @@ class Visit:
     slowest_ms: float = 0.0
     # Statements whose plan reads a whole table of TABLES.
     scans: list[str] = field(default_factory=list)
+    # Whether it says that it looked for as long as it may, and found too little to fill it.
+    is_short: bool = False
 
 
 class Visitor:
@@ -119,6 +121,7 @@ class Visitor:
             yield from self.visit(of, page, urljoin(path, answer["Location"]))
             return
         body = b"".join(answer) if answer.streaming else answer.content
+        text = body.decode(errors="replace")
         yield (
             Visit(
                 of,
@@ -130,8 +133,9 @@ class Visitor:
                 len(asked),
                 max((took for *_, took in asked), default=0.0),
                 [scan for sql, params, _ in asked for scan in scans_of(sql, params)],
+                " data-looked" in text,
             ),
-            body.decode(errors="replace"),
+            text,
         )
 
 

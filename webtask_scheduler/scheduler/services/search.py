@@ -32,7 +32,7 @@ OWNED_MOST = 2_000
 SCAN_FACTOR = 2
 SCAN_GROWTH = 5
 # After so many rows in which few fitted, the page asks whether the timers of an owner, host or label are few.
-PATIENCE = 500
+PATIENCE = 300
 # Timers of an owner, host or label that are read as a whole, and sorted.
 FEW = 20_000
 # How long a list looks for a page, and how long and how far it counts. A statement that has begun still ends.
@@ -143,6 +143,9 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
             if lead:
                 return _of_few(wanted, states, place, found, limit=limit, lead=lead)
             leads = []
+            if _near(wanted):
+                # A row costs little, and each statement sorts anew what is left.
+                window = most
         window = min(window, scanned_most - scanned if scanned_most else most)
         rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
         found += [row[0] for row in rows]
@@ -213,18 +216,21 @@ def _scan(
     values: dict[str, Any] = {"window": window, "limit": limit, "key": place.key, "after": place.id}
     source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
     conditions = _conditions(wanted, values)
+    # What another owner's timers are like is nobody's business: only the caller's own are counted and dated.
+    looked, near = "own", "true"
+    until = "NULL" if state in (*LEASED, State.HELD) else "created_at" if state is None else "key"
     if state is not None:
         values["state"] = state.value
-    # What another owner's timers are like is nobody's business: only the caller's own are counted and dated.
-    until = "NULL" if state in (*LEASED, State.HELD) else "timer.created_at" if state is None else "seen.key"
+        if _near(wanted):
+            looked, near = "seen", _near(wanted)
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
             own AS MATERIALIZED (
-              SELECT seen.*, {until} AS until, {conditions.timer} AS fits
+              SELECT seen.*, timer.created_at, {conditions.timer} AS fits
                 FROM seen JOIN LATERAL ({_TIMER} WHERE id = seen.timer_id OFFSET 0) timer ON true
-               WHERE {conditions.owner}
+               WHERE {near} AND {conditions.owner}
             ),
             fit AS MATERIALIZED (
               SELECT timer.timer_id, timer.key, timer.id
@@ -233,9 +239,9 @@ def _scan(
                WHERE timer.fits AND {conditions.latest} ORDER BY {order} LIMIT %(limit)s
             )
             SELECT fit.timer_id, fit.key, fit.id, count.rows, count.own, last_own.until, last.key, last.id
-              FROM (SELECT (SELECT count(*) FROM seen) AS rows, (SELECT count(*) FROM own) AS own) count
+              FROM (SELECT (SELECT count(*) FROM seen) AS rows, (SELECT count(*) FROM {looked}) AS own) count
               CROSS JOIN (SELECT key, id FROM seen ORDER BY {reverse} LIMIT 1) last
-              LEFT JOIN (SELECT until FROM own ORDER BY {reverse} LIMIT 1) last_own ON true
+              LEFT JOIN (SELECT {until} AS until FROM {looked} ORDER BY {reverse} LIMIT 1) last_own ON true
               LEFT JOIN fit ON true ORDER BY {order.replace("key", "fit.key").replace("id", "fit.id")}
             """,  # noqa: S608 - only constants are put in
             values,
@@ -244,6 +250,23 @@ def _scan(
     if not rows:
         return [], _Seen(0, 0, None), None
     return [row for row in rows if row[0] is not None], _Seen(*rows[0][3:6]), rows[0][6:8]
+
+
+def _near(wanted: Filter) -> str:
+    """Return what an index says of a delivery's timer, at a fifth of the price of reading it; "" if there is nothing.
+
+    Of an owner's it is not asked: how many of those that were passed over are the owner's, no index says.
+    """
+    conditions = []
+    if not wanted.everyone:
+        return ""
+    if wanted.host:
+        conditions.append("SELECT FROM scheduler_timer WHERE host = %(host)s AND id = seen.timer_id OFFSET 0")
+    if wanted.label:
+        conditions.append(
+            "SELECT FROM scheduler_timerlabel WHERE label = %(label)s AND timer_id = seen.timer_id OFFSET 0"
+        )
+    return " AND ".join(f"EXISTS ({one})" for one in conditions)
 
 
 def _owned_by(wanted: Filter) -> str:

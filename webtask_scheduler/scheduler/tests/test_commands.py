@@ -5,6 +5,8 @@ import sys
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import connection
+from django.db.models.signals import pre_migrate
 
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import CallStop
@@ -144,3 +146,21 @@ def test_resuming_all_says_which_hosts_stay_stopped(capsys):
     services.stop_calls(everything=True)
     call_command("calls", "resume", everything=True)
     assert "Calls to a.example are stopped still." in capsys.readouterr().out
+
+
+def test_migration_may_take_longer_than_any_other_statement():
+    limits = []
+
+    def note(**_):
+        with connection.cursor() as cursor:
+            cursor.execute("SHOW statement_timeout")
+            limits.append(cursor.fetchone()[0])
+
+    pre_migrate.connect(note)
+    try:
+        call_command("migrate", verbosity=0)
+    finally:
+        pre_migrate.disconnect(note)
+    note()
+    assert set(limits[:-1]) == {"0"}
+    assert limits[-1] == "30s"
