@@ -104,7 +104,12 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:
-    """Answer a form that was not sent from a page of this service. `reason` is Django's, in English."""
+    """Answer a form that was not sent from a page of this service. `reason` is Django's, in English.
+
+    Of one that is too large the token was not read, as nothing of it was.
+    """
+    if int(request.META.get("CONTENT_LENGTH") or 0) > settings.DATA_UPLOAD_MAX_MEMORY_SIZE:
+        return _answer(request, 413, problems.TooLarge.default_detail)
     return _answer(request, 403, f"CSRF Failed: {reason}", page="403_csrf.html")
 
 

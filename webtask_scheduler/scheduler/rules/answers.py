@@ -18,7 +18,9 @@ NAME_MOST = 100
 SECRET_LEAST = 8
 
 # Headers whose values let somebody in. Those of a challenge do not, and explain a 401.
-_SECRET = re.compile(r"auth|cookie|credential|csrf|jwt|key|passw|secret|session|signature|token|xsrf", re.IGNORECASE)
+_SECRET = re.compile(
+    r"auth|cookie|credential|csrf|jwt|key|passw|pwd|secret|session|signature|token|xsrf", re.IGNORECASE
+)
 _CHALLENGES = frozenset({"www-authenticate", "proxy-authenticate"})
 _OF_A_URL = frozenset({"location", "content-location", "refresh", "link"})
 # A URL's user and password, and its query and fragment: links are signed there, and OAuth puts its tokens there.

@@ -5,6 +5,7 @@ of YAML 1.2, in which `no` and `12:30` are texts. Anchors, aliases and `<<` are 
 them can stand for a very large one.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ TIMERS = "timers"
 # Names at the top that hold what is used elsewhere, as in a compose file.
 OWN = "x-"
 _MERGE = "<<"
-_BEGINS = re.compile(r"---(\s|$)|timers\s*:(\s|$)|-\s|\[|%YAML\s|x-[\w-]+\s*:(\s|$)")
+_BEGINS = re.compile(r"---(\s|$)|-\s|\[|%YAML\s|[\w-]+\s*:(\s|$)")
 _LONG_LINE = 10_000
 
 _TAG = "tag:yaml.org,2002:"
@@ -220,20 +221,21 @@ class _Reader:
             raise FileError(_too_large())
 
     def _object(self, node: Any, depth: int) -> dict[str, Any]:
-        merged: dict[str, Any] = {}
+        merged: dict[str, Any] | None = None
         own: dict[str, Any] = {}
         for key, value in node.value:
             self._count(key, depth)
             if not isinstance(key, yaml.ScalarNode) or key.tag != _STR:
                 raise _wrong(key, _("a name is a text: put it in quotes"))
             if key.value == _MERGE and not key.style:
-                # The first of several has the say.
-                merged = self._merged(value, depth + 1) | merged
+                if merged is not None:
+                    raise _wrong(key, _("%(name)s is given twice", name=_MERGE))
+                merged = self._merged(value, depth + 1)
             elif key.value in own:
                 raise _wrong(key, _("%(name)s is given twice", name=key.value))
             else:
                 own[key.value] = self._value(value, depth + 1)
-        return merged | own
+        return (merged or {}) | own
 
     def _merged(self, node: Any, depth: int) -> dict[str, Any]:
         found = self._value(node, depth)
@@ -256,8 +258,11 @@ def _scalar(node: Any) -> Any:
             return text.lower() == "true"
         case "int" | "float" as kind if len(text) <= _DIGITS_MOST:
             try:
-                return int(text) if kind == "int" else float(text)
-            except ValueError:
+                number = int(text) if kind == "int" else float(text)
+                # Larger than any that a field takes, and no number of JSON.
+                if not math.isinf(number):
+                    return number
+            except (ValueError, OverflowError):
                 pass
     raise _wrong(node, _("%(text)s is not read as %(tag)s", text=text[:40], tag=node.tag.removeprefix(_TAG)))
 

@@ -29,6 +29,12 @@ def raising(error):
     return answer
 
 
+def too_large(request):
+    # Its token is not read, because nothing of it is.
+    request.META["CONTENT_LENGTH"] = str(4 * 1024 * 1024 + 1)
+    return pages.csrf_failure(request, "CSRF token missing.")
+
+
 PAGES = {
     "400": (400, lambda request: pages.bad_request(request, ValueError()), "This request cannot be read"),
     "403": (403, lambda request: pages.permission_denied(request, PermissionDenied()), "You may not see this page"),
@@ -37,6 +43,7 @@ PAGES = {
         lambda request: pages.csrf_failure(request, "CSRF cookie not set."),
         "This form was not accepted",
     ),
+    "413": (413, too_large, "That is too large"),
     "404": (404, lambda request: pages.not_found(request, ValueError()), "There is nothing at this address"),
     "500": (
         500,

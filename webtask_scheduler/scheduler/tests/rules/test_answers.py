@@ -19,6 +19,7 @@ def test_headers_come_back_as_they_were_with_their_secrets_masked():
         "x-api-key": "k",
         "x-amz-security-token": "t",
         "x-csrf-token": "c",
+        "x-pwd": "p",
         "proxy-authorization": "Basic abc",
         "x-hub-signature-256": "sha256=00",
     }

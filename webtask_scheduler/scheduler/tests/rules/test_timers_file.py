@@ -98,6 +98,8 @@ def test_what_is_wrong_with_one_timer_is_said_of_it_alone():
 - a:
     - b: 1
       <<: 5
+- {<<: {a: 1}, <<: {a: 2}}
+- {a: 1e1000}
 - fine
 """
     assert [(item.line, str(item.error), item.value) for item in read(text)] == [
@@ -108,7 +110,9 @@ def test_what_is_wrong_with_one_timer_is_said_of_it_alone():
         (6, "the tag tag:yaml.org,2002:python/object/apply:os.system is not read", None),
         (7, "x is not read as int", None),
         (8, "line 10: << takes an object, or a list of them", None),
-        (11, "", "fine"),
+        (11, "<< is given twice", None),
+        (12, "1e1000 is not read as float", None),
+        (13, "", "fine"),
     ]
 
 
