@@ -84,14 +84,16 @@ class User(AbstractUser):
     def __str__(self) -> str:
         return self.email
 
-    def save(self, *args: Any, update_fields: Collection[str] | None = None, **more: Any) -> None:
+    def save(self, *args: Any, **more: Any) -> None:
         """Store the user, and record what changed of who it is and what it may do."""
+        update_fields: Collection[str] | None = more.get("update_fields")
         with transaction.atomic():
             stored = auditing.before(self, update_fields)
             is_new = self._state.adding
             # A log-in that brings an old hash up to date gives the same password.
-            is_rehash = update_fields == ["password"] and self._password is None and self.has_usable_password()
-            super().save(*args, update_fields=update_fields, **more)
+            is_rehash = update_fields == ["password"] and getattr(self, "_password", None) is None
+            is_rehash = is_rehash and self.has_usable_password()
+            super().save(*args, **more)
             if stored is not None:
                 auditing.saved(self, stored, is_rehash=is_rehash)
             elif is_new:
@@ -138,7 +140,7 @@ class LoginFailures(models.Model):
         return self.key
 
 
-class AppDevice(TOTPDevice):
+class AppDevice(TOTPDevice):  # type: ignore[misc]  # django-otp has no types
     """An app that shows codes, as django-otp keeps it, with its key encrypted.
 
     `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with
@@ -149,6 +151,8 @@ class AppDevice(TOTPDevice):
         proxy = True
         default_permissions = ()
         verbose_name = "authenticator app"
+
+    key: str
 
     @property
     def bin_key(self) -> bytes:
@@ -166,7 +170,7 @@ class AppDevice(TOTPDevice):
         return str(TOTPDevice.model_label())
 
 
-class RecoveryDevice(StaticDevice):
+class RecoveryDevice(StaticDevice):  # type: ignore[misc]  # as above
     """The recovery codes of a user, as django-otp keeps them, each encrypted; `second_factor` makes them.
 
     Encrypted and not hashed, so that they outlive a change of keys. As with apps, older codes are plain.

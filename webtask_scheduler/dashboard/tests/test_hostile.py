@@ -82,7 +82,7 @@ MARK = "anns-own"
 
 def things_of(owner, make_timer):
     """Make one of each thing that an owner may have; return what an address may name of them."""
-    timer = make_timer(f"http://{MARK}.example/x", owner_id=owner.pk, name=MARK, labels={"team": MARK})
+    timer = make_timer(f"http://{MARK}.example/x", owner_id=owner.pk, name=MARK)
     failed = make_timer(f"http://{MARK}.example/y", owner_id=owner.pk, name=MARK)
     Delivery.objects.filter(timer=failed).update(state=State.FAILED, finished_at=failed.created_at)
     counted = BulkOperation.objects.create(

@@ -49,7 +49,9 @@ class AskingAdmin:
         page: Any = self
         changes = page.get_changelist_instance(request) if request.POST.get("select_across") == "1" else None
         is_cut = changes is not None and bool(changes.paginator.more or getattr(changes, "more", False))
-        stored = bulk_filter(changes) if is_cut and bulk and may_change_all(request.user) else None
+        # The page that it leads to is one more that has to be allowed.
+        may = may_change_all(request.user) and request.user.has_perm("scheduler.view_bulkoperation")
+        stored = bulk_filter(changes) if is_cut and bulk and may else None
         if "in_bulk" in request.POST and stored:
             return self._in_bulk(request, bulk, stored)
         if "confirmed" in request.POST:
