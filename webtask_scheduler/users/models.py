@@ -84,15 +84,16 @@ class User(AbstractUser):
     def __str__(self) -> str:
         return self.email
 
-    def save(self, *args: Any, update_fields: Collection[str] | None = None, **more: Any) -> None:  # type: ignore[override]
+    def save(self, *args: Any, **more: Any) -> None:
         """Store the user, and record what changed of who it is and what it may do."""
+        update_fields: Collection[str] | None = more.get("update_fields")
         with transaction.atomic():
             stored = auditing.before(self, update_fields)
             is_new = self._state.adding
             # A log-in that brings an old hash up to date gives the same password.
-            given: str | None = self._password  # type: ignore[attr-defined]  # of Django's AbstractBaseUser
-            is_rehash = update_fields == ["password"] and given is None and self.has_usable_password()
-            super().save(*args, update_fields=update_fields, **more)
+            is_rehash = update_fields == ["password"] and getattr(self, "_password", None) is None
+            is_rehash = is_rehash and self.has_usable_password()
+            super().save(*args, **more)
             if stored is not None:
                 auditing.saved(self, stored, is_rehash=is_rehash)
             elif is_new:
@@ -139,19 +140,19 @@ class LoginFailures(models.Model):
         return self.key
 
 
-class AppDevice(TOTPDevice):  # type: ignore[misc]
+class AppDevice(TOTPDevice):  # type: ignore[misc]  # django-otp has no types
     """An app that shows codes, as django-otp keeps it, with its key encrypted.
 
     `key` may be plain: rows from before keys were encrypted are, until `manage.py rotate_encryption`. To log in with
     one leaves it so: web processes of the version before, which run during an upgrade, can read no other form.
     """
 
-    key: Any
-
     class Meta:
         proxy = True
         default_permissions = ()
         verbose_name = "authenticator app"
+
+    key: str
 
     @property
     def bin_key(self) -> bytes:
@@ -169,7 +170,7 @@ class AppDevice(TOTPDevice):  # type: ignore[misc]
         return str(TOTPDevice.model_label())
 
 
-class RecoveryDevice(StaticDevice):  # type: ignore[misc]
+class RecoveryDevice(StaticDevice):  # type: ignore[misc]  # as above
     """The recovery codes of a user, as django-otp keeps them, each encrypted; `second_factor` makes them.
 
     Encrypted and not hashed, so that they outlive a change of keys. As with apps, older codes are plain.

@@ -49,7 +49,9 @@ class AskingAdmin:
         page: Any = self
         changes = page.get_changelist_instance(request) if request.POST.get("select_across") == "1" else None
         is_cut = changes is not None and bool(changes.paginator.more or getattr(changes, "more", False))
-        stored = bulk_filter(changes) if is_cut and bulk and may_change_all(request.user) else None
+        # The page that it leads to is one more that has to be allowed.
+        may = may_change_all(request.user) and request.user.has_perm("scheduler.view_bulkoperation")
+        stored = bulk_filter(changes) if is_cut and bulk and may else None
         if "in_bulk" in request.POST and stored:
             return self._in_bulk(request, bulk, stored)
         if "confirmed" in request.POST:
@@ -87,9 +89,6 @@ class AskingAdmin:
             services.begin_bulk(operation)
         except ValidationError as error:
             page.message_user(request, error.messages[0], messages.ERROR)
-            return HttpResponseRedirect(request.get_full_path())
-        if not request.user.has_perm("scheduler.view_bulkoperation"):
-            page.message_user(request, _("The bulk operation has begun."), messages.SUCCESS)
             return HttpResponseRedirect(request.get_full_path())
         page.message_user(request, _("The bulk operation has begun. This page says how far it came."), messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:scheduler_bulkoperation_change", args=[operation.pk]))

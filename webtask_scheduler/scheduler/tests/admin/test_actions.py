@@ -150,7 +150,7 @@ def test_bulk_operation_is_not_offered_where_it_has_no_words_for_the_list(client
     text = send(client, f"{TASKS}?status=failed", "replay_tasks", keys, select_across="1", in_bulk="yes")
     assert "in_bulk" not in text.content.decode()
     assert not BulkOperation.objects.exists()
-    user.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    user.user_permissions.add(*Permission.objects.filter(codename__in=["view_timer", "view_bulkoperation"]))
     client.force_login(User.objects.get(pk=user.pk))
     send(client, f"{TASKS}?status=failed", "replay_tasks", keys, select_across="1", in_bulk="yes")
     operation = BulkOperation.objects.get()
