@@ -7,11 +7,7 @@ Django project.
 from config.settings.local import *  # noqa: F403 - settings build on settings
 from config.settings.local import INSTALLED_APPS as _APPS
 
-INSTALLED_APPS = [
-    name
-    for name in _APPS
-    if name not in ("webtask_scheduler.scheduler", "webtask_scheduler.dashboard", "webtask_scheduler.access")
-]
+INSTALLED_APPS = [name for name in _APPS if name not in ("webtask_scheduler.scheduler", "webtask_scheduler.dashboard")]
 MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",
