@@ -18,6 +18,7 @@ from hypothesis import strategies
 from pytest_django.plugin import blocking_manager_key
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 
+from scripts import servers
 from webtask_scheduler.access import limits
 from webtask_scheduler.dashboard import overview, status
 from webtask_scheduler.scheduler import services
@@ -199,6 +200,17 @@ def empty_store(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[redi
         broker.flushdb()
         yield broker
         broker.flushdb()
+    limits.forget()
+
+
+@pytest.fixture
+def full_redis(settings: Any, tmp_path: Path) -> Iterator[redis.Redis]:
+    """A Redis of the test's own that takes nothing: the others share one, and would have a full one too."""
+    with servers.Redis(tmp_path / "redis") as server, redis.Redis.from_url(server.url) as broker:
+        broker.config_set("maxmemory", 1)
+        settings.REDIS_URL = server.url
+        limits.forget()
+        yield broker
     limits.forget()
 
 

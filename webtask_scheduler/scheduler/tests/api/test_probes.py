@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-import redis
-from django.conf import settings
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
@@ -231,14 +229,10 @@ def test_not_ready_while_all_calls_are_stopped_and_ready_while_those_to_one_host
 
 @db
 @pytest.mark.usefixtures("worker")
-def test_not_ready_while_the_broker_answers_and_takes_nothing(client):
+def test_not_ready_while_the_broker_answers_and_takes_nothing(client, full_redis):
     see_beat()
-    with redis.Redis.from_url(settings.REDIS_URL) as broker:
-        broker.config_set("maxmemory", 1)
-        try:
-            assert "the broker does not take messages" in ready(client)["broker"]
-        finally:
-            broker.config_set("maxmemory", 0)
+    assert "the broker does not take messages" in ready(client)["broker"]
+    full_redis.config_set("maxmemory", 0)
     assert ready(client) == READY
 
 
