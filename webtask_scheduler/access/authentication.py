@@ -80,7 +80,7 @@ def _count_wrong_key(request: Request) -> None:
     if taken is None:
         return
     if taken.allowed and not taken.left:
-        # Once when the limit is reached, not for each that comes after it.
+        # When the limit is reached, and then as often as one more is let through: not for each that is refused.
         event("keys_throttled", level=logging.WARNING, address=address_of(request), limit=most)
     if not taken.allowed:
         raise WrongKeys(most=most, wait_seconds=taken.wait_seconds)

@@ -30,6 +30,7 @@ from webtask_scheduler.scheduler.api.problems import PastDue, invalid
 from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.api.schedules import WHEN
 from webtask_scheduler.scheduler.api.showing import show_timer
+from webtask_scheduler.scheduler.rules.answers import is_secret
 from webtask_scheduler.scheduler.sealing import MASK, shown_url
 from webtask_scheduler.scheduler.services import quotas
 
@@ -90,15 +91,10 @@ class Made(NamedTuple):
     name: str
 
 
-# Names of headers whose values the form does not keep for another timer: each has one of these in it.
-_SECRETIVE = ("auth", "cookie", "key", "token", "secret", "password", "signature")
-
-
 def _kept(form: TimerForm) -> dict[str, Any]:
     """Return what the form keeps for another timer: the URL, the method, and headers that are not secret."""
     given = form.cleaned_data
-    lines = given["headers"].splitlines()
-    kept = [line for line in lines if not any(word in line.partition(":")[0].lower() for word in _SECRETIVE)]
+    kept = [line for line in given["headers"].splitlines() if not is_secret(line.partition(":")[0])]
     return {"web_url": given["web_url"], "method": given["method"], "when": given["when"], "headers": "\n".join(kept)}
 
 
