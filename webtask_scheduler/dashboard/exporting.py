@@ -144,8 +144,7 @@ def _json_lines(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
 
 
 def _yaml(timers: Iterator[dict[str, Any]]) -> Iterator[str]:
-    plain = (json.loads(json.dumps(timer, default=str)) for timer in timers)
-    yield from timers_file.write({k: value for k, value in timer.items() if k != "attempts"} for timer in plain)
+    yield from timers_file.write(json.loads(json.dumps(timer, default=str)) for timer in timers)
 
 
 def _csv(timers: Iterator[dict[str, Any]]) -> Iterator[str]:

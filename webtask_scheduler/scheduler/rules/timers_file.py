@@ -20,6 +20,8 @@ CHARACTERS_MOST, NODES_MOST, DEPTH_MOST = 16 * 1024 * 1024, 200_000, 100
 TIMERS = "timers"
 # Names at the top that hold what is used elsewhere, as in a compose file.
 OWN = "x-"
+# What is true of a timer only as it is shown: a file that is kept, or compared with the one before, has no use for it.
+PASSING = frozenset({"time_left_in_seconds", "reason", "attempts"})
 _MERGE = "<<"
 _BEGINS = re.compile(r"---(\s|$)|-\s|\[|%YAML\s|[\w-]+\s*:(\s|$)")
 _LONG_LINE = 10_000
@@ -104,9 +106,10 @@ def read(text: str) -> list[Item]:
 
 
 def write(timers: Iterable[dict[str, Any]]) -> Iterable[str]:
-    """Yield a file of timers, piece by piece; `read` returns the same."""
+    """Yield a file of timers, piece by piece; `read` returns the same, without what is PASSING."""
     begun = False
-    for timer in timers:
+    for shown_timer in timers:
+        timer = {name: value for name, value in shown_timer.items() if name not in PASSING}
         shown = yaml.dump(
             [timer], Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=False, width=_LONG_LINE
         )
