@@ -67,12 +67,12 @@ def start(client, receiver, hosts, **fields):
 
 def test_two_hundred_names_that_hang_keep_no_other_from_resolving(resolver, receiver):
     client = make(resolver, lookups=256)
-    threads, outcomes = start(client, receiver, [f"hang{number}.example" for number in range(200)], timeout=3)
+    threads, outcomes = start(client, receiver, [f"hang{number}.example" for number in range(200)], timeout=6)
     wait_until(lambda: client.lookups_under_way == 200)
     for number in range(20):
-        begun = time.monotonic()
         assert outcome(client, receiver, f"good{number}.example") == 200
-        assert time.monotonic() - begun < 0.5
+    # None of them waited for one that hangs.
+    assert not outcomes
     for thread in threads:
         thread.join()
     assert set(outcomes.values()) == {"timeout"}
