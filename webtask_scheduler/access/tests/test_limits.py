@@ -195,12 +195,13 @@ def silent(settings, monkeypatch):
 def test_without_an_answer_requests_are_let_through_and_only_the_first_waits(silent, caplog):
     begun = time.monotonic()
     assert limits.take("a", per_second=1) is None
-    assert time.monotonic() - begun < limits.TIMEOUT_SECONDS + 1.0
+    assert limits.TIMEOUT_SECONDS <= time.monotonic() - begun < 20
     begun = time.monotonic()
     for _ in range(1000):
         assert limits.take("a", per_second=0.01) is None
         assert limits.reserve("waiting:1", 5, most=1, count=lambda: 1 / 0)
-    assert time.monotonic() - begun < 0.25 * 10
+    # If each waited, it would take eight minutes.
+    assert time.monotonic() - begun < 20
     lines = [record.message for record in caplog.records if "limits_" in record.message]
     assert len(lines) == 1
     assert lines[0].startswith("limits_lifted ")
@@ -210,7 +211,7 @@ def test_threads_that_meet_a_redis_that_went_away_wait_once(silent, caplog):
     begun = time.monotonic()
     assert at_once(lambda: limits.take("a", per_second=1), times=600) == [None] * 600
     # One after the other they would wait for over two minutes.
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 30
     assert sum("limits_lifted" in record.message for record in caplog.records) == 1
 
 

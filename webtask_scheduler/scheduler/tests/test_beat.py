@@ -16,10 +16,10 @@ from django_celery_beat.models import ClockedSchedule, CrontabSchedule, Interval
 
 from config.celery_app import app
 from webtask_scheduler import vault
-from webtask_scheduler.dispatch import dispatcher
+from webtask_scheduler.dispatch import dispatcher, publisher
 from webtask_scheduler.dispatch.publisher import Publisher
 from webtask_scheduler.dispatch.queue import Chunk, Held, PublishError
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import beat, services
 from webtask_scheduler.scheduler.beat import TimerScheduler
 from webtask_scheduler.scheduler.models import Beat, Delivery, EncryptionKey, Leader, State, new_id
 
@@ -139,7 +139,7 @@ def test_tick_survives_a_dead_broker_and_loses_nothing(scheduler, broker, make_t
         scheduler._dispatcher._poll_at = 0.0
         scheduler._stock_at = 0.0
         assert scheduler.tick() <= dispatcher.PAUSE_SECONDS
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 20
     scheduler._publisher._app = celery_app
     scheduler._dispatcher._poll_at = 0.0
     scheduler.tick()
@@ -154,7 +154,7 @@ def test_publisher_gives_up_on_a_broker_that_does_not_answer():
         begun = time.monotonic()
         with pytest.raises(PublishError):
             publisher.deliver(Chunk((Held(0.0, 10.0, new_id(), new_id(), host="127.0.0.1"),)))
-        assert time.monotonic() - begun < 8
+        assert time.monotonic() - begun < 30
 
 
 def test_publisher_asks_a_broker_that_is_no_redis_whether_it_is_connected():
@@ -212,22 +212,22 @@ def test_only_the_leader_runs_stock_tasks_and_another_takes_over(celery_app, bro
     monkeypatch.setattr(TimerScheduler, "_name", property(lambda self: f"beat-{id(self)}"))
     first.tick()
     begun = time.monotonic()
-    while time.monotonic() - begun < 3:
-        # The second fires nothing of its own.
+    while (fired := len(messages(broker, "some.task"))) < 3:
         time.sleep(min(first.tick(), second.tick()))
+        assert time.monotonic() - begun < 30
+    # The second fires nothing of its own: it would be two a second.
+    assert fired <= time.monotonic() - begun + 1
     assert first._leads()
     assert not second._leads()
-    fired = len(messages(broker, "some.task"))
-    assert 2 <= fired <= 4
     # Killed, stopped or cut off from the database: it no longer renews its lease.
     begun = time.monotonic()
     while not second._leads():
         time.sleep(second.tick())
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
     assert not first._leads()
     while len(messages(broker, "some.task")) == fired:
         time.sleep(second.tick())
-        assert time.monotonic() - begun < 7
+        assert time.monotonic() - begun < 60
     second.close()
     assert Leader.objects.get().expires_at <= timezone.now()
     first.close()
@@ -247,8 +247,14 @@ def lead_lines(caplog):
     return [text.split()[0] for record in caplog.records if (text := record.getMessage()).startswith("lead_")]
 
 
-def test_lead_that_lapses_while_the_broker_is_silent_is_not_told_again_and_again(scheduler, make_timer, caplog):
+def test_lead_that_lapses_while_the_broker_is_silent_is_not_told_again_and_again(
+    scheduler, make_timer, caplog, monkeypatch
+):
     caplog.set_level("INFO")
+    # As shipped: each turn outlasts the lease of the lead.
+    assert beat.LEAD_SECONDS < 2 * publisher.BROKER_TIMEOUT_SECONDS
+    monkeypatch.setattr(beat, "LEAD_SECONDS", 0.3)
+    monkeypatch.setattr(publisher, "BROKER_TIMEOUT_SECONDS", 0.2)
     scheduler.tick()
     with socket.create_server(("127.0.0.1", 0), backlog=64) as listener:
         silent = Celery("silent", broker=f"redis://127.0.0.1:{listener.getsockname()[1]}/0", set_as_current=False)
@@ -256,12 +262,11 @@ def test_lead_that_lapses_while_the_broker_is_silent_is_not_told_again_and_again
         scheduler._publisher._app = silent
         make_timer(delay_seconds=-1)
         begun = time.monotonic()
-        lapsed = False
-        while time.monotonic() - begun < 14:
-            # Each turn outlasts the lease of the lead.
+        lapses = 0
+        while lapses < 4:
             time.sleep(min(scheduler.tick(), 0.1))
-            lapsed = lapsed or not scheduler._leads()
-    assert lapsed
+            lapses += not scheduler._leads()
+            assert time.monotonic() - begun < 60
     assert lead_lines(caplog) == ["lead_taken"]
     said = [record.getMessage() for record in caplog.records if "dispatch_failing" in record.getMessage()]
     assert len(said) == 1
@@ -275,7 +280,7 @@ def test_lead_that_another_took_is_told_once(celery_app, monkeypatch, caplog):
     begun = time.monotonic()
     while not second._leads():
         time.sleep(second.tick())
-        assert time.monotonic() - begun < 5
+        assert time.monotonic() - begun < 30
     for _ in range(3):
         first._seen_at = 0.0
         first.tick()

@@ -296,8 +296,9 @@ def test_sentry_that_is_away_neither_slows_nor_repeats(away):
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1] if away == "hangs" else 1
         done, seconds = python(AWAY, SENTRY_DSN=f"http://key@127.0.0.1:{port}/7")
-    assert float(done.stdout) < 2.0, "a thousand errors"
-    assert seconds < 12
+    # If each waited, it would take a quarter of an hour.
+    assert float(done.stdout) < 20, "a thousand errors"
+    assert seconds < 60
     lines = done.stderr.splitlines()
     assert len(lines) == 1000
     assert all("it_happened" in line for line in lines)

@@ -638,10 +638,10 @@ def test_redirects_are_followed_only_where_that_is_asked_for(client, receiver):
 
 @db
 def test_own_time_limit_counts(client, receiver):
-    create(client, web_url=receiver.url("/sleep/4"), seconds=0, timeout_seconds=1)
+    create(client, web_url=receiver.url("/sleep/30"), seconds=0, timeout_seconds=1)
     began = time.monotonic()
     call_all(receiver)
-    assert time.monotonic() - began < 3
+    assert 1 <= time.monotonic() - began < 20
     assert Attempt.objects.get().error == "timeout"
 
 

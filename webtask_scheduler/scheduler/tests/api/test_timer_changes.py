@@ -31,6 +31,7 @@ from webtask_scheduler.scheduler.tests.support.api import (
     moment,
     path,
     post,
+    rows_of,
     send,
     stored,
 )
@@ -1057,16 +1058,11 @@ def test_no_body_makes_a_fault_and_what_is_refused_writes_nothing(client, body):
         ("POST", "/timer/bulk", {"action": "pause", "filter": {}} | body),
         ("POST", path(timer, "/replay"), body),
     ):
-        before = stored(), list(Timer.objects.order_by("pk").values()), list(Delivery.objects.order_by("pk").values())
+        before = stored(), rows_of(Timer, Delivery)
         answer = send(client, method, where, sent)
         assert answer.status_code < 500, (where, sent, answer.content)
         if answer.status_code >= 400:
-            after = (
-                stored(),
-                list(Timer.objects.order_by("pk").values()),
-                list(Delivery.objects.order_by("pk").values()),
-            )
-            assert after == before, (where, sent)
+            assert (stored(), rows_of(Timer, Delivery)) == before, (where, sent)
             assert answer["Content-Type"] == "application/problem+json"
         elif where == "/timer":
             shown = client.get(answer["Location"]).json()

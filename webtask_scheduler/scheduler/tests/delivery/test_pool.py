@@ -97,15 +97,17 @@ def test_worker_shares_what_one_host_may_get_with_the_workers_that_live(pool, se
     assert (running._line._per_second, running._line._in_flight) == (10.0, 4)
 
 
-def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver):
+def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver, monkeypatch):
+    # No call that waits gives its slot to another.
+    monkeypatch.setattr(hosts, "PATIENCE_SECONDS", 60.0)
     for _ in range(5):
         make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
     running = pool(callers=2)
     threading.Thread(target=running.hand_over, args=[claim_for_pool()]).start()
-    receiver.wait_for(2)
-    assert states().count(State.RUNNING) == 2
-    assert states().count(State.CLAIMED) == 3
-    wait_until(lambda: states() == [State.SUCCEEDED] * 5)
+    wait_until(lambda: states() == [State.SUCCEEDED] * 5, seconds=30)
+    at = sorted(call.at for call in receiver.calls)
+    # Each but the first two begins when the second before it has ended.
+    assert [later - earlier for earlier, later in zip(at, at[2:], strict=False) if later - earlier < 0.5] == []
 
 
 def test_pool_renews_what_it_holds(pool, make_timer, receiver, monkeypatch):
@@ -150,9 +152,10 @@ def test_pool_that_closes_gives_back_interrupts_and_ends(pool, make_timer, recei
     receiver.wait_for(1)
     begun = time.monotonic()
     closing.stop_taking()
-    handing.join(3)
+    handing.join(20)
     closing.close()
-    assert time.monotonic() - begun < 3
+    # Long before the calls would end.
+    assert time.monotonic() - begun < 20
     assert states() == [State.SCHEDULED] * 3
     assert {attempt.error for attempt in Attempt.objects.all()} == {"interrupted"}
     assert len(claim_for_pool()) == 3
@@ -166,19 +169,19 @@ def test_pool_waits_out_a_moment_that_was_rung_too_soon(pool, make_timer, receiv
 
 
 def test_pool_leaves_a_far_moment_to_the_queue(pool, make_timer, receiver, delivery_of):
-    timer = make_timer(receiver.url(), delay_seconds=0.9)
-    pool().hand_over(claim_for_pool(ahead_seconds=1.0))
-    wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=0.5)
+    timer = make_timer(receiver.url(), delay_seconds=60)
+    pool().hand_over(claim_for_pool(ahead_seconds=61.0))
+    wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=30)
     assert receiver.calls == []
 
 
 def test_handing_over_waits_for_nothing(pool, make_timer, receiver):
     for _ in range(50):
-        make_timer(receiver.url("/sleep/5"), delay_seconds=-1)
+        make_timer(receiver.url("/sleep/30"), delay_seconds=-1)
     items = claim_for_pool()
-    begun = time.monotonic()
     pool(callers=1).hand_over(items)
-    assert time.monotonic() - begun < 0.5
+    # It was given all of them, and at most the first one's call has begun: none can have ended.
+    assert Attempt.objects.count() == 0
 
 
 def test_hanging_host_takes_neither_all_slots_nor_the_turn_of_others(pool, make_timer, receiver):
@@ -190,10 +193,9 @@ def test_hanging_host_takes_neither_all_slots_nor_the_turn_of_others(pool, make_
     # Another name for the same receiver is another host.
     for _ in range(20):
         make_timer(receiver.url("/quick").replace("127.0.0.1", "localhost"), delay_seconds=-1)
-    begun = time.monotonic()
     running.hand_over(claim_for_pool())
-    receiver.wait_for(20, path="/quick", seconds=3)
-    assert time.monotonic() - begun < 3
+    # Before the first of the others ends.
+    receiver.wait_for(20, path="/quick", seconds=15)
     # What the host cannot take waits here, under a lease, and nothing is counted.
     waiting = Delivery.objects.filter(state=State.CLAIMED)
     assert waiting.count() >= 40
@@ -240,7 +242,7 @@ def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(poo
         assert rollups.ever().put_off == sum(put_off.values())
         make_timer(receiver.url("/second"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
-        receiver.wait_for(1, path="/second", seconds=3)
+        receiver.wait_for(1, path="/second", seconds=15)
 
 
 def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_counted(
@@ -266,7 +268,7 @@ def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_c
         wait_until(lambda: Delivery.objects.get(timer=timer).next_attempt_at > timezone.now())
         make_timer(receiver.url("/quick"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
-        receiver.wait_for(1, path="/quick", seconds=3)
+        receiver.wait_for(1, path="/quick", seconds=15)
         assert len(second.calls) == 1
 
 
@@ -287,7 +289,7 @@ def test_starts_that_a_crash_of_the_database_forgets_cost_a_host_no_slot(pool, m
         wait_until(lambda timer=timer: delivery_of(timer).state == State.SUCCEEDED)
     make_timer(receiver.url("/after"), delay_seconds=-1)
     running.hand_over(claim_for_pool())
-    receiver.wait_for(1, path="/after", seconds=3)
+    receiver.wait_for(1, path="/after", seconds=15)
     wait_until(lambda: not running._line.running)
     host = next(iter(running._line._hosts.values()))
     assert (host.slots, host.waiting, running._line._room.used) == (0, 0, 0)
@@ -312,10 +314,8 @@ def test_delivery_that_has_had_all_attempts_is_failed_and_the_others_start(pool,
     Delivery.objects.filter(timer=spent).update(attempts=ATTEMPTS_BOUND, started_at=Now())
     for number in range(5):
         make_timer(receiver.url(f"/{number}"), delay_seconds=-1)
-    begun = time.monotonic()
     pool().hand_over(claim_for_pool())
     receiver.wait_for(5)
-    assert time.monotonic() - begun < 1.0
     wait_until(lambda: delivery_of(spent).state == State.FAILED)
     assert "Attempts exhausted" in delivery_of(spent).fault
     assert PeriodicTask.objects.get(timer=spent).enabled is False
@@ -328,10 +328,8 @@ def test_delivery_that_the_database_refuses_harms_itself_only(  # noqa: PLR0917 
 ):
     timers = [make_timer(receiver.url(f"/{number}"), delay_seconds=-1) for number in range(10)]
     refuse(monkeypatch, name, delivery_of(timers[4]).pk)
-    begun = time.monotonic()
     pool().hand_over(claim_for_pool())
     wait_until(lambda: states() == [State.FAILED] + [State.SUCCEEDED] * 9)
-    assert time.monotonic() - begun < 2.0
     assert "violates a rule" in delivery_of(timers[4]).fault
     # What was called has its attempt, whatever else could not be written.
     assert Attempt.objects.filter(delivery__timer=timers[4]).count() == (name == "record_outcomes")

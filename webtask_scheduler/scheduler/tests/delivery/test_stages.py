@@ -63,8 +63,8 @@ def test_stages_are_recorded_in_their_order_by_one_clock(pool, make_timer, recei
     assert list(stages.values()) == sorted(stages.values())
     assert stages["received"] <= 0 <= stages["resolved"] <= stages["connected"] < stages["first_byte"]
     # What was waited for is where it was waited for.
-    assert 290 <= stages["published"] - stages["claimed"] < 900
-    assert 190 <= stages["received"] - stages["published"] < 900
+    assert 290 <= stages["published"] - stages["claimed"] < 20_000
+    assert 190 <= stages["received"] - stages["published"] < 20_000
     assert stages["first_byte"] >= 195
     assert stages["first_byte"] <= attempt.duration_ms + 1
 

@@ -303,16 +303,16 @@ def test_deadline_is_that_of_all_redirects_together(client, receiver, path):
     begun = time.monotonic()
     url = receiver.redirect(307, receiver.redirect(307, path))
     assert failure(client, url, redirects=3, timeout=0.6) == "timeout"
-    assert time.monotonic() - begun < 2.0
+    assert 0.6 <= time.monotonic() - begun < 20
     assert len(receiver.calls) == 3
 
 
 def test_redirects_that_dawdle_together_end_at_the_deadline(client, receiver):
     # None of the three alone is too slow.
     begun = time.monotonic()
-    url = receiver.url("/dawdle/0.4/dawdle/0.4/dawdle/0.4/there")
-    assert failure(client, url, redirects=3, timeout=0.9) == "timeout"
-    assert time.monotonic() - begun < 1.3
+    url = receiver.url("/dawdle/0.6/dawdle/0.6/dawdle/0.6/there")
+    assert failure(client, url, redirects=3, timeout=1.5) == "timeout"
+    assert 1.5 <= time.monotonic() - begun < 20
     assert len(receiver.calls) == 3
 
 
@@ -323,7 +323,7 @@ def test_interrupt_ends_a_call_after_its_redirect(client, receiver):
     thread.start()
     receiver.wait_for(1, path="/sleep")
     client.interrupt()
-    thread.join(3)
+    thread.join(20)
     assert kinds == ["interrupted"]
 
 
@@ -376,7 +376,7 @@ def test_reads_no_proxy_variable(client, receiver, monkeypatch):
 def test_ends_at_its_deadline_whatever_the_other_side_does(client, receiver, path):
     begun = time.monotonic()
     assert failure(client, receiver.url(path), timeout=0.6) == "timeout"
-    assert time.monotonic() - begun < 2.0
+    assert 0.6 <= time.monotonic() - begun < 20
 
 
 def test_ends_at_its_deadline_in_a_dawdling_handshake(client, receiver):
@@ -384,15 +384,15 @@ def test_ends_at_its_deadline_in_a_dawdling_handshake(client, receiver):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         begun = time.monotonic()
         assert failure(client, f"https://127.0.0.1:{listener.getsockname()[1]}/", timeout=0.6) == "timeout"
-        assert time.monotonic() - begun < 2.0
+        assert 0.6 <= time.monotonic() - begun < 20
 
 
 def test_ends_at_its_deadline_with_a_hanging_resolver():
     released = threading.Event()
-    client = Client(callers=4, user_agent="test/1", egress=EGRESS, getaddrinfo=lambda *_, **__: released.wait(10))
+    client = Client(callers=4, user_agent="test/1", egress=EGRESS, getaddrinfo=lambda *_, **__: released.wait(30))
     begun = time.monotonic()
     assert failure(client, "http://slow.example/", timeout=0.5) == "timeout"
-    assert time.monotonic() - begun < 2.0
+    assert 0.5 <= time.monotonic() - begun < 20
     released.set()
 
 
@@ -424,7 +424,7 @@ def test_interrupt_ends_calls_under_way(client, receiver):
     thread.start()
     receiver.wait_for(1)
     client.interrupt()
-    thread.join(3)
+    thread.join(20)
     assert kinds == ["interrupted"]
 
 

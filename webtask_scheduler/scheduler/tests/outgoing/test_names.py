@@ -18,6 +18,7 @@ class Resolver:
 
     def __init__(self):
         self.asked = Counter()
+        self.slow_seconds = 0.3
         self.released = threading.Event()
 
     def __call__(self, host, port, **_):
@@ -25,7 +26,7 @@ class Resolver:
         if host.startswith("hang"):
             self.released.wait(30)
         if host.startswith("slow"):
-            time.sleep(0.3)
+            self.released.wait(self.slow_seconds)
         if host.startswith("unknown"):
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return socket.getaddrinfo("127.0.0.1", port, type=socket.SOCK_STREAM)
@@ -89,13 +90,14 @@ def test_names_that_resolved_before_resolve_though_every_other_name_hangs(resolv
     time.sleep(0.5)
     assert client.lookups_under_way == 56
     client._connections.close_idle()
+    # One that had to wait for a thread would wait for longer than the call may take.
+    monkeypatch.setattr(names, "QUEUE_SECONDS", 30.0)
     for _ in range(10):
-        begun = time.monotonic()
         client._connections._close_oldest_idle()
-        assert outcome(client, receiver, "good.example") == 200
-        assert time.monotonic() - begun < 0.3
+        assert outcome(client, receiver, "good.example", timeout=20) == 200
     assert resolver.asked["good.example"] == 11
     # A new name is put off, not failed.
+    monkeypatch.setattr(names, "QUEUE_SECONDS", 0.3)
     assert outcome(client, receiver, "new.example") == "local"
     resolver.released.set()
     wait_until(lambda: client.lookups_under_way == 0)
@@ -112,11 +114,12 @@ def test_names_that_hung_before_leave_half_of_the_threads_to_new_ones(resolver, 
     client._names._fresh.clear()
     # Calls over kept connections would ask for no name.
     wait_until(lambda: client.open_connections == 0)
+    # From now on they hang. One that had to wait for a thread would wait for longer than the call may take.
+    resolver.slow_seconds = 30
+    monkeypatch.setattr(names, "QUEUE_SECONDS", 30.0)
     start(client, receiver, slow)
     wait_until(lambda: client.lookups_under_way == 8)
-    begun = time.monotonic()
-    assert outcome(client, receiver, "good.example") == 200
-    assert time.monotonic() - begun < 0.2
+    assert outcome(client, receiver, "good.example", timeout=20) == 200
 
 
 def test_calls_to_one_name_share_one_look_up(resolver, receiver):
@@ -151,15 +154,15 @@ def test_a_name_is_looked_up_again_where_its_address_cannot_be_connected_to(reso
 
 
 def test_a_look_up_is_not_waited_for_longer_than_its_bound(resolver, receiver, monkeypatch):
-    monkeypatch.setattr(names, "LOOKUP_SECONDS", 0.3)
+    monkeypatch.setattr(names, "LOOKUP_SECONDS", 1.5)
     client = make(resolver)
     begun = time.monotonic()
     assert outcome(client, receiver, "hang.example", timeout=30) == "dns"
-    assert time.monotonic() - begun < 1.0
-    # Later calls share it, and what is already known of it.
+    assert 1.5 <= time.monotonic() - begun < 20
+    # Later calls share it, and what is already known of it: they do not wait for the same again.
     begun = time.monotonic()
     assert outcome(client, receiver, "hang.example", timeout=30) == "dns"
-    assert time.monotonic() - begun < 0.2
+    assert time.monotonic() - begun < 1.5
     assert resolver.asked["hang.example"] == 1
 
 
@@ -173,10 +176,9 @@ def test_interrupt_ends_a_call_that_waits_for_a_name(resolver, receiver):
     client = make(resolver)
     threads, outcomes = start(client, receiver, ["hang.example"], timeout=30)
     wait_until(lambda: client.lookups_under_way)
-    begun = time.monotonic()
     client.interrupt()
-    threads[0].join(5)
-    assert time.monotonic() - begun < 0.5
+    # Long before the look-up or the call would end.
+    threads[0].join(20)
     assert outcomes == {0: "interrupted"}
 
 

@@ -169,7 +169,7 @@ def test_file_is_told_from_a_crontab():
 def test_c_reads_it_as_fast_as_it_has_to():
     timer = {"web_url": "http://a.example/", "cron": "0 9 * * *", "labels": {"a": "b"}, "retry": {"max_attempts": 3}}
     text = "".join(write([timer] * 1000))
-    begun = time.monotonic()
+    begun = time.process_time()
     assert len(read(text)) == 1000
-    assert time.monotonic() - begun < 2
+    assert time.process_time() - begun < 2
     assert json.loads(json.dumps(values(text))) == [timer] * 1000

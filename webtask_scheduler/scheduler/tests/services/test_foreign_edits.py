@@ -22,6 +22,7 @@ from webtask_scheduler.scheduler.models import TASK_NAME, Delivery, State, Timer
 from webtask_scheduler.scheduler.outgoing.client import Client
 from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_attempts
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import (
     DISABLE,
     ENABLE,
@@ -29,12 +30,12 @@ from webtask_scheduler.scheduler.tests.support.doors import (
     act,
     address_of,
     clocked_form,
-    each,
     form,
     post,
     saved,
     soon,
     sweep,
+    through,
 )
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
@@ -118,7 +119,7 @@ DELETE = {
 # Disabling
 
 
-@each(DISABLE)
+@through(DISABLE)
 def test_disabling_pauses(make_timer, admin_client, work, receiver, door):
     timer = make_timer(receiver.url(), delay_seconds=-1)
     door(timer.periodic_task, admin_client)
@@ -129,7 +130,7 @@ def test_disabling_pauses(make_timer, admin_client, work, receiver, door):
     assert receiver.calls == []
 
 
-@each(DISABLE)
+@through(DISABLE)
 def test_disabling_stops_what_is_claimed(make_timer, delivery_of, admin_client, door):
     timer = make_timer(delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
@@ -138,7 +139,7 @@ def test_disabling_stops_what_is_claimed(make_timer, delivery_of, admin_client, 
     assert delivery_of(timer).state == State.PAUSED
 
 
-@each(DISABLE)
+@through(DISABLE)
 def test_disabling_holds_the_retry_of_a_call_in_flight_back(make_timer, delivery_of, admin_client, receiver, door):
     timer = make_timer(receiver.url("/status/503"), delay_seconds=-1)
     started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
@@ -172,7 +173,7 @@ def test_bare_disabling_is_healed_by_the_sweep(make_timer, delivery_of):
 # Enabling
 
 
-@each(ENABLE)
+@through(ENABLE)
 def test_enabling_resumes(make_timer, admin_client, work, receiver, door):
     timer = make_timer(receiver.url("/hook"), delay_seconds=-1)
     services.pause(timer.pk)
@@ -183,7 +184,7 @@ def test_enabling_resumes(make_timer, admin_client, work, receiver, door):
     assert Delivery.objects.get().state == State.SUCCEEDED
 
 
-@each(ENABLE)
+@through(ENABLE)
 def test_enabling_before_its_time_keeps_the_promise(make_timer, delivery_of, admin_client, door):
     timer = make_timer(delay_seconds=60)
     due_at = delivery_of(timer).due_at
@@ -212,8 +213,8 @@ def test_enabling_twice_changes_nothing(make_timer):
 # Moving
 
 
-@each(MOVE)
-@pytest.mark.parametrize("hours", [1, 3])
+@through(MOVE)
+@each("hours", [1, 3])
 def test_moving_promises_the_new_moment(make_timer, admin_client, door, hours):
     timer = make_timer(delay_seconds=7200)
     moment = soon(hours=hours)
@@ -223,7 +224,7 @@ def test_moving_promises_the_new_moment(make_timer, admin_client, door, hours):
     assert PeriodicTask.objects.get(timer=timer).clocked.clocked_time == moment
 
 
-@each(MOVE)
+@through(MOVE)
 def test_moving_to_the_past_calls_at_once(make_timer, admin_client, work, receiver, door):
     timer = make_timer(receiver.url("/now"), delay_seconds=7200)
     moment = soon(seconds=-5)
@@ -233,7 +234,7 @@ def test_moving_to_the_past_calls_at_once(make_timer, admin_client, work, receiv
     assert [call.path for call in receiver.calls] == ["/now"]
 
 
-@each(MOVE)
+@through(MOVE)
 def test_moving_what_is_claimed_stops_it(make_timer, admin_client, work, receiver, door):
     timer = make_timer(receiver.url(), delay_seconds=-1)
     pairs = [(item.delivery_id, item.token) for item in claim_due().held]
@@ -243,7 +244,7 @@ def test_moving_what_is_claimed_stops_it(make_timer, admin_client, work, receive
     assert receiver.calls == []
 
 
-@each(MOVE)
+@through(MOVE)
 def test_moving_a_paused_timer_leaves_it_paused(make_timer, delivery_of, admin_client, door):
     timer = make_timer()
     services.pause(timer.pk)
@@ -253,7 +254,7 @@ def test_moving_a_paused_timer_leaves_it_paused(make_timer, delivery_of, admin_c
     assert (latest.state, latest.due_at, latest.number) == (State.PAUSED, moment, 2)
 
 
-@each(BARE_MOVE)
+@through(BARE_MOVE)
 def test_bare_move_to_later_is_seen_by_the_claim(make_timer, work, receiver, door):
     timer = make_timer(receiver.url(), delay_seconds=-1)
     moment = soon(hours=1)
@@ -265,8 +266,8 @@ def test_bare_move_to_later_is_seen_by_the_claim(make_timer, work, receiver, doo
     assert receiver.calls == []
 
 
-@each(BARE_MOVE)
-@pytest.mark.parametrize("hours", [-1, 1, 3])
+@through(BARE_MOVE)
+@each("hours", [-1, 1, 3])
 def test_bare_move_is_healed_by_the_sweep(make_timer, door, hours):
     timer = make_timer(delay_seconds=7200)
     moment = soon(hours=hours)
@@ -300,7 +301,7 @@ def test_schedule_that_two_timers_share_moves_both(make_timer):
 # Deleting
 
 
-@each(DELETE)
+@through(DELETE)
 def test_deleting_cancels_and_keeps_the_record(make_timer, admin_client, work, receiver, door):
     timer = make_timer(receiver.url(), delay_seconds=-1)
     door(timer.periodic_task, admin_client)
@@ -311,7 +312,7 @@ def test_deleting_cancels_and_keeps_the_record(make_timer, admin_client, work, r
     assert receiver.calls == []
 
 
-@each(DELETE)
+@through(DELETE)
 def test_deleting_lets_a_call_in_flight_end_and_no_retry_follow(make_timer, delivery_of, admin_client, receiver, door):
     timer = make_timer(receiver.url("/status/503"), delay_seconds=-1)
     started, *_ = start_attempts([(item.delivery_id, item.token) for item in claim_due().held])
@@ -369,7 +370,7 @@ def test_run_selected_calls_a_paused_timer_once_and_leaves_it_paused(
 # Many at once
 
 
-@pytest.mark.parametrize(("action", "state"), [("disable_tasks", State.PAUSED), ("toggle_tasks", State.PAUSED)])
+@each(("action", "state"), [("disable_tasks", State.PAUSED), ("toggle_tasks", State.PAUSED)])
 def test_bulk_actions_stop_many(make_timer, admin_client, action, state):
     rows = [make_timer(delay_seconds=-1).periodic_task for _ in range(5)]
     act(admin_client, action, *rows)
@@ -409,7 +410,7 @@ def ended(make_timer):
 ENDED = ["succeeded", "cancelled", "cancelled while running"]
 
 
-@pytest.mark.parametrize("how", ENDED)
+@each("how", ENDED)
 def test_ended_timer_is_not_enabled_by_a_save(ended, how):
     task = ended(how).periodic_task
     before = list(Delivery.objects.values())
@@ -420,7 +421,7 @@ def test_ended_timer_is_not_enabled_by_a_save(ended, how):
     assert list(Delivery.objects.values()) == before
 
 
-@pytest.mark.parametrize("how", ENDED)
+@each("how", ENDED)
 def test_ended_timer_is_not_enabled_by_the_admin(ended, admin_client, how):
     task = ended(how).periodic_task
     before = list(Delivery.objects.values())
@@ -433,7 +434,7 @@ def test_ended_timer_is_not_enabled_by_the_admin(ended, admin_client, how):
     assert list(Delivery.objects.values()) == before
 
 
-@pytest.mark.parametrize("how", ENDED)
+@each("how", ENDED)
 def test_ended_timer_that_a_bare_update_enabled_is_disabled_again(ended, how):
     ended(how)
     before = list(Delivery.objects.values())
@@ -449,8 +450,8 @@ def test_ended_timer_that_a_bare_update_enabled_is_disabled_again(ended, how):
     assert [row["id"] for row in Delivery.objects.values()] == [row["id"] for row in before]
 
 
-@pytest.mark.parametrize("how", ENDED)
-@each(MOVE)
+@each("how", ENDED)
+@through(MOVE)
 def test_ended_timer_is_not_moved(ended, admin_client, door, how):
     task = ended(how).periodic_task
     task.refresh_from_db()
@@ -462,8 +463,8 @@ def test_ended_timer_is_not_moved(ended, admin_client, door, how):
     assert (list(Delivery.objects.values()), task.clocked_id, task.clocked.clocked_time) == before
 
 
-@pytest.mark.parametrize("how", ENDED)
-@each(BARE_MOVE)
+@each("how", ENDED)
+@through(BARE_MOVE)
 def test_ended_timer_that_a_bare_update_moved_stays_ended(ended, door, how):
     task = ended(how).periodic_task
     count = Delivery.objects.count()

@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler.queue.attempts import record_outcomes, start_at
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.acting import every, put_back
+from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.doors import (
     DISABLE,
     ENABLE,
@@ -32,12 +33,12 @@ from webtask_scheduler.scheduler.tests.support.doors import (
     address_of,
     bare,
     clocked_form,
-    each,
     form,
     post,
     saved,
     soon,
     sweep,
+    through,
 )
 from webtask_scheduler.scheduler.tests.support.receiver import EGRESS
 
@@ -51,7 +52,7 @@ KINDS = {
     "interval": lambda: every(3600),
     "clocked": lambda: EITHER_DAY,
 }
-kinds = pytest.mark.parametrize("kind", KINDS)
+kinds = each("kind", KINDS)
 
 
 @pytest.fixture
@@ -133,7 +134,7 @@ def settled(timer):
 
 
 @kinds
-@each(DISABLE)
+@through(DISABLE)
 def test_disabling_pauses(recurring, admin_client, hook, kind, door):
     timer = recurring(kind, hook.url(), due=True)
     door(row_of(timer), admin_client)
@@ -154,7 +155,7 @@ def test_bare_disabling_pauses(recurring, hook, kind):
 
 
 @kinds
-@each(ENABLE)
+@through(ENABLE)
 def test_enabling_resumes_and_the_timer_goes_on(recurring, admin_client, hook, kind, door):
     timer = recurring(kind, hook.url("/hook"), due=True)
     services.pause(timer.pk)
@@ -191,7 +192,7 @@ DELETE = {
 
 
 @kinds
-@each(DELETE)
+@through(DELETE)
 def test_deleting_the_task_cancels(recurring, admin_client, hook, kind, door):
     timer = recurring(kind, hook.url(), due=True)
     door(row_of(timer), admin_client)
@@ -199,7 +200,7 @@ def test_deleting_the_task_cancels(recurring, admin_client, hook, kind, door):
 
 
 @kinds
-@each(DELETE)
+@through(DELETE)
 def test_deleting_its_schedule_cancels(recurring, admin_client, hook, kind, door):
     timer = recurring(kind, hook.url(), due=True)
     door(schedule_of(timer), admin_client)
@@ -303,14 +304,14 @@ def shows(timer, what):
     settled(timer)
 
 
-@each(WRITE)
+@through(WRITE)
 def test_another_crontab_in_the_row_is_followed(recurring, admin_client, door):
     timer = recurring("crontab")
     door(schedule_of(timer), admin_client, minute="15,45", hour="6", timezone="Asia/Tokyo")
     follows_cron(timer, "15,45 6 * * *", "Asia/Tokyo")
 
 
-@each(WRITE)
+@through(WRITE)
 def test_another_interval_in_the_row_is_followed(recurring, admin_client, hook, door):
     timer = recurring("interval", hook.url())
     door(schedule_of(timer), admin_client, every=90, period="seconds")
@@ -321,14 +322,14 @@ def test_another_interval_in_the_row_is_followed(recurring, admin_client, hook, 
     assert promised(timer)[-2:] == [State.SUCCEEDED, State.SCHEDULED]
 
 
-@each(WRITE)
+@through(WRITE)
 def test_nearly_the_same_interval_is_another_one(recurring, admin_client, door):
     timer = recurring(every(86_401))
     door(schedule_of(timer), admin_client, every=1, period="days")
     follows_interval(timer, 86_400)
 
 
-@each(WRITE)
+@through(WRITE)
 def test_moving_the_clocked_row_moves_the_next_call_and_the_schedule_goes_on(
     recurring, admin_client, hook, delivery_of, door
 ):
@@ -346,16 +347,16 @@ def test_moving_the_clocked_row_moves_the_next_call_and_the_schedule_goes_on(
 
 
 @kinds
-@each(REPOINT)
-@pytest.mark.parametrize("other", OTHER)
+@through(REPOINT)
+@each("other", OTHER)
 def test_another_schedule_row_is_followed(recurring, admin_client, kind, door, other):
     timer = recurring(kind)
     door(row_of(timer), admin_client, **{other: OTHER[other]()})
     follows_interval(timer, 300) if other == "interval" else follows_cron(timer, "30 7,19 * * *", "Asia/Tokyo")
 
 
-@pytest.mark.parametrize("kind", ["crontab", "interval"])
-@each(REPOINT)
+@each("kind", ["crontab", "interval"])
+@through(REPOINT)
 def test_clocked_row_makes_a_timer_that_recurs_one_that_is_called_once(recurring, admin_client, hook, kind, door):
     timer = recurring(kind, hook.url(), max_occurrences=5)
     clocked = ClockedSchedule.objects.create(clocked_time=soon(hours=5))
@@ -371,8 +372,8 @@ def test_clocked_row_makes_a_timer_that_recurs_one_that_is_called_once(recurring
     assert not row_of(timer).enabled
 
 
-@each(REPOINT)
-@pytest.mark.parametrize("other", OTHER)
+@through(REPOINT)
+@each("other", OTHER)
 def test_one_shot_that_is_given_a_schedule_recurs(make_timer, admin_client, hook, door, other):
     timer = make_timer(hook.url(), delay_seconds=600)
     door(row_of(timer), admin_client, **{other: OTHER[other]()})
@@ -383,7 +384,7 @@ def test_one_shot_that_is_given_a_schedule_recurs(make_timer, admin_client, hook
     assert promised(timer) == [State.CANCELLED, State.SUCCEEDED, State.SCHEDULED]
 
 
-@each(WRITE)
+@through(WRITE)
 def test_timer_that_is_paused_stays_so_with_another_schedule(recurring, admin_client, door):
     timer = recurring("interval")
     services.pause(timer.pk)
@@ -392,7 +393,7 @@ def test_timer_that_is_paused_stays_so_with_another_schedule(recurring, admin_cl
     settled(timer)
 
 
-@each(WRITE)
+@through(WRITE)
 def test_another_schedule_during_a_call_lets_it_land(recurring, admin_client, hook, door):
     timer = recurring("interval", hook.url(), due=True)
     batch = hook.start()
@@ -403,7 +404,7 @@ def test_another_schedule_during_a_call_lets_it_land(recurring, admin_client, ho
     settled(timer)
 
 
-@each(WRITE)
+@through(WRITE)
 def test_bounds_of_the_timer_outlast_its_schedule(recurring, delivery_of, admin_client, door):
     starts_at = timezone.now() + timedelta(days=3)
     timer = recurring(Recurrence(every_seconds=60, starts_at=starts_at), max_occurrences=7)
@@ -413,14 +414,14 @@ def test_bounds_of_the_timer_outlast_its_schedule(recurring, delivery_of, admin_
     assert delivery_of(timer).due_at == starts_at
 
 
-@each(WRITE)
+@through(WRITE)
 def test_first_moment_of_an_interval_does_not_hold_another_schedule_back(recurring, delivery_of, admin_client, door):
     timer = recurring(every(86_400))
     door(schedule_of(timer), admin_client, every=1, period="minutes")
     follows_interval(timer, 60)
 
 
-@each(WRITE)
+@through(WRITE)
 def test_crontab_in_other_words_is_the_same(recurring, admin_client, door):
     timer = recurring(Recurrence(cron="0 9 * * 1-5"))
     before = list(Delivery.objects.values())
@@ -443,8 +444,8 @@ def test_saving_what_is_there_changes_nothing(recurring, admin_client):
         assert (list(Delivery.objects.values()), list(Timer.objects.values())) == before
 
 
-@each(WRITE)
-@pytest.mark.parametrize("kind", ["crontab", "interval"])
+@through(WRITE)
+@each("kind", ["crontab", "interval"])
 def test_schedule_that_timers_share_stays_shared(recurring, make_timer, admin_client, kind, door):
     shared = OTHER[kind]()
     timers = [recurring("crontab"), recurring("interval"), make_timer()]
@@ -515,7 +516,7 @@ def refused(timer, caplog, before, *, more_sweeps=2):
 
 
 @kinds
-@each(ODD_TASKS)
+@through(ODD_TASKS)
 def test_row_without_a_usable_schedule_is_put_back(recurring, caplog, kind, door):
     timer = recurring(kind)
     before = list(Timer.objects.values())
@@ -524,7 +525,7 @@ def test_row_without_a_usable_schedule_is_put_back(recurring, caplog, kind, door
     shows(timer, kind)
 
 
-@each(ODD_TASKS)
+@through(ODD_TASKS)
 def test_one_shots_row_without_a_usable_schedule_is_put_back(make_timer, hook, caplog, door):
     timer = make_timer(hook.url())
     due_at = timer.deliveries.get().due_at
@@ -547,8 +548,8 @@ def test_row_of_the_sun_that_is_saved_is_put_back(recurring, caplog, kind):
     shows(timer, kind)
 
 
-@each(ODD_CRONTABS)
-@pytest.mark.parametrize("write", [saved, bare])
+@through(ODD_CRONTABS)
+@each("write", [saved, bare], ids=["save", "update"])
 def test_crontab_that_means_nothing_is_put_back(recurring, hook, caplog, door, write):
     timer = recurring("crontab", hook.url())
     before = list(Timer.objects.values())
@@ -562,8 +563,8 @@ def test_crontab_that_means_nothing_is_put_back(recurring, hook, caplog, door, w
     assert promised(timer) == [State.SUCCEEDED, State.SCHEDULED]
 
 
-@each(ODD_INTERVALS)
-@pytest.mark.parametrize("write", [saved, bare])
+@through(ODD_INTERVALS)
+@each("write", [saved, bare], ids=["save", "update"])
 def test_interval_that_means_nothing_is_put_back(recurring, caplog, door, write):
     timer = recurring("interval")
     before = list(Timer.objects.values())
@@ -649,7 +650,7 @@ def error_of(client, row, data):
 
 
 @kinds
-@pytest.mark.parametrize("sun", [False, True])
+@each("sun", [False, True])
 def test_form_refuses_a_row_without_a_schedule(recurring, admin_client, kind, sun):
     timer = recurring(kind)
     before = PeriodicTask.objects.values().get(timer=timer)
@@ -718,7 +719,7 @@ def ended(recurring, hook):
     return make
 
 
-hows = pytest.mark.parametrize("how", ["cancelled", "ran out"])
+hows = each("how", ["cancelled", "ran out"])
 
 
 def stays_ended(timer):
@@ -744,7 +745,7 @@ def test_ended_timer_is_not_enabled(ended, admin_client, kind, how):
 
 @kinds
 @hows
-@pytest.mark.parametrize("other", OTHER)
+@each("other", OTHER)
 def test_ended_timer_takes_no_other_schedule_row(ended, admin_client, kind, how, other):
     timer = ended(kind, how)
     schedule = OTHER[other]()

@@ -31,9 +31,9 @@ def each(
 ) -> Callable[[Test], Test]:
     """Return a decorator with which one test passes over all cases, written as for `pytest.mark.parametrize`.
 
-    Each case is a subtest, which fails alone and by its name. Fixtures are made once for all, and what a case wrote to
-    the database is taken back after it. Several of these make every combination. A case costs 0.3 ms; a test of its own
-    costs 4 ms, and its fixtures.
+    Each case is a subtest, which fails alone and by its name. Fixtures are made once for all; what a case wrote to the
+    database is taken back after it, and what its receiver was sent and what it logged is forgotten before the next.
+    Several of these make every combination. A case costs 0.3 ms; a test of its own costs 4 ms, and its fixtures.
     """
     words = tuple(name.strip() for name in names.split(",")) if isinstance(names, str) else tuple(names)
     rows = []
@@ -57,6 +57,7 @@ def each(
             for combination in itertools.product(*axes):
                 values = {word: value for _, row in combination for word, value in row.items()}
                 with subtests.test("-".join(label for label, _ in combination)[:200]), _taken_back(request.node):
+                    _nothing_of_the_case_before(request)
                     test(**fixtures, **values)
 
         own = [parameter for name, parameter in inspect.signature(test).parameters.items() if name not in given]
@@ -69,10 +70,18 @@ def each(
     return decorate
 
 
+def _nothing_of_the_case_before(request: pytest.FixtureRequest) -> None:
+    """Empty the fixtures that note what happens, where the test or another of its fixtures uses them."""
+    forget()
+    if "receiver" in request.fixturenames:
+        request.getfixturevalue("receiver").calls.clear()
+    if "caplog" in request.fixturenames:
+        request.getfixturevalue("caplog").clear()
+
+
 @contextlib.contextmanager
 def _taken_back(node: pytest.Item) -> Iterator[None]:
     """Take back what is written to the database, in a test that may."""
-    forget()
     marker = node.get_closest_marker("django_db")
     if marker is None:
         yield

@@ -4,19 +4,19 @@ from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
-import pytest
 from django.urls import reverse
 from django.utils import timezone
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.tests.support.cases import each
 
 TASKS = "/admin/django_celery_beat/periodictask/"
 
 
-def each(doors: Mapping[str, Any]) -> Any:
+def through(doors: Mapping[str, Any]) -> Any:
     """Run a test by each of the doors, as its `door`."""
-    return pytest.mark.parametrize("door", doors.values(), ids=doors.keys())
+    return each("door", list(doors.values()), ids=doors.keys())
 
 
 def soon(**offset: float) -> datetime:
