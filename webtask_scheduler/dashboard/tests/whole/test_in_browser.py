@@ -247,7 +247,7 @@ def test_crontab_is_imported_without_a_script(live_server, open_page):
     page.goto(f"{live_server.url}/upcoming")
     open_page.expect(page.locator("main")).to_contain_text("By its schedule")
     page.get_by_role("link", name="Later").click()
-    assert "at=" in page.url
+    page.wait_for_url("**at=**")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
 
 

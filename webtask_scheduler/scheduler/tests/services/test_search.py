@@ -61,32 +61,34 @@ def mixed(user):
                 owner_id=chance.choice((None, None, user.pk)),
             )
         )
-    for stored in services.schedule(new):
+    timer_ids = [stored.timer_id for stored in services.schedule(new)]
+    deliveries = {delivery.timer_id: delivery for delivery in Delivery.objects.all()}
+    others = []
+    for number, timer_id in enumerate(timer_ids):
         # Whole minutes, so that many are due at one moment; and none that passes while tests run.
         minutes = chance.randint(-30, 30)
         due_at = NOW.replace(second=0, microsecond=0) + timedelta(minutes=minutes + 6 if minutes > -2 else minutes)
-        state = chance.choice(State.values)
-        values = {"due_at": due_at, "next_attempt_at": due_at, "state": state}
-        if state == State.SCHEDULED and chance.random() < 0.5:
+        latest = deliveries[timer_id]
+        latest.due_at = latest.next_attempt_at = due_at
+        latest.state = chance.choice(State.values)
+        if latest.state == State.SCHEDULED and chance.random() < 0.5:
             # Retried, resumed or replayed.
-            values["next_attempt_at"] = max(due_at, NOW + timedelta(minutes=6)) + timedelta(
-                days=chance.choice((0, 1, 7))
-            )
-            values |= {"attempts": number % 3, "started_at": NOW}
-        if state in LEASED:
-            values |= {"lease_token": uuid.uuid4(), "lease_expires_at": NOW}
-        if state in FINAL:
-            values["finished_at"] = NOW
-        Delivery.objects.filter(timer=stored.timer_id).update(**values)
+            latest.next_attempt_at = max(due_at, NOW + timedelta(minutes=6)) + timedelta(days=chance.choice((0, 1, 7)))
+            latest.attempts, latest.started_at = number % 3, NOW
+        if latest.state in LEASED:
+            latest.lease_token, latest.lease_expires_at = uuid.uuid4(), NOW
+        if latest.state in FINAL:
+            latest.finished_at = NOW
+        both = {"timer_id": timer_id, "due_at": due_at, "next_attempt_at": due_at}
         if chance.random() < 0.3:
             # Moved once: what was promised before is cancelled.
-            Delivery.objects.filter(timer=stored.timer_id).update(number=2)
-            earlier = {"due_at": due_at, "next_attempt_at": due_at, "state": "cancelled", "finished_at": NOW}
-            Delivery.objects.create(timer_id=stored.timer_id, number=1, **earlier)
+            latest.number = 2
+            others.append(Delivery(number=1, state=State.CANCELLED, finished_at=NOW, **both))
         if chance.random() < 0.3:
-            Delivery.objects.create(
-                timer_id=stored.timer_id, number=3, extra=True, due_at=due_at, next_attempt_at=due_at
-            )
+            others.append(Delivery(number=3, extra=True, **both))
+    changed = ("number", "due_at", "next_attempt_at", "state", "attempts", "started_at", "finished_at")
+    Delivery.objects.bulk_update(deliveries.values(), [*changed, "lease_token", "lease_expires_at"])
+    Delivery.objects.bulk_create(others)
     callback = Timer.objects.create(
         web_url="http://a.example/", host="a.example", created_at=NOW, outcome_of=uuid.uuid4()
     )
