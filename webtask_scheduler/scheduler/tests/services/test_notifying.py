@@ -491,7 +491,7 @@ def test_mail_says_what_failed_with_a_link(make_timer, mailbox):
     assert turn().mails == 0
     (mail,) = mailbox.mails
     assert mailbox.recipients == ["me@example.com"]
-    assert mail["Subject"] == "Report Bcc: all@example.com ü failed after 1 attempt: It did not"
+    assert mail["Subject"].strip() == "Report Bcc: all@example.com ü failed after 1 attempt: It did not"
     assert (mail["From"], mail["To"], mail["Bcc"]) == ("Timers <timers@example.com>", "me@example.com", None)
     assert mail["Auto-Submitted"] == "auto-generated"
     text = mail.get_content()
