@@ -136,7 +136,7 @@ def edit(channel_id: int, new: NewChannel, *, user: Any, visible: Mapping[str, A
         if is_moved:
             # The hosts may be the same; the rest of the URL is not told.
             before, after = {**before, "address": audit.UNTOLD}, {**after, "address": audit.UNTOLD}
-        names = [name for name in after if before[name] != after[name] or name == "address"]
+        names = [name for name in after if before[name] != after[name] or (is_moved and name == "address")]
         if names:
             changes = [{name: values[name] for name in names} for values in (before, after)]
             _record("channel.changed", channel, before=changes[0], after=changes[1])
