@@ -150,7 +150,7 @@ def add_channel(request: HttpRequest) -> HttpResponse:
     status = 400
     if new is not None:
         try:
-            channels.add(new, user=_user(request))
+            channels.add(new, owner_id=caller_of(request).owner_id)
         except ChannelError as error:
             form.refuse(error)
             status = 409 if isinstance(error, TooManyChannelsError) else 400
@@ -182,7 +182,7 @@ def channel(request: HttpRequest, channel_id: int) -> HttpResponse:
         if new is not None:
             new = NewChannel(**(form.cleaned_data | {"kind": found.kind}))
             try:
-                channels.edit(found.pk, new, user=_user(request), visible=caller_of(request).own())
+                channels.edit(found.pk, new, visible=caller_of(request).own())
             except NotificationChannel.DoesNotExist as error:
                 raise Http404 from error
             except ChannelError as error:

@@ -91,7 +91,7 @@ def test_what_cannot_be_is_refused_beside_its_field_and_nothing_is_written(clien
 
 def test_channels_are_each_owners_own(client, closed, user):
     other = get_user_model().objects.create_superuser("root@example.com", "x")
-    channel = channels.add(NewChannel(kind="slack", address=SLACK, name="Mine alone"), user=user)
+    channel = channels.add(NewChannel(kind="slack", address=SLACK, name="Mine alone"), owner_id=user.pk)
     sent = notifying.test(channel.pk, visible={"owner": user.pk})
     assert client.get(PAGE).status_code == 302
     client.force_login(other)
@@ -113,7 +113,7 @@ def test_channels_are_each_owners_own(client, closed, user):
 
 
 def test_test_is_sent_once_a_minute_and_its_outcome_listed(client, receiver):
-    channel = channels.add(NewChannel(kind="webhook", address=receiver.url("/status/500")), user=None)
+    channel = channels.add(NewChannel(kind="webhook", address=receiver.url("/status/500")), owner_id=None)
     for said in ("A test is on its way", "Look whether it arrived"):
         assert said in text_of(client.post(f"{PAGE}/{channel.pk}/test", follow=True))
     (sent,) = Notification.objects.all()
@@ -130,7 +130,7 @@ def test_test_is_sent_once_a_minute_and_its_outcome_listed(client, receiver):
 
 
 def test_older_messages_are_a_page_away(client):
-    channel = channels.add(NewChannel(kind="slack", address=SLACK), user=None)
+    channel = channels.add(NewChannel(kind="slack", address=SLACK), owner_id=None)
     for number in range(30):
         Notification.objects.create(
             channel=channel, kind="slack", shown_address=channel.shown_address, state="sent", gathered={"test": {}},
@@ -146,7 +146,7 @@ def test_older_messages_are_a_page_away(client):
 
 
 def test_name_of_a_timer_cannot_write_html(client, make_timer):
-    channel = channels.add(NewChannel(kind="slack", address=SLACK, name="<b>Ops"), user=None)
+    channel = channels.add(NewChannel(kind="slack", address=SLACK, name="<b>Ops"), owner_id=None)
     Notification.objects.create(
         channel=channel, kind="slack", shown_address="x", state="sent", gathered={"test": {}},
         subject="<script>a", text="<script>b", created_at=channel.created_at, made_at=channel.created_at,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.conf import settings
+from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.validators import validate_email
 from django.db import connection, transaction
@@ -84,7 +85,7 @@ class NewChannel:
 
 def may_be_told_late(user: Any) -> bool:
     """Return whether a person, or nobody where the API is open, is told how the whole service is."""
-    return is_open() or bool(user is not None and user.is_authenticated and may_see_all(user))
+    return is_open() or bool(user is not None and may_see_all(user))
 
 
 def sends_mail() -> bool:
@@ -92,12 +93,11 @@ def sends_mail() -> bool:
     return not settings.EMAIL_BACKEND.endswith(".dummy.EmailBackend")
 
 
-def add(new: NewChannel, *, user: Any) -> NotificationChannel:
-    """Add a channel for a user, or for nobody where `user` is None, and return it. Raises ChannelError, VaultError."""
-    _check(new, user=user)
+def add(new: NewChannel, *, owner_id: int | None) -> NotificationChannel:
+    """Add a channel for an owner, or for nobody where that is None, and return it. Raises ChannelError, VaultError."""
+    _check(new, user=None if owner_id is None else get_user_model().objects.get(pk=owner_id))
     if not new.address:
         raise ChannelError("address", _("An address is required."))
-    owner_id = None if user is None else user.pk
     with transaction.atomic(), connection.cursor() as cursor:
         # Without the lock two at once would both find room.
         cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", [f"channels of {owner_id}"])
@@ -117,14 +117,14 @@ def add(new: NewChannel, *, user: Any) -> NotificationChannel:
     return made
 
 
-def edit(channel_id: int, new: NewChannel, *, user: Any, visible: Mapping[str, Any]) -> NotificationChannel:
+def edit(channel_id: int, new: NewChannel, *, visible: Mapping[str, Any]) -> NotificationChannel:
     """Change a channel that fits the condition `visible`; its kind stays. Raises DoesNotExist, ChannelError."""
     with transaction.atomic():
         channel = NotificationChannel.objects.select_for_update().get(pk=channel_id, **visible)
         before = _told(channel)
         if new.kind != channel.kind:
             raise ChannelError("kind", _("The kind of a channel stays. Add another channel."))
-        _check(new, user=user)
+        _check(new, user=channel.owner)
         for name, value in new.columns().items():
             setattr(channel, name, value)
         is_moved = bool(new.address) and new.address != _value(channel)

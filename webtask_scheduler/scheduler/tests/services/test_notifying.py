@@ -31,7 +31,7 @@ pytestmark = pytest.mark.django_db
 
 def add(address, *, user=None, kind="webhook", **events):
     """Add a channel that was there an hour ago."""
-    channel = channels.add(NewChannel(kind=kind, address=address, **events), user=user)
+    channel = channels.add(NewChannel(kind=kind, address=address, **events), owner_id=user and user.pk)
     NotificationChannel.objects.filter(pk=channel.pk).update(active_since=timezone.now() - timedelta(hours=1))
     return channel
 
@@ -194,7 +194,7 @@ def test_recovery_follows_a_dead_letter_of_a_recurring_timer(make_timer, receive
 def test_nothing_from_before_a_channel_or_from_its_pause_is_told(make_timer, receiver):
     fail(make_timer())
     turn()
-    channel = channels.add(NewChannel(kind="webhook", address=receiver.url("/hook")), user=None)
+    channel = channels.add(NewChannel(kind="webhook", address=receiver.url("/hook")), owner_id=None)
     notifying.turn(seconds=20)
     own = {"owner": None}
     for what in ({"paused": True}, {"paused": False}):
@@ -286,7 +286,7 @@ def test_turn_without_channels_is_one_statement(make_timer, receiver, django_ass
     fail(make_timer())
     with django_assert_num_queries(1):
         assert notifying.turn(seconds=20) == notifying.Turn()
-    channels.add(NewChannel(kind="webhook", address=receiver.url("/hook")), user=None)
+    channels.add(NewChannel(kind="webhook", address=receiver.url("/hook")), owner_id=None)
     notifying.turn(seconds=20)
     # The look, and a transaction with the cursor and what is new: a savepoint in a test.
     with django_assert_num_queries(5):
@@ -315,10 +315,10 @@ def test_late_service_is_told_to_staff_and_when_it_is_over(make_timer, receiver,
     settings.WEBTASK_API_AUTH = "key"
     late = NewChannel(kind="webhook", address=receiver.url("/hook"), on_dead_letter=False, on_late=True)
     with pytest.raises(ChannelError) as refused:
-        channels.add(late, user=user)
+        channels.add(late, owner_id=user.pk)
     assert refused.value.field == "on_late"
     root = get_user_model().objects.create_superuser("root@example.com", "x")
-    channels.add(late, user=root)
+    channels.add(late, owner_id=root.pk)
     timer = make_timer(owner_id=user.pk)
     notifying.turn(seconds=20)
     put_back(timer, 100)
@@ -364,7 +364,7 @@ def test_addresses_that_may_not_be_called_are_refused(settings, user):
     ):
         for kind in ("slack", "webhook"):
             with pytest.raises(ChannelError) as refused:
-                channels.add(NewChannel(kind=kind, address=address), user=user)
+                channels.add(NewChannel(kind=kind, address=address), owner_id=user.pk)
             assert refused.value.field == "address", address
     assert not NotificationChannel.objects.exists()
 
@@ -387,7 +387,7 @@ def test_twelve_at_once_do_not_pass_the_limit(receiver, user, monkeypatch):
 
     def create():
         try:
-            channels.add(NewChannel(kind="webhook", address=receiver.url()), user=user)
+            channels.add(NewChannel(kind="webhook", address=receiver.url()), owner_id=user.pk)
             results.append("made")
         except channels.TooManyChannelsError:
             results.append("refused")
@@ -460,7 +460,7 @@ def test_deleted_channel_is_told_nothing_more_and_its_list_stays(make_timer, rec
 
 
 def test_end_of_an_account_ends_its_channels(user, receiver):
-    channels.add(NewChannel(kind="webhook", address=receiver.url()), user=user)
+    channels.add(NewChannel(kind="webhook", address=receiver.url()), owner_id=user.pk)
     with transaction.atomic():
         services.end_owner(user.pk)
     assert not NotificationChannel.objects.exists()
@@ -570,17 +570,17 @@ def test_address_that_is_none_or_not_ones_own_is_refused(settings, user, mailbox
         "a@b.example\x00",
     ):
         with pytest.raises(ChannelError) as refused:
-            channels.add(NewChannel(kind="mail", address=address), user=None)
+            channels.add(NewChannel(kind="mail", address=address), owner_id=None)
         assert refused.value.field == "address", address
     settings.WEBTASK_API_AUTH = "key"
     settings.WEBTASK_MAIL_DOMAINS = ["team.example"]
-    channels.add(NewChannel(kind="mail", address="ME@example.com"), user=user)
-    channels.add(NewChannel(kind="mail", address="ops@team.example"), user=user)
+    channels.add(NewChannel(kind="mail", address="ME@example.com"), owner_id=user.pk)
+    channels.add(NewChannel(kind="mail", address="ops@team.example"), owner_id=user.pk)
     for address in ("you@example.com", "x@sub.team.example", "x@team.example.org"):
         with pytest.raises(ChannelError, match="own address"):
-            channels.add(NewChannel(kind="mail", address=address), user=user)
+            channels.add(NewChannel(kind="mail", address=address), owner_id=user.pk)
     root = get_user_model().objects.create_superuser("root@example.com", "x")
-    channels.add(NewChannel(kind="mail", address="you@example.com"), user=root)
+    channels.add(NewChannel(kind="mail", address="you@example.com"), owner_id=root.pk)
     settings.EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
     with pytest.raises(ChannelError, match="EMAIL_URL"):
-        channels.add(NewChannel(kind="mail", address="me@example.com"), user=user)
+        channels.add(NewChannel(kind="mail", address="me@example.com"), owner_id=user.pk)
