@@ -211,7 +211,12 @@ def _notice_lost(since: datetime) -> int:
         if place is None:
             return 0
         with connection.cursor() as cursor:
-            values = {"after": place[0], "last": place[1], "wait": WAIT_MOST_SECONDS, "limit": LOST_ROWS}
+            values: dict[str, Any] = {
+                "after": place[0],
+                "last": place[1],
+                "wait": WAIT_MOST_SECONDS,
+                "limit": LOST_ROWS,
+            }
             cursor.execute(_LOST, values)
             lost = [Lost(*row) for row in cursor.fetchall()]
         if not lost:
@@ -541,8 +546,8 @@ def _sent_by(server: Any, one: Notification) -> MailFailure | None:
         code, said = next(iter(error.recipients.values()))
         return MailFailure(f"The mail server refused the address: {code} {_text(said)}", is_final=code >= FOR_GOOD)
     except smtplib.SMTPDataError as error:
-        said = f"The mail server refused the mail: {error.smtp_code} {_text(error.smtp_error)}"
-        return MailFailure(said, is_final=error.smtp_code >= FOR_GOOD)
+        refused = f"The mail server refused the mail: {error.smtp_code} {_text(error.smtp_error)}"
+        return MailFailure(refused, is_final=error.smtp_code >= FOR_GOOD)
     except (OSError, smtplib.SMTPException) as error:
         # What the server told the operator's account is for the log alone.
         with contextlib.suppress(Exception):
@@ -571,7 +576,10 @@ def _note_mail(one: Notification, failure: MailFailure | None) -> None:
     else:
         values |= {"next_attempt_at": now + MAIL_WAITS[one.attempts - 1]}
     Notification.objects.filter(pk=one.pk, state=STATE.SENDING, attempts=one.attempts).update(**values)
-    event("mail_sent" if failure is None else "mail_not_sent", notification=one.pk, attempt=one.attempts)
+    if failure is None:
+        event("mail_sent", notification=one.pk, attempt=one.attempts)
+    else:
+        event("mail_not_sent", notification=one.pk, attempt=one.attempts)
 
 
 # What was sent
