@@ -286,7 +286,8 @@ _TAKEN = (
         "login",
         "logout",
     ),
-    *("metrics", "operations", "punctuality", "readyz", "signing-secret", "static", "system", "timer", "timers"),
+    *("metrics", "notification", "notification-channel", "operations", "punctuality", "readyz", "settings"),
+    *("signing-secret", "static", "system", "timer", "timers"),
 )
 ADMIN_PATH = _admin_path()
 # Whether the admin asks for a code of an app beside the password: of no account, of those that have one, of all.

@@ -180,9 +180,8 @@ def channel(request: HttpRequest, channel_id: int) -> HttpResponse:
         form.fields["kind"].required = False
         new = form.new()
         if new is not None:
-            new = NewChannel(**(form.cleaned_data | {"kind": found.kind}))
             try:
-                channels.edit(found.pk, new, visible=caller_of(request).own())
+                channels.edit(found.pk, form.cleaned_data, visible=caller_of(request).own())
             except NotificationChannel.DoesNotExist as error:
                 raise Http404 from error
             except ChannelError as error:

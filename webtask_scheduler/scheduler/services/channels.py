@@ -117,13 +117,18 @@ def add(new: NewChannel, *, owner_id: int | None) -> NotificationChannel:
     return made
 
 
-def edit(channel_id: int, new: NewChannel, *, visible: Mapping[str, Any]) -> NotificationChannel:
-    """Change a channel that fits the condition `visible`; its kind stays. Raises DoesNotExist, ChannelError."""
+def edit(channel_id: int, values: Mapping[str, Any], *, visible: Mapping[str, Any]) -> NotificationChannel:
+    """Change a channel that fits the condition `visible`, by the fields of NewChannel but its kind.
+
+    What is left out stays, and so does an address that is empty. Raises NotificationChannel.DoesNotExist, ChannelError.
+    """
     with transaction.atomic():
-        channel = NotificationChannel.objects.select_for_update().get(pk=channel_id, **visible)
+        channel = NotificationChannel.objects.select_for_update(of=("self",)).get(pk=channel_id, **visible)
         before = _told(channel)
-        if new.kind != channel.kind:
-            raise ChannelError("kind", _("The kind of a channel stays. Add another channel."))
+        stays = {name: before[name] for name in EDITED}
+        new = NewChannel(
+            **(stays | dict(values) | {"kind": channel.kind, "label": values.get("label", channel.label) or ""})
+        )
         _check(new, user=channel.owner)
         for name, value in new.columns().items():
             setattr(channel, name, value)
@@ -138,7 +143,7 @@ def edit(channel_id: int, new: NewChannel, *, visible: Mapping[str, Any]) -> Not
             before, after = {**before, "address": audit.UNTOLD}, {**after, "address": audit.UNTOLD}
         names = [name for name in after if before[name] != after[name] or (is_moved and name == "address")]
         if names:
-            changes = [{name: values[name] for name in names} for values in (before, after)]
+            changes = [{name: told[name] for name in names} for told in (before, after)]
             _record("channel.changed", channel, before=changes[0], after=changes[1])
     return channel
 
