@@ -23,7 +23,7 @@ from django.urls import NoReverseMatch, URLPattern, reverse
 from django.utils import timezone
 
 from webtask_scheduler.dashboard import urls as dashboard
-from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import BulkOperation, Delivery, NotificationChannel, State, Timer
 
 DASHBOARD, ADMIN = "dashboard", "admin"
 # Links of one page to itself with another query: more are more of the same.
@@ -200,6 +200,7 @@ def _samples() -> dict[str, list[Any]]:
         "occurrence": [number],
         "operation_id": list(BulkOperation.objects.order_by("-pk").values_list("pk", flat=True)[:1]),
         "host": ["shop.example"],
+        "channel_id": list(NotificationChannel.objects.order_by("-pk").values_list("pk", flat=True)[:1]),
     }
 
 

@@ -173,6 +173,7 @@ def pages(first: dict[str, str]) -> dict[str, str]:
         "upcoming-week": "/upcoming?view=week",
         "import": "/import",
         "settings": "/settings",
+        "notifications": "/settings/notifications",
         "status": "/status",
         "punctuality": "/punctuality?window=7d",
         "system": "/system",

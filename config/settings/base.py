@@ -128,6 +128,37 @@ def encryption_keys(*, default: str = "") -> list[str]:
     return keys
 
 
+def public_url(name: str) -> str:
+    """Return the URL under which people reach the pages, without a slash at its end; empty if it is not set."""
+    url = os.environ.get(name, "").strip().rstrip("/")
+    if url and not re.fullmatch(r"https?://[A-Za-z0-9._~:\[\]-]+(/[A-Za-z0-9._~/-]*)?", url):
+        _refuse(name, "the URL of this service, such as https://timers.example.com, without a query")
+    return url
+
+
+_MAIL = {"smtp": 25, "smtp+tls": 587, "smtp+ssl": 465, "consolemail": None, "filemail": None, "dummymail": None}
+
+
+def mail(default: str) -> dict[str, Any]:
+    """Return Django's settings of mail from EMAIL_URL. Exits with a sentence, which does not show its password."""
+    url = os.environ.get("EMAIL_URL", "").strip() or default
+    try:
+        found: dict[str, Any] = environ.Env.email_url_config(url)
+        scheme = url.partition(":")[0]
+        is_known = scheme in _MAIL and (not _MAIL[scheme] or bool(found["EMAIL_HOST"]))
+    except (ValueError, environ.ImproperlyConfigured):
+        is_known = False
+    if not is_known:
+        said = "is not of the form smtp+tls://user:password@host:587 (smtp+ssl, smtp, filemail:///path, consolemail:)"
+        print(f"EMAIL_URL {said}.", file=sys.stderr, flush=True)
+        sys.exit(os.EX_CONFIG)
+    return found | {
+        "EMAIL_PORT": found["EMAIL_PORT"] or _MAIL[scheme],
+        "EMAIL_HOST_USER": found["EMAIL_HOST_USER"] or "",
+        "EMAIL_HOST_PASSWORD": found["EMAIL_HOST_PASSWORD"] or "",
+    }
+
+
 BASE_DIR = Path(__file__).resolve().parents[2]
 env = environ.Env()
 
@@ -255,7 +286,8 @@ _TAKEN = (
         "login",
         "logout",
     ),
-    *("metrics", "operations", "punctuality", "readyz", "signing-secret", "static", "system", "timer", "timers"),
+    *("metrics", "notification", "notification-channel", "operations", "punctuality", "readyz", "settings"),
+    *("signing-secret", "static", "system", "timer", "timers"),
 )
 ADMIN_PATH = _admin_path()
 # Whether the admin asks for a code of an app beside the password: of no account, of those that have one, of all.
@@ -352,7 +384,8 @@ CELERY_ENABLE_UTC = True
 CELERY_BEAT_SCHEDULER = "webtask_scheduler.scheduler.beat:TimerScheduler"
 # Long tasks have a queue and a worker of their own, so that deliveries never wait for them.
 CELERY_TASK_ROUTES = {
-    f"webtask_scheduler.scheduler.tasks.{name}": {"queue": "upkeep"} for name in ("obey", "reconcile", "bulk", "prune")
+    f"webtask_scheduler.scheduler.tasks.{name}": {"queue": "upkeep"}
+    for name in ("obey", "reconcile", "bulk", "prune", "notify")
 }
 # A worker holds no more messages than it works on; others wait in the broker in order.
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
@@ -588,6 +621,18 @@ WEBTASK_LIMIT_ANSWER_BYTES = whole_number(
 # limit.
 WEBTASK_HOST_MAX_PER_SECOND = number("WEBTASK_HOST_MAX_PER_SECOND", default=0.0, least=0, most=1_000_000)
 WEBTASK_HOST_MAX_IN_FLIGHT = whole_number("WEBTASK_HOST_MAX_IN_FLIGHT", default=0, least=0, most=1_000_000)
+# A channel is told at most once in so many seconds; what happens meanwhile is in its next message.
+WEBTASK_NOTIFY_SECONDS = whole_number("WEBTASK_NOTIFY_SECONDS", default=60, least=10, most=24 * 3600)
+# Where people reach the pages, for links in messages; without it they have none.
+WEBTASK_PUBLIC_URL = public_url("WEBTASK_PUBLIC_URL")
+# Domains to whose addresses owners may have mail sent, besides their own address. Operators may send to any.
+WEBTASK_MAIL_DOMAINS = [
+    domain.strip().lower() for domain in os.environ.get("WEBTASK_MAIL_DOMAINS", "").split(",") if domain.strip()
+]
+# The mail server, none by default; and whom mail comes from.
+vars().update(mail("dummymail:"))
+EMAIL_TIMEOUT = 10
+DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="").strip() or "webtask_scheduler@localhost"
 # Days that entries of the audit log are kept; 0 keeps them forever.
 WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
 
@@ -624,5 +669,10 @@ CELERY_BEAT_SCHEDULE = {
         "task": "webtask_scheduler.scheduler.tasks.prune",
         "schedule": 60.0,
         "options": {"expire_seconds": 60},
+    },
+    "webtask_scheduler notify": {
+        "task": "webtask_scheduler.scheduler.tasks.notify",
+        "schedule": 10.0,
+        "options": {"expire_seconds": 10},
     },
 }

@@ -15,7 +15,7 @@ if os.access(_servers, os.R_OK):
     environ.Env.read_env(_servers)
 
 from config.settings.base import *  # noqa: E402
-from config.settings.base import api_auth, egress, encryption_keys, env  # noqa: E402
+from config.settings.base import api_auth, egress, encryption_keys, env, mail  # noqa: E402
 
 DEBUG = env.bool("DJANGO_DEBUG", default=False)
 # Signs the sessions of a service that listens on this machine only; production has no default.
@@ -40,6 +40,8 @@ WHITENOISE_USE_FINDERS = True
 STATIC_ROOT = None
 # A laptop's timers call what runs on it and beside it.
 WEBTASK_EGRESS = egress(allow="loopback private shared unspecified this-machine on-link")
+# Mail is printed by the process of upkeep.
+vars().update(mail("consolemail:"))
 # Without a token.
 METRICS_OPEN = True
 # A receiver to try timers with. Its URL is given where workers do not reach it by the name that a browser uses.

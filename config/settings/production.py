@@ -62,6 +62,10 @@ _check_key(secret("DJANGO_SECRET_KEY"))
 for _name in ("DATABASE_URL", "REDIS_URL"):
     _check_password(_name, secret(_name))
 secret("WEBTASK_ENCRYPTION_KEYS")
+if os.environ.get("EMAIL_URL", "").strip() or os.environ.get("EMAIL_URL_FILE", "").strip():
+    secret("EMAIL_URL")
+    if not os.environ.get("DEFAULT_FROM_EMAIL", "").strip():
+        _refuse("DEFAULT_FROM_EMAIL", "is not set: EMAIL_URL is, so say whom mail comes from, as timers@example.com")
 
 from config.settings.base import *  # noqa: E402
 from config.settings.base import (  # noqa: E402

@@ -14,6 +14,8 @@ from typing import Any
 from webtask_scheduler.addresses import address_of
 
 API, ADMIN, DASHBOARD, COMMAND, STOCK_ROW = "api", "admin", "dashboard", "command", "stock row"
+# No door: what made a timer that sends a notification, which by this is known from all others.
+NOTIFICATION = "notification"
 # The applications whose pages are not the API; a view's `app_name` says which it is.
 _PAGES = {"admin": ADMIN, "dashboard": DASHBOARD}
 KEY_MAX_LENGTH = 64

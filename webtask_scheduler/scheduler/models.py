@@ -364,6 +364,13 @@ class Delivery(models.Model):
             models.Index(F("id"), name="delivery_held_idx", condition=Q(state=State.HELD)),
             # Serves services.quotas, which counts an owner's paused timers.
             models.Index(F("flow"), name="delivery_paused_idx", condition=Q(state=State.PAUSED)),
+            # Serves services.notifying, which reads what failed since it last looked. What succeeds never enters it.
+            models.Index(
+                F("finished_at"),
+                F("id"),
+                name="delivery_lost_idx",
+                condition=Q(state__in=[State.FAILED, State.MISSED]),
+            ),
             # Serves retention.prune.
             models.Index(F("finished_at"), name="delivery_finished_idx", condition=Q(finished_at__isnull=False)),
             # Serves services.letters: dead letters that nobody dismissed. An owner's flows are a range of each lane.
@@ -642,6 +649,155 @@ class CallStop(models.Model):
         if not self.host:
             return gettext("calls to all hosts are stopped")
         return gettext("calls to %(host)s are stopped") % {"host": self.host}
+
+
+class NotificationChannel(models.Model):
+    """Where an owner is told of what happened to the owner's timers, and of which events."""
+
+    class Kind(models.TextChoices):
+        MAIL = "mail", _("Mail")
+        SLACK = "slack", _("Slack")
+        WEBHOOK = "webhook", _("Webhook")
+
+    owner = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False, verbose_name=_("owner")
+    )
+    name = models.CharField(_("name"), max_length=NAME_MAX_LENGTH, blank=True, default="")
+    kind = models.CharField(max_length=7, choices=Kind.choices)
+    # A mail address or a URL, encrypted by `vault`: whoever has the URL may write to it.
+    address = models.TextField()
+    # The same without what is secret.
+    shown_address = models.CharField(max_length=HOST_MAX_LENGTH + 20)
+    # Only of timers with this label, in the form of TimerLabel; empty for all of the owner's.
+    label = models.CharField(max_length=LABEL_MAX_LENGTH, blank=True, default="")
+    # The events: a delivery failed or was missed; a recurring timer failed so many times in a row, null for never; it
+    # succeeded again; and, for people who may see the whole service, calls are late.
+    on_dead_letter = models.BooleanField(default=True)
+    failures_in_row = models.PositiveSmallIntegerField(null=True)
+    on_recovery = models.BooleanField(default=False)
+    on_late = models.BooleanField(default=False)
+    created_at = models.DateTimeField()
+    # When it was made or last resumed: it is not told of what happened before.
+    active_since = models.DateTimeField()
+    paused_at = models.DateTimeField(null=True)
+    # When its latest message was made; the next one waits for WEBTASK_NOTIFY_SECONDS.
+    told_at = models.DateTimeField(null=True)
+    # Whether it was told that calls are late, and not yet that they no longer are.
+    is_told_late = models.BooleanField(default=False)
+
+    class Meta:
+        verbose_name = _("notification channel")
+        verbose_name_plural = _("notification channels")
+        constraints = [
+            models.CheckConstraint(condition=Q(kind__in=["mail", "slack", "webhook"]), name="channel_kind_known"),
+            models.CheckConstraint(
+                condition=Q(failures_in_row__isnull=True) | Q(failures_in_row__gte=2), name="channel_row_is_a_row"
+            ),
+        ]
+        indexes = [
+            # Serves services.channels and services.notifying, which ask for those of an owner.
+            models.Index(F("owner"), name="channel_owner_idx"),
+            # Serves services.notifying, which asks first whether there is any.
+            models.Index(F("active_since"), name="channel_active_idx", condition=Q(paused_at__isnull=True)),
+        ]
+
+    def __str__(self) -> str:
+        return self.name or self.shown_address
+
+    @property
+    def value(self) -> str:
+        """Return the address itself. Raises VaultError."""
+        return vault.unseal_or_plain(self.address)
+
+
+class Notification(models.Model):
+    """A message to a channel: first what is gathered for it, then what was sent and what came of it."""
+
+    class State(models.TextChoices):
+        GATHERING = "gathering"  # more may be added until the channel may be told again
+        SENDING = "sending"  # a mail that upkeep has yet to send, or tries again
+        CALLED = "called"  # a timer sends it, and knows what came of it
+        SENT = "sent"
+        FAILED = "failed"
+
+    owner = models.ForeignKey(settings.AUTH_USER_MODEL, on_delete=models.CASCADE, null=True, db_index=False)
+    # Null once it is deleted: what was sent stays listed.
+    channel = models.ForeignKey(NotificationChannel, on_delete=models.SET_NULL, null=True)
+    # Copies, because a channel may be edited or deleted.
+    kind = models.CharField(max_length=7, choices=NotificationChannel.Kind.choices)
+    shown_address = models.CharField(max_length=HOST_MAX_LENGTH + 20)
+    state = models.CharField(max_length=9, choices=State.choices, default=State.GATHERING)
+    # What it is about, as rules.messages has it.
+    gathered = models.JSONField()
+    subject = models.CharField(max_length=MESSAGE_MAX_LENGTH, blank=True, default="")
+    text = models.TextField(blank=True, default="")
+    created_at = models.DateTimeField()
+    # When the text was made.
+    made_at = models.DateTimeField(null=True)
+    # The timer that calls the channel's URL. It has no constraint, because it may be pruned first.
+    call_timer = models.UUIDField(null=True)
+    # Of a mail: how often it was tried, and when it is tried next; while one is being sent, when that counts as lost.
+    attempts = models.PositiveSmallIntegerField(default=0)
+    next_attempt_at = models.DateTimeField(null=True)
+    ended_at = models.DateTimeField(null=True)
+    error = models.CharField(max_length=MESSAGE_MAX_LENGTH, blank=True, default="")
+
+    class Meta:
+        verbose_name = _("notification")
+        verbose_name_plural = _("notifications")
+        constraints = [
+            # Two processes that notice the same add to one message.
+            models.UniqueConstraint(
+                fields=["channel"], condition=Q(state="gathering"), name="notification_one_gathers_per_channel"
+            ),
+            models.CheckConstraint(
+                condition=Q(state__in=["gathering", "sending", "called", "sent", "failed"]),
+                name="notification_state_known",
+            ),
+        ]
+        indexes = [
+            # Serves the list of what was sent.
+            models.Index(F("owner"), F("id").desc(), name="notification_owner_idx"),
+            # Serves services.notifying.
+            models.Index(F("id"), name="notification_open_idx", condition=Q(state__in=["gathering", "sending"])),
+        ]
+
+    def __str__(self) -> str:
+        return self.subject or gettext("notification %(id)s") % {"id": self.pk}
+
+
+class ToldFailure(models.Model):
+    """A recurring timer of whose failure a channel was told, and not yet of its success."""
+
+    channel = models.ForeignKey(NotificationChannel, on_delete=models.CASCADE, db_index=False)
+    # It has no constraint, because the timer may be pruned.
+    timer = models.UUIDField()
+    # The latest failed delivery that was noticed.
+    number = models.PositiveIntegerField()
+    # Whether it was told of so many failures in a row.
+    is_row = models.BooleanField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["channel", "timer"], name="told_failure_once")]
+
+    def __str__(self) -> str:
+        return str(self.timer)
+
+
+class NotificationCursor(models.Model):
+    """Up to where failed deliveries were noticed, along delivery_lost_idx. Whoever locks the row notices."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    finished_at = models.DateTimeField()
+    delivery = models.UUIDField()
+    # The latest ToldFailure that was looked at, in the order of their ids; 0 begins again.
+    told_failure = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="notification_cursor_is_one")]
+
+    def __str__(self) -> str:
+        return str(self.finished_at)
 
 
 class Leader(models.Model):

@@ -1,7 +1,8 @@
 """Says what of a timer is secret, and how it is stored, called and shown.
 
-Secret are the values of its headers, the user-info of its URL and of its callbacks' URLs, and the body of a timer that
-is `sensitive`. A timer is in one of two forms:
+Secret are the values of its headers, the user-info of its URL and of its callbacks' URLs, the body of a timer that is
+`sensitive`, and all that follows the host in the URL of one that sends a notification: whoever knows the rest of a
+Slack webhook's URL may write to the channel. A timer is in one of two forms:
 
 - given: `web_url` and `options` as they were given. Rows of releases up to 0.2 have this form too.
 - stored: MASK stands in place of each secret, all of them are encrypted together in `options["sealed"]`, and
@@ -25,9 +26,14 @@ from webtask_scheduler.wording import sentence as _
 
 MASK = answers.MASK
 SEALED = "sealed"
+# The option, not one that people give, of a timer whose URL is secret after its host.
+HIDES_PATH = "hides_path"
 BODIES = ("body", "body_base64")
 CALLBACKS = ("callback_url", "failure_callback_url")
 _URL = re.compile(r"([A-Za-z]+://)([^/?#]*)@([^/?#]*)")
+_PATH = re.compile(r"([A-Za-z]+://[^/?#]*)(.*)", re.DOTALL)
+_PATH_FIELD = "path"
+_MASKED_PATH = f"/{MASK}"
 _PORTS = {"http": 80, "https": 443}
 
 
@@ -75,7 +81,7 @@ def shown(options: Mapping[str, Any] | None) -> dict[str, Any]:
     """Return what is shown of a timer's options, in either form: no secret, and not the request that made the timer."""
     if not options:
         return {}
-    found = {name: value for name, value in options.items() if name not in STORED and name != SEALED}
+    found = {name: value for name, value in options.items() if name not in (*STORED, SEALED, HIDES_PATH)}
     masks = _masked(_secrets("", options))
     if not masks.get("headers"):
         found.pop("headers", None)
@@ -109,11 +115,12 @@ def kept(old_url: str, old: Mapping[str, Any], new_url: str, new: Mapping[str, A
     if not masks:
         return new_url, new
     for field in masks:
+        shown_field = "web_url" if field == _PATH_FIELD else field
         if not _has(before, after, field):
-            raise MaskError(field, NO_VALUE)
+            raise MaskError(shown_field, NO_VALUE)
         was, now = (old.get(field, ""), new.get(field, "")) if field in CALLBACKS else (old_url, new_url)
         if _origin(was) != _origin(now):
-            raise MaskError(field, MOVED)
+            raise MaskError(shown_field, MOVED)
     if SEALED in old and before == after:
         # All is kept: nothing needs to be decrypted.
         return _stored(new_url, new, after, old[SEALED])
@@ -141,6 +148,9 @@ def _secrets(web_url: str, options: Mapping[str, Any]) -> dict[str, Any]:
         found["web_url"] = user
     if not options:
         return found
+    if options.get(HIDES_PATH):
+        path = _path(web_url)
+        found[_PATH_FIELD] = MASK if path == _MASKED_PATH else path
     headers = options.get("headers")
     if isinstance(headers, list):
         headers = {name[0]: MASK for name in headers if name}
@@ -159,6 +169,8 @@ def _filled(web_url: str, options: dict[str, Any], secrets: Mapping[str, Any]) -
     for name, value in secrets.items():
         if name == "web_url":
             web_url = _with_user_info(web_url, value)
+        elif name == _PATH_FIELD:
+            web_url = hidden_path(web_url, _MASKED_PATH if value == MASK else value)
         elif name in CALLBACKS:
             options[name] = _with_user_info(options[name], value)
         else:
@@ -196,6 +208,16 @@ def _has(before: Mapping[str, Any], after: Mapping[str, Any], field: str) -> boo
 def _user_info(url: str) -> str:
     """Return the user and password of a URL as they stand; empty if there are none."""
     found = _URL.match(url) if "@" in url else None
+    return found[2] if found else ""
+
+
+def hidden_path(url: str, path: str = _MASKED_PATH) -> str:
+    """Return a URL with `path` in place of all that follows its host."""
+    return _PATH.sub(lambda found: found[1] + path, url, count=1)
+
+
+def _path(url: str) -> str:
+    found = _PATH.match(url)
     return found[2] if found else ""
 
 

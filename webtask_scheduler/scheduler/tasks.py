@@ -26,13 +26,15 @@ from webtask_scheduler.scheduler.models import TASK_NAME, BulkOperation
 from webtask_scheduler.scheduler.outgoing.client import Client, raise_descriptor_limit
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.claims import call_stops, claim_timer
-from webtask_scheduler.scheduler.services import retention
+from webtask_scheduler.scheduler.services import notifying, retention
 
 # How many rows one step of the sweep looks at, and the pause after it: a fifth of one core while it runs.
 SWEEP_ROWS = 2000
 SWEEP_PAUSE_SECONDS = 0.05
 # One run of pruning; the next goes on where it ended.
 PRUNE_SECONDS = 50.0
+# One turn of notifications; the next goes on where it ended.
+NOTIFY_SECONDS = 20.0
 # One run of bulk operations, and the pause after each step: running timers come first.
 BULK_SECONDS = 30.0
 # Upkeep that takes longer is no longer alone. A process that was stopped (SIGSTOP) must not hold the lock for ever.
@@ -230,3 +232,9 @@ def prune() -> None:
     with _alone("prune") as alone:
         if alone:
             retention.run(seconds=PRUNE_SECONDS)
+
+
+@shared_task(name="webtask_scheduler.scheduler.tasks.notify")
+def notify() -> None:
+    """Tell channels what happened, for at most NOTIFY_SECONDS. It needs no lock: see `services.notifying`."""
+    notifying.turn(seconds=NOTIFY_SECONDS)

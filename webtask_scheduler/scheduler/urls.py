@@ -9,6 +9,7 @@ from rest_framework.views import APIView
 from webtask_scheduler.access.models import Scope
 from webtask_scheduler.scheduler.api.audit import AuditView
 from webtask_scheduler.scheduler.api.bulk import BulkStopView, BulksView, BulkView
+from webtask_scheduler.scheduler.api.channels import ChannelsView, ChannelTestView, ChannelView, NotificationsView
 from webtask_scheduler.scheduler.api.keys import KeysView, KeyView
 from webtask_scheduler.scheduler.api.operations import (
     AttemptsView,
@@ -55,6 +56,10 @@ urlpatterns = [
     _route("audit", AuditView, "audit", GET=ADMIN),
     _route("signing-secret", SecretsView, "secrets", GET=SECRETS, POST=SECRETS),
     _route(f"signing-secret/{_ID}", SecretView, "secret", DELETE=SECRETS),
+    _route("notification-channel", ChannelsView, "channels", GET=SECRETS, POST=SECRETS),
+    _route(f"notification-channel/{_ID}", ChannelView, "channel", PATCH=SECRETS, DELETE=SECRETS),
+    _route(f"notification-channel/{_ID}/test", ChannelTestView, "channel-test", POST=SECRETS),
+    _route("notification", NotificationsView, "notifications", GET=SECRETS),
     _route("api-key", KeysView, "keys", GET=ADMIN, POST=ADMIN),
     _route(f"api-key/{_ID}", KeyView, "key", DELETE=ADMIN),
 ]

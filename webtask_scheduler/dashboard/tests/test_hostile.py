@@ -13,7 +13,18 @@ from webtask_scheduler.access import keys
 from webtask_scheduler.access.models import ApiKey
 from webtask_scheduler.dashboard import urls
 from webtask_scheduler.scheduler import services, tasks
-from webtask_scheduler.scheduler.models import BulkOperation, CallStop, Delivery, SigningSecret, State, Timer
+from webtask_scheduler.scheduler.models import (
+    BulkOperation,
+    CallStop,
+    Delivery,
+    Notification,
+    NotificationChannel,
+    SigningSecret,
+    State,
+    Timer,
+)
+from webtask_scheduler.scheduler.services import channels
+from webtask_scheduler.scheduler.services.channels import NewChannel
 
 pytestmark = pytest.mark.django_db
 
@@ -76,7 +87,20 @@ def test_no_request_is_an_error_of_ours(client):
 
 # Routes that name nothing of anybody, and one that would end the walk.
 UNNAMED = ("login", "logout", "demo", "favicon", "status", "status-json", "badge", "display")
-ACTIONS = ("run", "try-now", "pause", "resume", "replay", "cancel", "dismiss", "stop", "resume", "other")
+ACTIONS = (
+    "run",
+    "try-now",
+    "pause",
+    "resume",
+    "replay",
+    "cancel",
+    "dismiss",
+    "stop",
+    "resume",
+    "other",
+    "test",
+    "delete",
+)
 MARK = "anns-own"
 
 
@@ -89,6 +113,7 @@ def things_of(owner, make_timer):
         owner=owner, action="cancel", filter={"name": MARK}, dry_run=True, matched=1, finished_at=timer.created_at
     )
     going = BulkOperation.objects.create(owner=owner, action="pause", filter={"name": MARK})
+    slack = NewChannel(kind="slack", address=f"https://{MARK}.example/x", name=MARK)
     made = keys.make(name=MARK, owner_id=owner.pk, scopes=["timers:read"])
     return {
         "timer_id": [timer.pk, failed.pk],
@@ -96,6 +121,7 @@ def things_of(owner, make_timer):
         "operation_id": [counted.pk, going.pk],
         "secret_id": [services.add_secret(None, owner_id=owner.pk, hosts=[f"{MARK}.example"]).pk],
         "key_id": [made.key.pk],
+        "channel_id": [channels.add(slack, owner_id=owner.pk).pk],
         "name": [f"{MARK}.example"],
         "action": ACTIONS,
     }
@@ -103,7 +129,7 @@ def things_of(owner, make_timer):
 
 def rows_of(owner):
     """Return all that an owner has, as it is stored."""
-    tables = (Timer, BulkOperation, SigningSecret, ApiKey)
+    tables = (Timer, BulkOperation, SigningSecret, ApiKey, NotificationChannel, Notification)
     kept = [list(table.objects.filter(owner=owner).order_by("pk").values()) for table in tables]
     return [*kept, list(Delivery.objects.filter(timer__owner=owner).order_by("pk").values())]
 
@@ -127,6 +153,9 @@ def test_no_route_gives_shows_or_changes_what_is_another_owners(client, user, ma
         "when": "in",
         "delay": "1h",
         "copy": ids[0],
+        "kind": "slack",
+        "address": "https://bob.example/",
+        "on_dead_letter": "on",
     }
     query = {"copy": ids[0], "ids": ",".join(ids), "q": ids[0], "id": ids[0], "label": f"team={MARK}"}
     answers = []

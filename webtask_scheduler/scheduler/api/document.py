@@ -85,6 +85,13 @@ GROUPS = {
         "What calls are signed with, so that a receiver knows them.",
         ("signing_secret_list", "signing_secret_create", "signing_secret_destroy"),
     ),
+    "Notifications": (
+        "Who is told when a call fails, and what was sent.",
+        (
+            *("notification_channel_list", "notification_channel_create", "notification_channel_partial_update"),
+            *("notification_channel_test", "notification_channel_destroy", "notification_list"),
+        ),
+    ),
     "Operations": (
         "Who may call the API, and who did what.",
         ("api_key_list", "api_key_create", "api_key_destroy", "audit_list"),

@@ -385,7 +385,7 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     given |= sealing.shown(stored)
     # These are the service's own, and stay.
     given.pop("depth", None)
-    own = {name: stored[name] for name in ("depth", *STORED) if name in stored}
+    own = {name: stored[name] for name in ("depth", sealing.HIDES_PATH, *STORED) if name in stored}
     serializer: NewTimerSerializer = EditSerializer()
     unknown = patch.keys() - serializer.fields.keys()
     # Removing an absent field is no change.
@@ -408,10 +408,10 @@ def edited(timer: Timer, patch: Mapping[str, Any]) -> tuple[services.NewTimer, b
     serializer.checks_gap = "retry" in patch
     new: services.NewTimer = serializer.run_validation(merged)
     try:
-        web_url, options = sealing.kept(timer.web_url, stored, new.web_url, new.options)
+        web_url, options = sealing.kept(timer.web_url, stored, new.web_url, {**new.options, **own})
     except sealing.MaskError as error:
         raise serializers.ValidationError({error.field: [translated(error)]}) from error
-    return replace(new, web_url=web_url, options={**options, **own}), reschedule
+    return replace(new, web_url=web_url, options=options), reschedule
 
 
 def _merged(given: Any, patch: Any) -> Any:

@@ -23,7 +23,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import letters, quotas, search
+from webtask_scheduler.scheduler.services import channels, letters, quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller, may_change_all
 from webtask_scheduler.scheduler.services.changing import EXTRA_OPEN_MOST, open_extras, replay_locked
@@ -162,7 +162,7 @@ def _begin(operation: BulkOperation) -> None:
 
 
 def end_owner(owner_id: int) -> None:
-    """End what goes on for a user who is being deleted: cancel the timers, in the background, and delete the secrets.
+    """End what goes on for a user who is being deleted: cancel the timers, in the background, delete secrets, channels.
 
     The records stay the user's. Call it in the transaction of the deletion.
     """
@@ -171,6 +171,7 @@ def end_owner(owner_id: int) -> None:
     # No limit keeps a user from being deleted.
     _begin(BulkOperation(owner_id=owner_id, action=BulkOperation.Action.CANCEL, filter=wanted))
     SigningSecret.objects.filter(owner=owner_id).delete()
+    channels.end_owner(owner_id)
 
 
 class NotStoppedError(ValidationError):

@@ -14,7 +14,7 @@ from webtask_scheduler.access import audit
 from webtask_scheduler.scheduler.models import MARKED_EVERY
 from webtask_scheduler.scheduler.queue import rollups
 from webtask_scheduler.scheduler.queue.faults import is_away
-from webtask_scheduler.scheduler.services import idempotency
+from webtask_scheduler.scheduler.services import idempotency, notifying
 from webtask_scheduler.telemetry.events import event
 
 # PostgreSQL's code for a statement that took too long; it concerns one step only.
@@ -46,6 +46,7 @@ def run(*, seconds: float) -> None:
         older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
         steps["hours"] = partial(rollups.prune, older_than=older_than)
         steps["bulk operations"] = partial(prune_bulk, older_than=older_than)
+        steps["notifications"] = partial(notifying.prune, older_than=older_than)
         steps["timers"] = partial(prune, older_than=older_than)
         steps["past deliveries"] = partial(prune_past, older_than=older_than)
     ends_at = time.monotonic() + seconds

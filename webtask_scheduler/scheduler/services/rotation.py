@@ -160,6 +160,7 @@ _TABLES = (
         rewritten=_timer,
     ),
     _with_text("signing secrets", "scheduler_signingsecret", "secret"),
+    _with_text("notification channels", "scheduler_notificationchannel", "address"),
     _with_text("idempotency keys", "scheduler_idempotencykey", "body"),
     # Tables of django-otp; `users.models` reads what is in them.
     _with_text("second factors", "otp_totp_totpdevice", "key"),

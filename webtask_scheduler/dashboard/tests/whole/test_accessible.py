@@ -8,6 +8,8 @@ import urllib.request
 import pytest
 
 from webtask_scheduler.dashboard.urls import urlpatterns
+from webtask_scheduler.scheduler.services import channels, notifying
+from webtask_scheduler.scheduler.services.channels import NewChannel
 from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
 
 pytestmark = [
@@ -41,8 +43,10 @@ def pages(server):
     post(server, f"timer/{once['task_id']}/run", {})
     again = post(server, "timer", {"web_url": "http://b.example/hook", "cron": "0 9 * * *", "labels": {"team": "a"}})
     bulk = post(server, "timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
+    channel = channels.add(NewChannel(kind="webhook", address="http://a.example/hook", on_recovery=True), owner_id=None)
+    notifying.test(channel.pk, visible={"owner": None})
     values = {"timer_id": again["task_id"], "operation_id": bulk["bulk_id"], "name": "a.example", "number": "1"}
-    values |= {"action": "stop", "secret_id": "1", "key_id": "1"}
+    values |= {"action": "stop", "secret_id": "1", "key_id": "1", "channel_id": str(channel.pk)}
     found = [re.sub(r"<(?:\w+:)?(\w+)>", lambda name: values[name[1]], str(one.pattern)) for one in urlpatterns]
     return [path for path in found if is_page(server, path)] + [f"timers/{once['task_id']}", *OTHERS]
 

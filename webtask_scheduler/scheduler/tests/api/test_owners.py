@@ -5,6 +5,7 @@ The tables below name every operation. One that the schema has and they do not f
 
 import base64
 import json
+import re
 import uuid
 from datetime import timedelta
 from types import SimpleNamespace
@@ -20,10 +21,14 @@ from webtask_scheduler.scheduler.models import (
     BulkOperation,
     Delivery,
     IdempotencyKey,
+    Notification,
+    NotificationChannel,
     SigningSecret,
     Timer,
 )
+from webtask_scheduler.scheduler.services import channels
 from webtask_scheduler.scheduler.services.caller import OPERATOR
+from webtask_scheduler.scheduler.services.channels import NewChannel
 from webtask_scheduler.scheduler.services.search import filter_of, page
 from webtask_scheduler.scheduler.tests.support.api import URL, call_all, key_of, send
 from webtask_scheduler.scheduler.tests.support.cases import each
@@ -57,6 +62,12 @@ OPERATIONS = {
     ("GET", "/signing-secret"): (SECRETS, None),
     ("POST", "/signing-secret"): (SECRETS, None),
     ("DELETE", "/signing-secret/{id}"): (SECRETS, None),
+    ("GET", "/notification-channel"): (SECRETS, None),
+    ("POST", "/notification-channel"): (SECRETS, {"kind": "slack", "address": URL}),
+    ("PATCH", "/notification-channel/{id}"): (SECRETS, {"name": "taken"}),
+    ("DELETE", "/notification-channel/{id}"): (SECRETS, None),
+    ("POST", "/notification-channel/{id}/test"): (SECRETS, None),
+    ("GET", "/notification"): (SECRETS, None),
     ("GET", "/audit"): (ADMIN, None),
     ("GET", "/api-key"): (ADMIN, None),
     ("POST", "/api-key"): (ADMIN, {"name": "made", "scopes": ["timers:read"]}),
@@ -65,6 +76,9 @@ OPERATIONS = {
 EACH = each(("method", "path"), OPERATIONS, ids=[f"{method} {path}" for method, path in OPERATIONS])
 OF_ONE = [(method, path) for method, path in OPERATIONS if "{id}" in path]
 EACH_OF_ONE = each(("method", "path"), OF_ONE, ids=[f"{method} {path}" for method, path in OF_ONE])
+
+
+OWNED = (Timer, BulkOperation, SigningSecret, ApiKey, NotificationChannel)
 
 
 @pytest.fixture(autouse=True)
@@ -87,9 +101,14 @@ def owner(email, **more):
     bulk = BulkOperation(owner=user, action="cancel", filter={"label": email.replace("@", "=")}, dry_run=True)
     services.begin_bulk(bulk)
     secret = services.add_secret(None, owner_id=user.pk)
+    channel = channels.add(NewChannel(kind="slack", address=URL, name=f"of {email}"), owner_id=user.pk)
+    Notification.objects.create(
+        owner=user, channel=channel, kind="slack", gathered={"lost": {}}, subject=email, created_at=channel.created_at
+    )
     key = key_of(user)
     spare = keys.make(name=f"spare of {email}", owner_id=user.pk, scopes=[READ]).key
-    return SimpleNamespace(user=user, key=key, timer=stored.timer_id, bulk=bulk.pk, secret=secret.pk, spare=spare.pk)
+    made = {"bulk": bulk.pk, "secret": secret.pk, "spare": spare.pk, "channel": channel.pk}
+    return SimpleNamespace(user=user, key=key, timer=stored.timer_id, **made)
 
 
 @pytest.fixture
@@ -105,12 +124,13 @@ def bob():
 def thing(path, of):
     """Return the path with the id of what it is about."""
     kinds = {"/timer/bulk": of.bulk, "/timer": of.timer, "/signing-secret": of.secret, "/api-key": of.spare}
+    kinds["/notification-channel"] = of.channel
     return path.replace("{id}", str(next((found for begin, found in kinds.items() if path.startswith(begin)), "")))
 
 
 def state():
     """Return all that the API can change."""
-    models = (Timer, Delivery, SigningSecret, BulkOperation, ApiKey, IdempotencyKey)
+    models = (Timer, Delivery, SigningSecret, BulkOperation, ApiKey, IdempotencyKey, NotificationChannel, Notification)
     return [list(model.objects.order_by("pk").values()) for model in models]
 
 
@@ -145,7 +165,9 @@ def test_things_of_another_owner_are_not_there_and_look_like_no_thing_at_all(ann
     before = state()
     body = OPERATIONS[method, path][1]
     said = problem(ask(method, thing(path, ann), bob.key, body), 404)
-    nothing = path.replace("{id}", "999999" if path.startswith(("/signing", "/api")) else str(uuid.uuid4()))
+    nothing = path.replace(
+        "{id}", "999999" if path.startswith(("/signing", "/api", "/notification")) else str(uuid.uuid4())
+    )
     assert said == problem(ask(method, nothing, bob.key, body), 404)
     assert state() == before
 
@@ -153,10 +175,11 @@ def test_things_of_another_owner_are_not_there_and_look_like_no_thing_at_all(ann
 @each("path", [path for method, path in OPERATIONS if method == "GET" and "{id}" not in path])
 def test_lists_hold_nothing_of_another_owner(ann, bob, path):
     text = ask("GET", path, bob.key).content.decode()
-    for found in (str(ann.timer), "ann", ApiKey.objects.get(pk=ann.spare).prefix, f'"id":{ann.secret}'):
+    assert not re.search(r"\bann\b", text)
+    for found in (str(ann.timer), ApiKey.objects.get(pk=ann.spare).prefix, f'"id":{ann.secret}'):
         assert found not in text
-    # A user, a secret and two keys were made; the bulk operation is a dry run.
-    number = {"/api-key": 2, "/audit": 4}.get(path, 1)
+    # A user, a secret, a channel and two keys were made; the bulk operation is a dry run.
+    number = {"/api-key": 2, "/audit": 5}.get(path, 1)
     assert len(next(iter(json.loads(text).values()))) == number
 
 
@@ -170,15 +193,9 @@ def test_no_filter_finds_what_is_another_owners(ann, bob, query):
 def test_what_is_made_belongs_to_the_key_s_owner(ann, bob, method, path):
     if method != "POST" or "{id}" in path or path == "/timer/preview":
         return
-    before = [
-        set(model.objects.values_list("pk", flat=True)) for model in (Timer, BulkOperation, SigningSecret, ApiKey)
-    ]
+    before = [set(model.objects.values_list("pk", flat=True)) for model in OWNED]
     assert ask(method, path, bob.key, OPERATIONS[method, path][1]).status_code in (201, 202)
-    made = [
-        row
-        for model, known in zip((Timer, BulkOperation, SigningSecret, ApiKey), before, strict=True)
-        for row in model.objects.exclude(pk__in=known)
-    ]
+    made = [row for model, known in zip(OWNED, before, strict=True) for row in model.objects.exclude(pk__in=known)]
     assert [row.owner for row in made] == [bob.user]
 
 

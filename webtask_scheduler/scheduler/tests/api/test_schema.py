@@ -94,6 +94,13 @@ OPERATIONS = {
     "/audit": {"get": "audit_list"},
     "/signing-secret": {"get": "signing_secret_list", "post": "signing_secret_create"},
     "/signing-secret/{id}": {"delete": "signing_secret_destroy"},
+    "/notification-channel": {"get": "notification_channel_list", "post": "notification_channel_create"},
+    "/notification-channel/{id}": {
+        "patch": "notification_channel_partial_update",
+        "delete": "notification_channel_destroy",
+    },
+    "/notification-channel/{id}/test": {"post": "notification_channel_test"},
+    "/notification": {"get": "notification_list"},
     "/api-key": {"get": "api_key_list", "post": "api_key_create"},
     "/api-key/{id}": {"delete": "api_key_destroy"},
 }
@@ -123,7 +130,7 @@ def test_operations_are_grouped_by_what_a_person_wants_the_two_of_every_day_firs
     first = [operation["operationId"].removeprefix("v1_scheduler_") for operation in operations[:3]]
     assert first == ["timer_create", "timer_retrieve", "timer_list"]
     groups = [tag["name"] for tag in document["tags"]]
-    assert groups == ["Timers", "Schedules", "Many at once", "History", "Secrets", "Operations"]
+    assert groups == ["Timers", "Schedules", "Many at once", "History", "Secrets", "Notifications", "Operations"]
     assert [groups.index(*operation["tags"]) for operation in operations] == sorted(
         groups.index(*operation["tags"]) for operation in operations
     )
@@ -487,6 +494,36 @@ def test_real_answers_about_bulk_operations_and_secrets_are_as_described(ask):
     for _ in range(2):
         ask("DELETE", f"/signing-secret/{secret['id']}", where="/signing-secret/{id}")
     assert ask.unseen == {"timer_bulk_create": {TWO}}
+
+
+@db
+def test_real_answers_about_notifications_are_as_described(ask):
+    new = {"kind": "slack", "address": "http://a.example/services/x", "label": "a=b", "failures_in_row": 3}
+    channel = ask("POST", "/notification-channel", new, **{"Idempotency-Key": "a"}).json()
+    assert channel["address"] == "http://a.example/***"
+    for body in (new, new | {"name": "Ops"}):
+        ask("POST", "/notification-channel", body, **{"Idempotency-Key": "a"})
+    for body in ({}, {"kind": "slack", "address": "x"}, new | {"failures_in_row": 1}, new | {"x": 1}):
+        assert ask("POST", "/notification-channel", body).status_code == 400
+    for number in range(20):
+        ask("POST", "/notification-channel", new | {"name": str(number)})
+    assert len(ask("GET", "/notification-channel").json()["channels"]) == 20
+    one, where = f"/notification-channel/{channel['id']}", "/notification-channel/{id}"
+    changed = ask("PATCH", one, {"name": "Ops", "label": None, "paused": True}, where=where).json()
+    assert (changed["name"], changed["label"], changed["paused"]) == ("Ops", None, True)
+    assert changed["failures_in_row"] == 3
+    assert ask("PATCH", one, {"paused": False}, where=where).json()["paused"] is False
+    for path, body in ((one, {"kind": "mail"}), ("/notification-channel/x", {})):
+        ask("PATCH", path, body, where=where)
+    for path, body in ((one, None), (one, None), (one, {"x": 1}), ("/notification-channel/0", None)):
+        ask("POST", f"{path}/test", body, where=f"{where}/test")
+    ask("POST", f"{one}/test", where=f"{where}/test", **LOOP)
+    for query in ("", "?limit=1", "?cursor=x"):
+        ask("GET", f"/notification{query}", where="/notification")
+    for _ in range(2):
+        ask("DELETE", one, where=where)
+    assert ask("GET", "/notification").json()["notifications"][0]["channel_id"] is None
+    assert ask.unseen == {}
 
 
 def test_an_error_of_the_document_itself_is_json_too(client):
