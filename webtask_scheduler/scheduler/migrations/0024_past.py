@@ -12,7 +12,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
     atomic = False
 
-    dependencies = [("scheduler", "0022_answers")]
+    dependencies = [("scheduler", "0023_notifications")]
 
     operations = [
         AddIndexConcurrently(
