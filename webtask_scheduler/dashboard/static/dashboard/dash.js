@@ -131,7 +131,7 @@
       const pill = document.getElementById('new-rows');
       if (pill && region.dataset.ids !== undefined) {
         pill.hidden = !fresh;
-        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
+        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 18 ? '+' : '');
       }
       lit('on');
     } catch {
