@@ -91,3 +91,15 @@ def test_waterfall_has_one_axis():
 def test_bars_of_a_given_height_do_not_grow():
     (bar,) = charts.stacks([("a", [("late", 5)])], most=10)
     assert bar.parts[0].height == 50.0
+
+
+def test_attempts_of_a_policy_are_drawn_where_they_would_be_made():
+    bars = charts.tries([0, 5, 20])
+    assert [(bar.kind, round(bar.x), round(bar.width)) for bar in bars] == [
+        ("wait", 0, 249),
+        ("wait", 249, 747),
+        ("open", 0, 4),
+        ("open", 249, 4),
+        ("open", 996, 4),
+    ]
+    assert [bar.x for bar in charts.tries([0, 0])] == [0, 0, 0]
