@@ -107,6 +107,7 @@ class Ours:
         counting: Mapping[str, str] | None = None,
         scraping: bool = False,
         watching: int = 0,
+        plainly: bool = False,
         **variables: str,
     ) -> None:
         self.site = site
@@ -115,6 +116,7 @@ class Ours:
         self._counting = counting or {}
         self._scraping = scraping
         self._watching = watching
+        self._plainly = plainly
         self._workers = workers
         self._beats = beats
         self._variables = variables
@@ -134,7 +136,7 @@ class Ours:
             last = begin + max(offset for offset, _ in plan)
             orders = self._orders(receiver, begin, last)
             client = service.create(orders) if orders else None
-            watchers = service.watch(self._watching) if self._watching else None
+            watchers = service.watch(self._watching, plainly=self._plainly) if self._watching else None
             if time.time() > begin:
                 raise rig.BenchmarkError("Opening the pages took longer than thought.")
             time.sleep(max(0.0, begin - time.time()))

@@ -377,9 +377,10 @@ class Service:
         """Start the client with an order; see benchmarks.client."""
         return start_client(order | {"port": self.web_port})
 
-    def watch(self, count: int) -> subprocess.Popen[bytes]:
-        """Open so many browsers, each with a page that is live; see benchmarks.watchers."""
+    def watch(self, count: int, *, plainly: bool) -> subprocess.Popen[bytes]:
+        """Open so many browsers, each with a page that is live, or what asks as they do; see benchmarks.watchers."""
         command = [sys.executable, "-m", "benchmarks.watchers", f"http://127.0.0.1:{self.web_port}", str(count)]
+        command += ["plainly"] if plainly else []
         process = spawn(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout
         if process.stdout.readline() != b"watching\n":

@@ -1,15 +1,22 @@
-"""Real browsers that watch the dashboard's live pages until this process's input ends.
+"""Browsers that watch the dashboard's live pages until this process's input ends; or what asks as they do.
 
-    python -m benchmarks.watchers http://127.0.0.1:PORT COUNT
+    python -m benchmarks.watchers http://127.0.0.1:PORT COUNT [plainly]
 
-It says "watching" when all pages are there, and at the end how many answers the pages got. The browsers take what the
-machine leaves: in use, they run on the machines of those who watch.
+It says "watching" when all pages are there, and at the end how many answers the pages got. The browsers are real ones,
+and take what the machine leaves: in use, they run on the machines of those who watch. `plainly` asks for the same pages
+and their live parts, at the same pace, and draws nothing: what is left is what the service itself does for them.
 """
 
+import html
+import http.client
 import os
+import re
 import select
 import sys
+import threading
+import time
 from typing import Any
+from urllib.parse import urlencode, urlsplit
 
 LEAST_PRIORITY = 19
 PAGES = ("/", "/timers", "/timers?status=scheduled", "/punctuality")
@@ -23,7 +30,6 @@ def watch(base: str, count: int) -> None:
 
     if CHROMIUM is None:
         sys.exit(MISSING)
-    os.nice(LEAST_PRIORITY)
     answers: list[Any] = []
     with sync_playwright() as playwright:
         browsers = [playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS) for _ in range(count)]
@@ -33,13 +39,61 @@ def watch(base: str, count: int) -> None:
             page.goto(base + PAGES[number % len(PAGES)])
         before = len(answers)
         print("watching", flush=True)
-        while not select.select([sys.stdin], [], [], 0)[0]:
+        while not _is_over():
             # Events are taken while a page is waited for.
-            page.wait_for_timeout(200)
+            page.wait_for_timeout(500)
         print(len(answers) - before, flush=True)
         for browser in browsers:
             browser.close()
 
 
+def ask(base: str, count: int) -> None:
+    pages = [Asker(base, PAGES[number % len(PAGES)]) for number in range(count)]
+    for page in pages:
+        page.start()
+    print("watching", flush=True)
+    while not _is_over():
+        time.sleep(0.2)
+    print(sum(page.answers for page in pages), flush=True)
+
+
+def _is_over() -> bool:
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+class Asker(threading.Thread):
+    """Asks for a page at once, and when started for its live part, as `dash.js` does."""
+
+    def __init__(self, base: str, path: str) -> None:
+        super().__init__(daemon=True)
+        self.answers = 0
+        self._connection = http.client.HTTPConnection(urlsplit(base).netloc)
+        self._page = self._get(path)[1]
+
+    def run(self) -> None:
+        live, every, ids = (self._attribute(name) for name in ("live", "every", "ids"))
+        if not live:
+            return
+        more = {"ids": ids} if ids else {}
+        while True:
+            time.sleep(int(every) / 1000)
+            more["seen"], _ = self._get(f"{live}&{urlencode(more)}")
+            self.answers += 1
+
+    def _attribute(self, name: str) -> str:
+        found = re.search(r'<\w+[^>]*\sdata-live="[^>]*>', self._page)
+        value = re.search(rf'data-{name}="([^"]*)"', found[0]) if found else None
+        return html.unescape(value[1]) if value else ""
+
+    def _get(self, path: str) -> tuple[str, str]:
+        self._connection.request("GET", path, headers={"Accept": "text/html"})
+        answer = self._connection.getresponse()
+        text = answer.read().decode()
+        if answer.status not in (200, 204):
+            sys.exit(f"{path} was answered {answer.status}.")
+        return answer.headers.get("X-Seen", ""), text
+
+
 if __name__ == "__main__":
-    watch(sys.argv[1], int(sys.argv[2]))
+    os.nice(LEAST_PRIORITY)
+    (ask if sys.argv[3:] == ["plainly"] else watch)(sys.argv[1], int(sys.argv[2]))

@@ -373,9 +373,13 @@ class Delivery(models.Model):
                 name="delivery_dead_idx",
                 condition=Q(state__in=[State.FAILED, State.MISSED], dismissed_at__isnull=True),
             ),
-            # Serves the admin's filter by status and due range for deliveries that no longer wait.
+            # Serves the lists of deliveries that no longer wait, by due time, in the order of their pages. It holds all
+            # that is asked of those that are passed over, so that 20,000 are looked through in some milliseconds.
             models.Index(
-                F("state"), F("due_at"), name="delivery_ended_idx", condition=Q(state__in=[*FINAL, State.PAUSED])
+                fields=["state", "due_at", "id"],
+                include=["timer", "extra"],
+                name="delivery_past_idx",
+                condition=Q(state__in=[*FINAL, State.PAUSED]),
             ),
         ]
 

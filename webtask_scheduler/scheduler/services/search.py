@@ -224,10 +224,12 @@ def _scan(
     source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
     conditions = _conditions(wanted, values)
     # What another owner's timers are like is nobody's business: only the caller's own are counted and dated.
-    looked, near = "own", "true"
+    looked, near, passed = "own", "true", ""
     until = "NULL" if state in (*LEASED, State.HELD) else "created_at" if state is None else "key"
     if state is not None:
         values["state"] = state.value
+        # Neighbours are looked up one after the other, from pages that are at hand: several times quicker.
+        passed = "(SELECT * FROM seen ORDER BY timer_id OFFSET 0)"
         if _near(wanted):
             looked, near = "seen", _near(wanted)
     with connection.cursor() as cursor:
@@ -236,7 +238,7 @@ def _scan(
             WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
             own AS MATERIALIZED (
               SELECT seen.*, timer.created_at, {conditions.timer} AS fits
-                FROM seen JOIN LATERAL ({_TIMER} WHERE id = seen.timer_id OFFSET 0) timer ON true
+                FROM {passed} seen JOIN LATERAL ({_TIMER} WHERE id = seen.timer_id OFFSET 0) timer ON true
                WHERE {near} AND {conditions.owner}
             ),
             fit AS MATERIALIZED (

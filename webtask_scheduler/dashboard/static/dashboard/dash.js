@@ -27,10 +27,19 @@
     return `${day(Math.floor(whole / 86400))} ${hour(Math.floor((whole % 86400) / 3600))}`;
   };
   const local = new Intl.DateTimeFormat(root.lang, { dateStyle: 'medium', timeStyle: 'long' });
+  // Tenths of many countdowns tell nobody anything, and drawing them ten times a second keeps a processor busy.
+  const TENTHS_MOST = 3;
+  let telling;
   const tell = () => {
+    clearTimeout(telling);
+    if (document.hidden) return;
     const at = now();
     let reached = false;
-    for (const time of all('time[data-kind]')) {
+    const times = all('time[data-kind]');
+    const near = times.filter((time) => time.dataset.kind === 'due' && Date.parse(time.dateTime) > at && Date.parse(time.dateTime) < at + 10500).length;
+    const tenths = near <= TENTHS_MOST;
+    telling = setTimeout(tell, near && tenths ? 100 : 1000 - (at % 1000));
+    for (const time of times) {
       const kind = time.dataset.kind;
       const left = Date.parse(time.dateTime) - at;
       if (!time.dataset.told) {
@@ -52,11 +61,12 @@
         time.dataset.was = 'after';
       } else if (left > 0) {
         time.dataset.was = 'before';
-        text = say.in.replace('%s', length(left, true));
+        text = say.in.replace('%s', length(left, tenths));
       } else text = say.ago.replace('%s', length(-left, false));
       if (time.textContent !== text) time.textContent = text;
     }
-    if (reached) setTimeout(() => regions.forEach(ask), 150);
+    // Where many are due all the time, the pace of the page is quick enough.
+    if (reached && tenths) setTimeout(() => regions.forEach(ask), 150);
   };
 
   const off = document.getElementById('skew');
@@ -106,7 +116,10 @@
         known.set(part, html);
         all('details', part).forEach((one, number) => { if (number < opened.length) one.open = opened[number]; });
         if (place >= 0) all('a, button, summary, input', part)[place]?.focus();
-        if (part.matches('.row')) part.classList.add('fresh');
+        if (part.matches('.row')) {
+          part.classList.add('fresh');
+          setTimeout(() => part.classList.remove('fresh'), 1000);
+        }
         last = part;
         continue;
       }
@@ -160,9 +173,8 @@
     setTimeout(again, pace(region));
     if (paused) lit('wait', 'stopped');
   }
-  document.addEventListener('visibilitychange', () => { if (!document.hidden) regions.forEach(ask); });
+  document.addEventListener('visibilitychange', () => { if (!document.hidden) { tell(); regions.forEach(ask); } });
   tell();
-  setInterval(tell, 100);
 
   // The form of a new timer
   const zone = Intl.DateTimeFormat().resolvedOptions().timeZone;

@@ -145,6 +145,26 @@ def test_list_stands_still_while_timers_are_made(live_server, open_page):
     open_page.expect(names.first).to_have_text("new 11")
 
 
+COUNT_DRAWN = """() => new Promise((done) => {
+  let drawn = 0;
+  const seen = new MutationObserver((changes) => { drawn += changes.length; });
+  for (const time of document.querySelectorAll('main time')) seen.observe(time, { childList: true, characterData: true, subtree: true });
+  setTimeout(() => done(drawn), 2000);
+})"""
+
+
+def test_one_countdown_runs_in_tenths_and_many_in_seconds(live_server, open_page):
+    one = create(live_server, seconds=9)
+    page = open_page(f"{live_server.url}/timers/{one['task_id']}")
+    # Two seconds show what is not drawn as well as what is.
+    assert page.evaluate(COUNT_DRAWN) >= 10
+    for _ in range(20):
+        create(live_server, seconds=9)
+    page.goto(f"{live_server.url}/timers")
+    # Each row has two times, of which one counts down; the list is asked for anew meanwhile.
+    assert 0 < page.evaluate(COUNT_DRAWN) <= 20 * 2 * 3
+
+
 def test_nothing_moves_while_rows_are_ticked(live_server, open_page):
     for number in range(6):
         create(live_server, name=f"t{number}")
