@@ -1,5 +1,6 @@
 """Numbers into the geometry of drawings, which templates write as SVG. Nothing here knows a table or a clock."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -49,6 +50,14 @@ def timeline(due_at: datetime, calls: Sequence[Call]) -> list[Bar]:
         bars.append(Bar(round(start, 1), round(max(LEAST, finish - start), 1), kind, call.label))
         before = call.ended_at or call.started_at
     return bars
+
+
+def tries(offsets: Sequence[float]) -> list[Bar]:
+    """Return attempts that may be made, at seconds from the first one, and the waits between them."""
+    span = max(offsets[-1], 0.001)
+    places = [round(offset / span * (WIDTH - LEAST), 1) for offset in offsets]
+    waits = [Bar(begin, round(end - begin, 1), "wait", "") for begin, end in itertools.pairwise(places)]
+    return [*waits, *(Bar(place, LEAST, "open", "") for place in places)]
 
 
 class Span(NamedTuple):

@@ -125,7 +125,9 @@ def _previewed(request: HttpRequest, body: Mapping[str, Any], form: TimerForm) -
     """Return what saving changes, where it moves the next call, and the request that does the same."""
     patch = _patch(request, form)
     url = request.build_absolute_uri(f"/timer/{body['task_id']}")
-    found = previewed_values(form, url=url, given=patch, method="PATCH")
+    # What the form does not show of it, such as the kind of backoff, stays.
+    policy = dict(body.get("retry") or {}) | (patch.get("retry") or {})
+    found = previewed_values(form, url=url, given=patch, method="PATCH", policy=policy)
     found["preview"]["floats"] = False
     found["changed"] = sorted(patch)
     moves = any(name in patch for name in WHEN)

@@ -19,6 +19,8 @@ from webtask_scheduler.scheduler.services import letters
 THEMES = ("light", "dark")
 # The clock of moments, beside UTC.
 CLOCKS = ("local",)
+# How often a live page asks, in seconds, where it is not as often as the page itself says; 0 is not at all.
+RATES = ("0", "2", "5", "30")
 YEAR_SECONDS = 365 * 24 * 3600
 # The badge counts dead letters up to this.
 BADGE_MOST = 99
@@ -35,6 +37,8 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "now": instant_text(timezone.now()),
         "theme": theme if theme in THEMES else "",
         "clock": clock if (clock := request.COOKIES.get("clock", "")) in CLOCKS else "",
+        "rate": rate if (rate := request.COOKIES.get("rate", "")) in RATES else "",
+        "rates": RATES[1:],
         "keys_off": request.COOKIES.get("keys") == "off",
         "entered": entered,
         "sees_all": sees_all(request),

@@ -18,7 +18,7 @@ from webtask_scheduler.scheduler.api import importing
 from webtask_scheduler.scheduler.rules import recurrence, timers_file
 from webtask_scheduler.wording import translated
 
-# What one form takes. `manage.py timer import` takes files of any size.
+# What one form takes. `manage.py timer import` takes larger files.
 BYTES_MOST = 1024 * 1024
 LINES_MOST = 1000
 # Lines of each kind that the page shows; the others are counted.
@@ -99,14 +99,17 @@ class ImportForm(forms.Form):
 
 
 def _too_much() -> str:
-    text = _("At most %(most)s KiB are taken here. Split it, or use the command, which takes files of any size.")
+    text = _("At most %(most)s KiB are taken here. Split it, or use the command, which takes more.")
     return text % {"most": BYTES_MOST // 1024}
 
 
 @page
 @require_http_methods(["GET", "HEAD", "POST"])
 def imports(request: HttpRequest) -> HttpResponse:
-    """Show the form; then what each line would become; then, if that is confirmed, what it became."""
+    """Show the form; then what each line would become; then, if that is confirmed, what it became.
+
+    A check of what can be read is answered 200, whatever it says of the lines: it is what was asked for.
+    """
     if request.method != "POST":
         return _shown(request, ImportForm())
     form = ImportForm(request.POST, request.FILES)
@@ -154,10 +157,15 @@ def _told(entries: list[importing.Entry], *, made: bool) -> dict[str, Any]:
         told = ngettext("%(count)s timer was made.", "%(count)s timers were made.", count)
     else:
         told = ngettext("%(count)s timer will be made.", "%(count)s timers will be made.", count)
+    told %= {"count": count}
+    if refused := len(kinds["refused"]):
+        told += " " + ngettext("%(count)s line is not taken over.", "%(count)s lines are not taken over.", refused) % {
+            "count": refused
+        }
     return {
         "is_read": True,
         "made": made,
-        "told": told % {"count": count},
+        "told": told,
         "may_apply": bool(new) and not made,
         "kinds": {name: found[:SHOWN] for name, found in kinds.items()},
         "counts": {name: len(found) for name, found in kinds.items()},

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import uuid
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
 from zoneinfo import available_timezones
@@ -18,7 +19,7 @@ from django.views.decorators.http import require_http_methods, require_POST
 from rest_framework import exceptions
 
 from webtask_scheduler.access.authentication import is_open
-from webtask_scheduler.dashboard import crons, demo
+from webtask_scheduler.dashboard import charts, crons, demo
 from webtask_scheduler.dashboard.forms import TimerForm, form_of, json_trouble, zone_trouble
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.snippets import snippets
@@ -27,13 +28,16 @@ from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue, invalid
-from webtask_scheduler.scheduler.api.reading import read_timer
+from webtask_scheduler.scheduler.api.reading import RetrySerializer, read_timer
 from webtask_scheduler.scheduler.api.schedules import WHEN
 from webtask_scheduler.scheduler.api.showing import show_timer
+from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.answers import is_secret
 from webtask_scheduler.scheduler.sealing import MASK, shown_url
 from webtask_scheduler.scheduler.services import quotas
 
+# Attempts whose moments are named; a policy may have a hundred.
+TRIES_SHOWN = 6
 # Fields that a link may fill in.
 _FILLED = ("web_url", "name", "when", "hours", "minutes", "seconds", "every", "every_unit", "cron", "timezone")
 
@@ -176,11 +180,17 @@ def _local(text: str) -> str:
 
 def _previewed(request: HttpRequest, form: TimerForm) -> dict[str, Any]:
     url = request.build_absolute_uri("/timer")
-    return previewed_values(form, url=url, given=form.as_json(), method="POST")
+    given = form.as_json()
+    return previewed_values(form, url=url, given=given, method="POST", policy=given.get("retry", {}))
 
 
-def previewed_values(form: TimerForm, *, url: str, given: dict[str, Any], method: str) -> dict[str, Any]:
-    """Return the next moments, or what is wrong with when, and the request of a program that does the same."""
+def previewed_values(
+    form: TimerForm, *, url: str, given: dict[str, Any], method: str, policy: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the next moments, or what is wrong with when, and the request of a program that does the same.
+
+    `policy` is that of retries, as the API takes it.
+    """
     found: dict[str, Any] = {
         "moments": [],
         "more": False,
@@ -199,4 +209,34 @@ def previewed_values(form: TimerForm, *, url: str, given: dict[str, Any], method
     except exceptions.ValidationError as error:
         found["trouble"] = " ".join(one["detail"] for one in invalid(error.detail)["errors"])
     code = snippets(url, given, with_key=not is_open(), method=method)
-    return {"preview": found, "snippets": code}
+    return {"preview": found, "snippets": code, "tries": _tries(policy)}
+
+
+def _tries(given: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the attempts of a policy as a drawing and a sentence; None where the policy is not right."""
+    reader = RetrySerializer(data=given)
+    if not reader.is_valid():
+        return None
+    policy = retry.Policy.read(reader.validated_data)
+    offsets = [0.0]
+    for attempt in range(1, policy.max_attempts):
+        after = offsets[-1] + retry.backoff_seconds(policy, attempt)
+        if after > (policy.max_age_seconds or retry.MAX_AGE_SECONDS):
+            break
+        offsets.append(after)
+    if len(offsets) == 1:
+        return {"said": _("If it fails, it is not called again.")}
+    shown = [_offset(seconds) for seconds in offsets[1 : TRIES_SHOWN + 1]]
+    if len(offsets) - 1 > TRIES_SHOWN:
+        shown += ["…", _offset(offsets[-1])]
+    text = _("If it fails, it is called again after %(offsets)s, each wait up to %(jitter)s %% longer or shorter.")
+    said = text % {"offsets": " · ".join(shown), "jitter": f"{policy.jitter * 100:g}"}
+    return {"bars": charts.tries(offsets), "said": said}
+
+
+def _offset(seconds: float) -> str:
+    if seconds >= 3600:  # noqa: PLR2004 - an hour
+        return _("%(hours)s h") % {"hours": f"{seconds / 3600:.1f}"}
+    if seconds >= 60:  # noqa: PLR2004 - a minute
+        return _("%(minutes)s min") % {"minutes": f"{seconds / 60:.1f}"}
+    return f"{seconds:g} s"

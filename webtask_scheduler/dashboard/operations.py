@@ -147,8 +147,13 @@ def again(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
 @page
 @require_POST
 def undo(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
-    """Count for the opposite action; it is done when that is confirmed."""
+    """Count for the opposite action; it is done when that is confirmed. One that has not ended is stopped first."""
     found = _visible(request, operation_id)
+    if found.finished_at is None and _is_undone(request, found):
+        found = services.stop_bulk(found.pk)
+        if not found.changed:
+            messages.info(request, _("It has changed no timer; there is nothing to undo."))
+            return redirect("dashboard:operation", operation_id=operation_id)
     opposite = _opposite(request, found)
     if opposite is None:
         raise Http404
@@ -185,14 +190,20 @@ def _may_repeat(request: HttpRequest, found: BulkOperation) -> bool:
 
 
 def _opposite(request: HttpRequest, found: BulkOperation) -> BulkOperation.Action | None:
-    """Return the action that takes an operation back; None where there is none, or nothing to take back.
+    """Return the action that takes an operation back; None where there is none, or nothing to take back."""
+    if not found.changed or not _may_repeat(request, found) or not _is_undone(request, found):
+        return None
+    return OPPOSITES[found.action][0]
+
+
+def _is_undone(request: HttpRequest, found: BulkOperation) -> bool:
+    """Return whether there is an action that takes an operation back, whatever it has done so far.
 
     Which timers it changed is not kept: the filter says it, with the status that they have now. It must say more than
     that status, or the opposite would be done to all timers.
     """
-    if found.dry_run or not found.changed or not _may_repeat(request, found) or found.action not in OPPOSITES:
-        return None
-    return OPPOSITES[found.action][0] if _asked(found).keys() - {"status"} else None
+    is_own = found.owner_id == caller_of(request).owner_id and not found.filter.get("callbacks")
+    return is_own and not found.dry_run and found.action in OPPOSITES and bool(_asked(found).keys() - {"status"})
 
 
 def _asks_number(found: BulkOperation) -> bool:
@@ -224,6 +235,9 @@ def _begun(
     except ValidationError as error:
         messages.error(request, error.messages[0])
         return redirect("dashboard:operations")
+    if _is_undone(request, made):
+        said = _("Timers that fit are being paused.") if action == "pause" else _("Timers that fit are being resumed.")
+        messages.success(request, said, extra_tags=reverse("dashboard:undo", args=[made.pk]))
     return redirect(reverse("dashboard:operation", args=[made.pk]) + query)
 
 

@@ -7,7 +7,8 @@ from typing import Any
 from django import template
 from django.template import Context
 from django.template.loader import render_to_string
-from django.utils.html import format_html
+from django.templatetags.static import static
+from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
@@ -38,6 +39,14 @@ _STATES: dict[str, tuple[Any, str]] = {
 def word_of(state: str) -> str:
     """Return the word for a state."""
     return str(_STATES[state][0])
+
+
+@register.simple_tag
+def styles(*names: str) -> SafeString:
+    """Return the links to style sheets of the dashboard. A page links those that it uses, within its budget."""
+    return format_html_join(
+        "", '<link rel="stylesheet" href="{}">', ((static(f"dashboard/{one}.css"),) for one in names)
+    )
 
 
 @register.simple_tag

@@ -298,3 +298,27 @@ def test_lines_that_are_no_timers_say_why(client):
     assert not said
     # The same line twice is two timers.
     assert counts(answer)["new"] == 2
+
+
+def test_what_a_shown_timer_says_of_itself_has_its_type(client):
+    shown = {"web_url": URL, "every": "PT1H"}
+    wrong = (
+        ({"task_id": [1]}, "task_id: "),
+        ({"task_id": 7}, "task_id: "),
+        ({"status": "asleep"}, "status: "),
+        ({"finished_at": "soon"}, "finished_at: "),
+        ({"occurrence": "x", "callback_for": {}}, "callback_for: "),
+        ({"attempts": 3}, "attempts: "),
+        ({"colour": "red"}, "colour: Unknown field"),
+    )
+    # As the API and an export show them, with what is not there yet.
+    right = ({"occurrence": 2, "status": "paused", "finished_at": None, "attempts": []}, {"task_id": None})
+    answer = check(client, "\n".join(json.dumps(shown | more) for more, *_ in [*wrong, *((one,) for one in right)]))
+    # A check was asked for, and it is made; how many lines are refused stands first.
+    assert answer.status_code == 200
+    assert "2 timers will be made. 7 lines are not taken over." in answer.content.decode()
+    refused = answer.context["kinds"]["refused"]
+    assert [one.number for one in refused] == list(range(1, len(wrong) + 1))
+    for one, (_more, said) in zip(refused, wrong, strict=True):
+        assert said in one.error
+    assert "occurrence: " in refused[4].error

@@ -327,6 +327,35 @@ def test_many_are_counted_first_and_changed_when_that_is_confirmed(client, make_
     assert text_of(client, "/operations").count("host=a.example") == 2
 
 
+def test_what_is_paused_by_a_filter_is_undone_on_the_page_that_follows(client, make_timer):
+    for number in range(3):
+        make_timer("http://a.example/x", name=f"report {number}")
+
+    def pause():
+        page = client.post("/operations/count", {"action": "pause", "host": "a.example"})["Location"]
+        finish(BulkOperation.objects.latest("created_at"))
+        begun = client.post(f"{page}/begin")["Location"]
+        operation = BulkOperation.objects.latest("created_at")
+        assert f'action="/operations/{operation.pk}/undo"' in text_of(client, begun)
+        return operation
+
+    # Before it has changed anything, it is stopped, and that is all.
+    early = pause()
+    answer = client.post(f"/operations/{early.pk}/undo")
+    assert "there is nothing to undo" in text_of(client, answer["Location"])
+    assert finish(early).status == "stopped"
+    assert not Delivery.objects.filter(state=State.PAUSED).exists()
+    # When it has, the opposite is counted, and done when that is confirmed.
+    done = finish(pause())
+    assert Delivery.objects.filter(state=State.PAUSED).count() == done.changed == 3
+    page = client.post(f"/operations/{done.pk}/undo")["Location"]
+    counted = finish(BulkOperation.objects.latest("created_at"))
+    assert (counted.action, counted.matched, counted.dry_run) == ("resume", 3, True)
+    client.post(f"{page}/begin")
+    finish(BulkOperation.objects.latest("created_at"))
+    assert not Delivery.objects.filter(state=State.PAUSED).exists()
+
+
 def test_filter_of_an_operation_is_that_of_the_list(client, make_timer):
     make_timer(name="Nightly")
     fields = {"status": "scheduled,paused", "name": "night", "recurring": "false", "due_from": "2020-01-01T00:00:00Z"}
@@ -429,7 +458,7 @@ def test_operation_is_counted_again_and_undone_once_confirmed(client, make_timer
     path = f"/operations/{operation.pk}"
     # While it runs there is nothing to repeat.
     assert "The same again" not in text_of(client, path)
-    assert client.post(f"{path}/again").status_code == client.post(f"{path}/undo").status_code == 404
+    assert client.post(f"{path}/again").status_code == 404
     finish(operation)
     assert paused() == {timers[0].pk, timers[1].pk}
     assert "those that were paused before among them" in text_of(client, path)

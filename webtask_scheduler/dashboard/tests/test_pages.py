@@ -626,3 +626,30 @@ def test_page_has_no_script_and_no_style_inside(client, path):
     shown = text_of(get(client, path))
     assert not re.search(r"<script(?![^>]*\bsrc=)|\bon[a-z]+=|javascript:|<style|\bstyle=", shown)
     assert not re.search(r'(?:src|href|action)="(?:https?:)?//', shown)
+
+
+def test_preview_draws_when_it_is_tried_again(client, make_timer):
+    fields = {"web_url": "http://a.example/", "when": "in", "seconds": "10"}
+    for more, said in (
+        ({}, "called again after 5 s · 20 s · 1.1 min · 3.3 min, each wait up to 20 % longer"),
+        ({"max_attempts": "1"}, "it is not called again"),
+        (
+            {"max_attempts": "9", "first_wait": "60"},
+            "1.0 min · 4.0 min · 13.0 min · 40.0 min · 1.7 h · 2.7 h · … · 4.7 h",
+        ),
+    ):
+        assert said in text_of(client.post("/timers/preview", fields | more)), more
+    assert "called again" not in text_of(client.post("/timers/preview", fields | {"max_attempts": "x"}))
+    # Of a timer of the API, with what the form does not show of it.
+    timer = make_timer(options={"retry": {"backoff": "list", "delays_seconds": [7, 30], "max_attempts": 3}})
+    assert "after 7 s · 37 s" in text_of(client.post(page_of(timer, "/edit"), fields | {"preview": "1", "shown": "{}"}))
+
+
+def test_choices_of_a_browser_are_kept_by_it(client):
+    answer = text_of(get(client, "/"))
+    assert "data-rate" not in answer
+    for value, shown in (("30", True), ("0", True), ("1", False), ('"x', False)):
+        client.cookies["rate"] = value
+        answer = text_of(get(client, "/"))
+        assert (f'data-rate="{value}"' in answer) is shown, value
+        assert (f'<option value="{value}" selected' in answer) is shown, value

@@ -1,7 +1,11 @@
 """Ticked rows of the list of timers, and the export of what the list shows."""
 
+import base64
+import html
 import json
+import re
 import uuid
+from urllib.parse import urlencode
 
 import pytest
 from django.contrib.auth import get_user_model
@@ -84,3 +88,41 @@ def test_search_by_id_is_exported_as_it_is_shown(client, make_timer, settings):
         assert [json.loads(line)["task_id"] for line in lines.splitlines()] == ids
         table = client.get(f"/timers/export.csv?{page.context['export']}").content
         assert len(table.splitlines()) == 1 + len(ids)
+
+
+def undo_on(page):
+    """Return where the form of a page's message leads to that takes back what was just done; None if it has none."""
+    found = re.search(r'<form method="post" action="([^"]+)">(?:(?!</form>).)*>Undo</button>', page.content.decode())
+    return html.unescape(found[1]) if found else None
+
+
+def test_pausing_ticked_timers_is_undone_on_the_page_that_follows(client, make_timer):
+    was_paused, *others = [make_timer(name=f"t{number}") for number in range(TICKED_MOST)]
+    act(client, "pause", [was_paused.pk])
+    client.get("/timers")
+    form = {"action": "pause", "id": [str(one.pk) for one in (was_paused, *others)], "here": "/timers?host=127.0.0.1:9"}
+    page = client.get(client.post("/timers/act", form)["Location"])
+    assert set(states()) == {State.PAUSED}
+    # By a plain form; what was paused before stays so.
+    back = client.post(undo_on(page), {"here": "/timers?host=127.0.0.1:9"})
+    assert back["Location"] == "/timers?host=127.0.0.1:9"
+    assert states() == [State.PAUSED] + [State.SCHEDULED] * len(others)
+    # And that is undone in turn.
+    page = client.get(back["Location"])
+    client.post(undo_on(page), {"here": "/timers"})
+    assert set(states()) == {State.PAUSED}
+    # Where nothing was changed, and of what cannot be taken back, there is nothing to undo.
+    client.get("/timers")
+    for action in ("pause", "cancel"):
+        page = client.get(client.post("/timers/act", {"action": action, "id": str(was_paused.pk)})["Location"])
+        assert undo_on(page) is None, action
+
+
+def test_undo_reaches_only_what_may_be_changed(client, make_timer, user):
+    timer = make_timer(owner_id=user.pk)
+    packed = base64.urlsafe_b64encode(timer.pk.bytes).decode().rstrip("=")
+    for of in (packed, "x", "é", packed[:-3], "A" * 5000):
+        answer = client.post(f"/timers/act?{urlencode({'action': 'pause', 'of': of})}")
+        assert answer.status_code == 302, of
+    assert states() == [State.SCHEDULED]
+    assert client.get(f"/timers/act?action=pause&of={packed}").status_code == 405

@@ -10,7 +10,7 @@ import json
 import re
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -20,7 +20,7 @@ from django.core.exceptions import ValidationError
 from django.db import connection, transaction
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from rest_framework import exceptions
+from rest_framework import exceptions, serializers
 
 from webtask_scheduler.scheduler import sealing, services
 from webtask_scheduler.scheduler.api.base import JSONParser
@@ -40,6 +40,10 @@ from webtask_scheduler.wording import translated
 LABEL = "imported"
 # Lines whose former imports are looked up together, and stored in one transaction.
 BATCH_LINES = 200
+# What one import reads: it is held in memory, and each line takes a fraction of a millisecond.
+FILE_BYTES_MOST = 64 * 1024 * 1024
+# A file of whose first lines, so many, none can be taken is another kind of file.
+REFUSED_MOST = 1000
 _LINE_END = re.compile(r"\r\n|\n|\r")
 
 
@@ -162,7 +166,10 @@ def _crontab(lines: Iterable[str], *, zone: str) -> Iterator[_Given]:
 
 
 # What the API shows of a timer and does not take.
-_STATE = frozenset(TimerSerializer().get_fields()) - frozenset(NewTimerSerializer().get_fields())
+_GIVEN = NewTimerSerializer().get_fields().keys()
+_STATE = {name: field for name, field in TimerSerializer().get_fields().items() if name not in _GIVEN}
+# These are as a call left them, and nothing follows from them.
+_STATE["attempts"] = serializers.ListField()
 
 
 def _json(lines: Iterable[str]) -> Iterator[_Given]:
@@ -192,7 +199,11 @@ def _of_json(number: int, text: str, seen: Counter[str]) -> _Given:
 
 def _shown(number: int, data: dict[str, Any], seen: Counter[str]) -> _Given:
     """Return a timer as creating takes it, or as the API shows it; the latter is made as it would go on."""
-    state = {name: data.pop(name) for name in _STATE & data.keys()}
+    state = {name: data.pop(name) for name in _STATE.keys() & data.keys()}
+    try:
+        state = _checked(state)
+    except exceptions.ValidationError as error:
+        return _Given(number=number, error=said(error))
     if state.get("finished_at") is not None:
         return _Given(number=number, note=_("It has ended, and is not made again."))
     if state.get("callback_for") is not None:
@@ -210,12 +221,25 @@ def _shown(number: int, data: dict[str, Any], seen: Counter[str]) -> _Given:
         digest = hashlib.sha256(f"{key} {seen[key]}".encode()).hexdigest()[:16]
         data["labels"] = labels | {LABEL: digest}
         label = f"{LABEL}={digest}"
-    try:
-        shown_id = uuid.UUID(str(state.get("task_id")))
-    except ValueError:
-        shown_id = None
+    shown_id = state.get("task_id")
     is_paused = state.get("status") == State.PAUSED
     return _Given(number=number, timer=data, label=label, shown_id=shown_id, is_paused=is_paused)
+
+
+def _checked(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the API shows of a timer and does not take, by its types. Raises ValidationError."""
+    found, wrong = {}, {}
+    for name, value in state.items():
+        if value is None:
+            continue
+        try:
+            # A number would be read as an id.
+            found[name] = _STATE[name].run_validation([] if name == "task_id" and isinstance(value, int) else value)
+        except exceptions.ValidationError as error:
+            wrong[name] = error.detail
+    if wrong:
+        raise exceptions.ValidationError(wrong)
+    return found
 
 
 def _entry(given: _Given, *, owner_id: int | None) -> Entry:

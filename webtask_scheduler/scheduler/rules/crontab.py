@@ -18,6 +18,8 @@ from webtask_scheduler.wording import sentence as _
 
 # curl waits for ever by default; this is the longest that a timer may.
 TIMEOUT_SECONDS = 300
+# Characters of a line. cron itself takes a command of 1,000, or with some programs 128 Ki.
+LINE_MOST = 128 * 1024
 LABEL = "crontab"
 
 _ASSIGNMENT = re.compile(r"""(["']?)([A-Za-z_][A-Za-z0-9_]*)\1\s*=\s*(.*)""")
@@ -46,6 +48,9 @@ def read(lines: Iterable[str], *, timezone: str = "UTC") -> Iterator[Line]:
     for number, raw in enumerate(lines, 1):
         text = raw.strip()
         if not text or text.startswith("#"):
+            continue
+        if len(text) > LINE_MOST:
+            yield Line(number=number, error=_("it is longer than %(most)s characters", most=f"{LINE_MOST:,}"))
             continue
         assignment = _ASSIGNMENT.fullmatch(text)
         if assignment:
@@ -151,7 +156,8 @@ def _refuse(character: str, text: str) -> NoReturn:
 def split(text: str) -> list[str]:
     """Split a command into words as sh does, leaving out output to /dev/null. Raises RefusedError."""
     words: list[str] = []
-    word: str | None = None
+    # The parts of the word that is read: one text would be copied with each character.
+    word: list[str] | None = None
     at = 0
     while at < len(text):
         # A redirection is recognised only where a word may begin; elsewhere its number is a part of the word.
@@ -161,13 +167,14 @@ def split(text: str) -> list[str]:
         elif word is None and text[at] == "#":
             break
         elif text[at].isspace():
-            words += [] if word is None else [word]
+            words += [] if word is None else ["".join(word)]
             word = None
             at += 1
         else:
             piece, at = _piece(text, at, is_first=word is None)
-            word = (word or "") + piece
-    return words if word is None else [*words, word]
+            word = [] if word is None else word
+            word.append(piece)
+    return words if word is None else [*words, "".join(word)]
 
 
 def _piece(text: str, at: int, *, is_first: bool) -> tuple[str, int]:

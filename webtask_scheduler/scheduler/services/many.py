@@ -35,23 +35,28 @@ BATCH_ROWS = 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Switched:
-    """The result of pausing or resuming many: how many are now in that state, and which have ended and stay so."""
+    """The result of pausing or resuming many: how many are now in that state, and which have ended and stay so.
+
+    `changed` are those that were not in that state before.
+    """
 
     done: int
     ended: list[uuid.UUID]
+    changed: list[uuid.UUID]
 
 
 def switch_many(periodic_task_ids: Sequence[int], *, enabled: bool) -> Switched:
     """Resume or pause the timers of many PeriodicTasks, in transactions of BATCH_ROWS each."""
-    done, ended = 0, []
+    done, ended, changed = 0, [], []
     for start in range(0, len(periodic_task_ids), BATCH_ROWS):
         with transaction.atomic():
             batch, switched = _switch(periodic_task_ids[start : start + BATCH_ROWS], enabled=enabled)
             audit.record_each("timer.resumed" if enabled else "timer.paused", kind=TIMER, owners=switched)
         done += batch.done
         ended += batch.ended
+        changed += batch.changed
     event("timers_switched", enabled=enabled, done=done, ended=len(ended))
-    return Switched(done=done, ended=ended)
+    return Switched(done=done, ended=ended, changed=changed)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,4 +303,4 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switche
         rows.update(enabled=False, last_run_at=None)
     ended = [delivery.timer_id for delivery in latest if states.has_ended(delivery)]
     changed = [delivery.timer_id for delivery in live if delivery.state != before[delivery.timer_id]]
-    return Switched(done=len(live), ended=ended), {pk: owners[pk] for pk in changed}
+    return Switched(done=len(live), ended=ended, changed=changed), {pk: owners[pk] for pk in changed}

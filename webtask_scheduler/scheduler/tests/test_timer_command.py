@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
+from webtask_scheduler.scheduler.api import importing
 from webtask_scheduler.scheduler.api.reading import read_timer
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer, TimerLabel
 from webtask_scheduler.scheduler.rules import crontab
@@ -540,3 +541,28 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "bytes").write_bytes(b"\xff\n")
     assert "cannot be read" in refuse("import", str(tmp_path / "bytes"))
     assert "timezone: " in refuse("import", "-", "--timezone", "Mars/Base")
+
+
+@db
+def test_importing_a_file_that_is_none_ends_soon(tmp_path, monkeypatch):
+    path = tmp_path / "lines"
+    path.write_text("junk\n" * 100_000)
+    assert refuse("import", str(path)) == "None of the first 1000 lines could be taken over; the others were not read."
+    # What comes after a line that can be taken is read.
+    path.write_text(f"@daily {URL}\n" + "junk\n" * 1500)
+    assert refuse("import", str(path)) == "1500 of the lines could not be taken over; 1 could."
+    # It is known to be too large before it is read.
+    with path.open("w") as file:
+        file.truncate(importing.FILE_BYTES_MOST + 1)
+    assert "larger than 64 MiB; nothing was read" in refuse("import", str(path))
+    monkeypatch.setattr(importing, "FILE_BYTES_MOST", 4)
+    monkeypatch.setattr("sys.stdin", io.StringIO("12345"))
+    assert "- is larger than" in refuse("import", "-")
+
+
+def test_line_that_is_very_long_takes_no_time_that_grows_faster():
+    word = "a" * (crontab.LINE_MOST - 100)
+    (line,) = crontab.read([f"@daily curl http://a.example/{word} -sSf"])
+    assert line.timer["web_url"] == f"http://a.example/{word}"
+    (line,) = crontab.read([f"@daily curl http://a.example/{word}{word}"])
+    assert str(line.error) == "it is longer than 131,072 characters"

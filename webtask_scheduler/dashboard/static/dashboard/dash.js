@@ -4,8 +4,9 @@
   const root = document.documentElement;
   const say = root.dataset;
   root.classList.add('scripted');
-  // The server's clock decides; the browser's may be wrong.
-  const skew = Date.parse(say.now) - Date.now();
+  // The server's clock decides; the browser's may be wrong. How late this runs is not its fault.
+  const arrived = performance.getEntriesByType('navigation')[0]?.responseStart;
+  const skew = Date.parse(say.now) - (arrived ? performance.timeOrigin + arrived : Date.now());
   const now = () => Date.now() + skew;
   const all = (selector, inside = document) => [...inside.querySelectorAll(selector)];
 
@@ -46,8 +47,11 @@
         time.title += ` · ${local.format(new Date(time.dateTime))}`;
       }
       if (kind === 'moment') {
-        if (say.clock && time.dataset.told === '1') time.textContent = local.format(new Date(time.dateTime));
-        time.dataset.told = '2';
+        const by = say.clock ?? 'utc';
+        if (time.dataset.by === by) continue;
+        time.dataset.plain ??= time.textContent;
+        time.textContent = say.clock ? local.format(new Date(time.dateTime)) : time.dataset.plain;
+        time.dataset.by = by;
         continue;
       }
       let text;
@@ -64,6 +68,12 @@
     // Where many are due all the time, the pace of the page is quick enough.
     if (reached && tenths) setTimeout(() => regions.forEach(ask), 150);
   };
+
+  const off = document.getElementById('skew');
+  if (off && Math.abs(skew) > 2000) {
+    off.lastElementChild.textContent = off.lastElementChild.textContent.replace('%s', length(Math.abs(skew), true));
+    off.hidden = false;
+  }
 
   // News: parts of a page with a key are replaced where they stand; nothing else moves.
   const light = document.getElementById('live');
@@ -118,7 +128,8 @@
     tell();
   };
   const regions = all('[data-live]');
-  let paused = false;
+  let paused = say.rate === '0';
+  const pace = (region) => 1000 * say.rate || Number(region.dataset.every) || 5000;
   const ask = async (region) => {
     if (region.dataset.asking || paused || document.hidden || region.dataset.every === '0') return;
     const why = busy(region);
@@ -138,13 +149,13 @@
         if (busy(region)) region.dataset.seen = '';
         else patch(region, html);
       }
-      const pace = region.querySelector('[data-every]');
-      if (pace) region.dataset.every = pace.dataset.every;
+      const said = region.querySelector('[data-every]');
+      if (said) region.dataset.every = said.dataset.every;
       const fresh = Number(answer.headers.get('X-New'));
       const pill = document.getElementById('new-rows');
       if (pill && region.dataset.ids !== undefined) {
         pill.hidden = !fresh;
-        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
+        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 18 ? '+' : '');
       }
       lit('on');
     } catch {
@@ -157,9 +168,10 @@
     note(region);
     const again = async () => {
       await ask(region);
-      if (region.dataset.every !== '0') setTimeout(again, Number(region.dataset.every) || 5000);
+      if (region.dataset.every !== '0') setTimeout(again, pace(region));
     };
-    setTimeout(again, Number(region.dataset.every) || 5000);
+    setTimeout(again, pace(region));
+    if (paused) lit('wait', 'stopped');
   }
   document.addEventListener('visibilitychange', () => { if (!document.hidden) { tell(); regions.forEach(ask); } });
   tell();
@@ -214,13 +226,20 @@
 
   // Choices
   for (const choice of all('[data-send]')) choice.addEventListener('change', () => choice.form.requestSubmit());
-  for (const choice of all('[data-theme-choice]')) {
+  // What this browser keeps, and the page says of itself as data-theme, data-clock or data-rate.
+  for (const choice of all('[data-keep]')) {
     choice.addEventListener('change', () => {
-      document.cookie = `theme=${choice.value}; path=/; max-age=31536000; samesite=lax`;
-      if (choice.value) root.dataset.theme = choice.value; else delete root.dataset.theme;
-      document.querySelector('meta[name="color-scheme"]').content = choice.value || 'light dark';
+      const name = choice.dataset.keep;
+      document.cookie = `${name}=${choice.value}; path=/; max-age=31536000; samesite=lax`;
+      if (choice.value) say[name] = choice.value; else delete say[name];
+      if (name === 'theme') document.querySelector('meta[name="color-scheme"]').content = choice.value || 'light dark';
+      if (name === 'clock') tell();
+      if (name !== 'rate') return;
+      paused = choice.value === '0';
+      if (paused && regions.length) lit('wait', 'stopped'); else regions.forEach(ask);
     });
   }
+  for (const button of all('[data-shows]')) button.addEventListener('click', () => document.getElementById(button.dataset.shows).showModal());
   // What is copied stands in the page, in the button itself, or in the page that the link leads to.
   const take = async (from, event) => {
     const { copy, text, textOf } = from.dataset;

@@ -201,7 +201,7 @@ def test_nothing_moves_while_rows_are_ticked(live_server, open_page):
     open_page.expect(page.locator("#new-rows")).to_contain_text("1 new", timeout=6000)
     boxes.nth(1).click()
     page.locator("#act").get_by_role("button", name="Pause").click()
-    open_page.expect(page.locator(".toast").first).to_have_text("1 timer is paused.")
+    open_page.expect(page.locator(".toast span").first).to_have_text("1 timer is paused.")
 
 
 def test_ticked_rows_are_changed_without_the_script(live_server, open_page):
@@ -211,7 +211,12 @@ def test_ticked_rows_are_changed_without_the_script(live_server, open_page):
     page.locator("#list .c-tick input").nth(0).check()
     page.locator("#list .c-tick input").nth(2).check()
     page.locator("#act").get_by_role("button", name="Pause").click()
-    open_page.expect(page.locator(".toast").first).to_have_text("2 timers are paused.")
+    open_page.expect(page.locator(".toast span").first).to_have_text("2 timers are paused.")
+    # Taken back, and that too.
+    page.get_by_role("button", name="Undo").click()
+    open_page.expect(page.locator(".toast span").first).to_have_text("2 timers go on.")
+    page.get_by_role("button", name="Undo").click()
+    open_page.expect(page.locator(".toast span").first).to_have_text("2 timers are paused.")
     page.locator("#list .c-tick input").nth(1).check()
     # Asked first, and done by the second press.
     page.locator("#act summary", has_text="Cancel").click()
@@ -237,10 +242,10 @@ def test_crontab_is_imported_without_a_script(live_server, open_page):
     page = open_page(f"{live_server.url}/import", java_script_enabled=False, viewport={"width": 390, "height": 844})
     page.get_by_label("Crontab, JSON Lines or YAML").fill("@hourly http://a.example/poll\n@daily /usr/bin/backup\n")
     page.get_by_role("button", name="Check").click()
-    open_page.expect(page.get_by_role("status")).to_have_text("1 timer will be made.")
+    open_page.expect(page.get_by_role("status")).to_have_text("1 timer will be made. 1 line is not taken over.")
     open_page.expect(page.locator("main")).to_contain_text("is no URL, curl or wget")
     page.get_by_role("button", name="Make them").click()
-    open_page.expect(page.get_by_role("status")).to_have_text("1 timer was made.")
+    open_page.expect(page.get_by_role("status")).to_have_text("1 timer was made. 1 line is not taken over.")
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     page.get_by_role("link", name="GET http://a.example/poll").click()
     open_page.expect(page.locator("h1")).to_contain_text("a.example/poll")
@@ -338,6 +343,48 @@ def test_host_is_found_while_it_is_typed(live_server, open_page):
     page.locator("summary", has_text="Filter").click()
     page.get_by_label("Host").press_sequentially("h5")
     open_page.expect(options).to_have_count(10)
+
+
+def test_live_clock_and_keys_are_chosen_in_the_menu(live_server, open_page):
+    created = create(live_server, name="one", seconds=86_400)
+    page = open_page(f"{live_server.url}/timers", timezone_id="Asia/Tokyo")
+    live, menu = page.locator("#live"), page.get_by_label("Menu", exact=True)
+    # It asks by itself, and not while it is off.
+    open_page.expect(live).to_have_text("Live", timeout=6000)
+    menu.click()
+    page.get_by_label("Live", exact=True).select_option("Off")
+    open_page.expect(live).to_have_text("Not live; the key . lets it go on")
+    page.reload()
+    open_page.expect(live).to_have_text("Not live; the key . lets it go on")
+    with page.expect_request(lambda request: "live=1" in request.url, timeout=6000):
+        menu.click()
+        page.get_by_label("Live", exact=True).select_option("every 2 s")
+        page.keyboard.press("Escape")
+        menu.press("Escape")
+    # Moments by the browser's clock and back, without a reload.
+    page.goto(f"{live_server.url}/timers/{created['task_id']}/deliveries/1")
+    promised = page.locator("[data-key=head] time[data-kind=moment]")
+    plain = promised.inner_text()
+    assert plain.endswith("UTC")
+    menu.click()
+    page.get_by_label("Moments", exact=True).select_option("local")
+    open_page.expect(promised).to_contain_text("GMT+9")
+    page.get_by_label("Moments", exact=True).select_option("")
+    open_page.expect(promised).to_have_text(plain)
+    page.get_by_role("button", name="Keyboard").click()
+    open_page.expect(page.locator("#keys")).to_be_visible()
+    assert page.locator("#skew").is_hidden()
+
+
+def test_clock_that_is_wrong_is_named_and_does_not_mislead(live_server, open_page):
+    created = create(live_server, name="one", seconds=3600)
+    page = open_page(f"{live_server.url}/login")
+    # Playwright's clock moves Date; the time of arrival is left as the browser has it, which is what is moved here.
+    page.add_init_script("Object.defineProperty(performance, 'timeOrigin', {value: performance.timeOrigin + 90_000})")
+    page.add_init_script("const real = Date.now; Date.now = () => real() + 90_000")
+    page.goto(f"{live_server.url}/timers/{created['task_id']}")
+    open_page.expect(page.locator("#skew")).to_contain_text("by 1m 30s")
+    open_page.expect(page.locator(".clock strong")).to_contain_text("59m")
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ open API makes without a key. Where the API asks for keys, only a superuser's se
 import contextlib
 import dataclasses
 import json
+import os
 import sys
 import time
 import uuid
@@ -290,6 +291,9 @@ class Command(terminal.Command):
                         self.stdout.write(_("line %(number)s: %(said)s") % said)
                 progress.add(batch[-1].number - seen)
                 seen = batch[-1].number
+                if refused >= importing.REFUSED_MOST and not there:
+                    text = _("None of the first %(count)s lines could be taken over; the others were not read.")
+                    raise CommandError(text % {"count": refused})
         if refused:
             text = _("%(refused)s of the lines could not be taken over; %(made)s could.")
             raise CommandError(text % {"refused": refused, "made": there})
@@ -552,10 +556,22 @@ def _json_lines(timers: Iterable[dict[str, Any]]) -> Iterator[str]:
 
 
 def _text(name: str) -> str:
+    """Return a file's text, which is not read on beyond what is taken. Raises CommandError."""
+    most = importing.FILE_BYTES_MOST
+    text: str | None
     try:
-        return sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
+        if name == "-":
+            text = sys.stdin.read(most + 1)
+        else:
+            with Path(name).open(encoding="utf-8") as file:
+                # Of a file the size is known before; a pipe has none.
+                text = None if os.fstat(file.fileno()).st_size > most else file.read(most + 1)
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(_("%(file)s cannot be read: %(error)s") % {"file": name, "error": error}) from error
+    if text is None or len(text) > most:
+        said = _("%(file)s is larger than %(most)s MiB; nothing was read. Split it, as split -l 100000 does by lines.")
+        raise CommandError(said % {"file": name, "most": most // 1024 // 1024})
+    return text
 
 
 def _next(entries: Iterator[importing.Entry]) -> list[importing.Entry]:

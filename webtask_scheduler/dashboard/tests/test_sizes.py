@@ -1,0 +1,112 @@
+"""What a page weighs when it is full: its HTML, its style sheets, its scripts, and how many requests it takes."""
+
+import re
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from django.contrib.staticfiles import finders
+from django.utils import timezone
+
+from webtask_scheduler.dashboard import rows
+from webtask_scheduler.dashboard.urls import urlpatterns
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.api.reading import read_timer
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, new_id
+from webtask_scheduler.scheduler.tests.support.api import send
+
+pytestmark = pytest.mark.django_db
+
+# Of HTML, scripts and style sheets, in bytes before compression; and requests, with the icon.
+KB = 1024
+MOST = (60 * KB, 65 * KB, 18 * KB, 6)
+SHEETS = [
+    f"dashboard/{name}.css" for name in ("dash", "rows", "filters", "figures", "charts", "facts", "calls", "forms")
+]
+_FILE = re.compile(r'<(?:link rel="(?:stylesheet|icon)"|script)[^>]*? (?:href|src)="/static/([^"]+)"')
+_CLASSES = re.compile(r'class="([^"{]+)"')
+_DECLARATION = re.compile(r"[\w-]+\s*:[^{};]*;")
+_SELECTED = re.compile(r"\.([a-z][a-z-]*)")
+
+
+def file_of(name):
+    return Path(finders.find(name)).read_text(encoding="utf-8")
+
+
+def styled(name):
+    """Return the classes that a style sheet has rules for."""
+    return set(_SELECTED.findall(_DECLARATION.sub("", re.sub(r"/\*.*?\*/", "", file_of(name), flags=re.DOTALL))))
+
+
+@pytest.fixture
+def full(client):
+    """Return the parts of addresses, of a service whose pages have as much to show as they show."""
+    now = timezone.now()
+    # Of a length that is common, as names and addresses are.
+    given = [
+        {
+            "web_url": f"https://billing.example.com/v2/invoices/{number:06}/remind?channel=mail",
+            "name": f"Invoice reminder {number:06}",
+            "labels": {"team": "billing", "region": "eu-central"},
+            "cron": "*/15 9-17 * * MON-FRI",
+            "timezone": "Europe/Berlin",
+        }
+        for number in range(2 * rows.PAGE_ROWS)
+    ]
+    stored = services.schedule([read_timer(one) for one in given])
+    of_one, *others = (one.timer_id for one in stored)
+    # One with a history, and as many dead letters as there are rows.
+    old = [
+        Delivery(id=new_id(), timer_id=of_one, number=2 + number, occurrence=2 + number, state=State.SUCCEEDED)
+        for number in range(60)
+    ]
+    for number, one in enumerate(old):
+        one.due_at = one.next_attempt_at = now - timedelta(minutes=61 - number)
+        one.attempts, one.started_at, one.finished_at = 1, one.due_at, one.due_at
+    Delivery.objects.bulk_create(old)
+    dead = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])
+    dead.update(state=State.FAILED, attempts=1, started_at=now, finished_at=now)
+    Attempt.objects.bulk_create(
+        Attempt(delivery=one, number=1, meant_for=now, started_at=now, status_code=503, error="status")
+        for one in [*old, *dead]
+    )
+    bulk = send(client, "POST", "/timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
+    BulkOperation.objects.update(matched=3)
+    lost = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])[0]
+    values = {"timer_id": of_one, "operation_id": bulk.json()["bulk_id"], "name": "billing.example.com", "number": "1"}
+    values |= {"action": "stop", "secret_id": "1", "key_id": "1"}
+    paths = [
+        "/" + re.sub(r"<(?:\w+:)?(\w+)>", lambda name: str(values[name[1]]), str(one.pattern)) for one in urlpatterns
+    ]
+    return [*paths, f"/timers/{lost.timer_id}/deliveries/{lost.number}", "/upcoming?view=week", "/nonsense"]
+
+
+def test_every_page_keeps_to_its_budget(client, full):
+    weighed, over, bare = [], [], []
+    for path in full:
+        for language in ("en", "ar"):
+            answer = client.get(path, headers={"accept": "text/html", "accept-language": language})
+            if answer.status_code not in (200, 404) or answer["Content-Type"] != "text/html; charset=utf-8":
+                # What is done by a form alone, or a file.
+                continue
+            text = answer.content.decode()
+            files = _FILE.findall(text)
+            sheets = [name for name in files if name.endswith(".css")]
+            sizes = (
+                len(answer.content),
+                sum(len(file_of(name).encode()) for name in files if name.endswith(".js")),
+                sum(len(file_of(name).encode()) for name in sheets),
+                1 + len(files),
+            )
+            weighed.append(("{:>7} {:>7} {:>7} {:>2}  {} {}").format(*sizes, language, path))
+            if any(size > most for size, most in zip(sizes, MOST, strict=True)):
+                over.append(weighed[-1])
+            if sheets:
+                used = {name for value in _CLASSES.findall(text) for name in value.split()}
+                everywhere = set().union(*map(styled, SHEETS))
+                bare += [(path, name) for name in used & everywhere - set().union(*map(styled, sheets))]
+    print("\n   HTML  script   style  requests", *weighed, sep="\n")
+    assert len(weighed) > 2 * 18
+    assert not over, over
+    # A page links the style sheets of what it shows.
+    assert not bare, bare
