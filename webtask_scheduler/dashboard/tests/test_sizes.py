@@ -74,7 +74,7 @@ def full(client):
     BulkOperation.objects.update(matched=3)
     lost = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])[0]
     values = {"timer_id": of_one, "operation_id": bulk.json()["bulk_id"], "name": "billing.example.com", "number": "1"}
-    values |= {"action": "stop", "secret_id": "1", "key_id": "1"}
+    values |= {"action": "stop", "secret_id": "1", "key_id": "1", "channel_id": "1"}
     paths = [
         "/" + re.sub(r"<(?:\w+:)?(\w+)>", lambda name: str(values[name[1]]), str(one.pattern)) for one in urlpatterns
     ]
