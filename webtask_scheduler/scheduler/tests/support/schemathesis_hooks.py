@@ -48,6 +48,16 @@ BEYOND_SCHEMA = (
     "Only with replay.",
     "Required with id.",
     "Only a superuser's key makes keys for others",
+    # Of a channel: what its kind asks of its address, whose mail it may be, and what goes together.
+    "This service sends no mail",
+    "This is no mail address.",
+    "Mail goes to your own address",
+    "An address is required.",
+    "The URL must begin with http",
+    "Choose at least one event.",
+    "Only people who may see the whole service",
+    "A name has at most",
+    "A label is given as key=value",
     # Distances from now.
     "Too far from now",
     "This schedule has no moment that is still to come.",
