@@ -44,7 +44,7 @@
       const left = Date.parse(time.dateTime) - at;
       if (!time.dataset.told) {
         time.dataset.told = '1';
-        time.title += ` · ${local.format(new Date(time.dateTime))}`;
+        time.title = `${time.title || time.textContent} · ${local.format(new Date(time.dateTime))}`;
       }
       if (kind === 'moment') {
         const by = say.clock ?? 'utc';
@@ -74,6 +74,28 @@
     off.lastElementChild.textContent = off.lastElementChild.textContent.replace('%s', length(Math.abs(skew), true));
     off.hidden = false;
   }
+
+  // A row has a link to its timer's page, where all may be done; here it becomes a menu of the row's kind.
+  const ANY_ID = '00000000-0000-0000-0000-000000000000';
+  const menuOf = (place) => {
+    for (const link of all('a.c-menu', place)) {
+      if (!document.getElementById(`menu-${link.dataset.menu}`)) continue;
+      const [menu, opens, sheet] = ['details', 'summary', 'div'].map((name) => document.createElement(name));
+      opens.textContent = link.textContent;
+      opens.setAttribute('aria-labelledby', link.getAttribute('aria-labelledby'));
+      sheet.className = 'sheet';
+      menu.className = 'menu c-menu';
+      // One is open at a time.
+      menu.setAttribute('name', 'row');
+      menu.dataset.menu = link.dataset.menu;
+      menu.append(opens, sheet);
+      link.replaceWith(menu);
+    }
+  };
+  const fill = (menu) => {
+    const kind = document.getElementById(`menu-${menu.dataset.menu}`);
+    menu.lastElementChild.innerHTML = kind.innerHTML.replaceAll(ANY_ID, menu.closest('.row').dataset.key);
+  };
 
   // News: parts of a page with a key are replaced where they stand; nothing else moves.
   const light = document.getElementById('live');
@@ -112,6 +134,7 @@
         const opened = all('details', old).map((one) => one.open);
         const at = document.activeElement;
         const place = old.contains(at) ? all('a, button, summary, input', old).indexOf(at) : -1;
+        menuOf(part);
         old.replaceWith(part);
         known.set(part, html);
         all('details', part).forEach((one, number) => { if (number < opened.length) one.open = opened[number]; });
@@ -155,7 +178,7 @@
       const pill = document.getElementById('new-rows');
       if (pill && region.dataset.ids !== undefined) {
         pill.hidden = !fresh;
-        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 18 ? '+' : '');
+        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
       }
       lit('on');
     } catch {
@@ -166,6 +189,7 @@
   };
   for (const region of regions) {
     note(region);
+    menuOf(region);
     const again = async () => {
       await ask(region);
       if (region.dataset.every !== '0') setTimeout(again, pace(region));
@@ -260,6 +284,8 @@
     }
   };
   document.addEventListener('click', (event) => {
+    const opens = event.target.closest('.c-menu > summary');
+    if (opens && !opens.parentElement.open) fill(opens.parentElement);
     const copy = event.target.closest('[data-copy], [data-text], [data-text-of]');
     if (copy && navigator.clipboard && !event.ctrlKey && !event.metaKey) take(copy, event);
     for (const menu of all('details.menu[open], details.ask[open]')) if (!menu.contains(event.target)) menu.open = false;
