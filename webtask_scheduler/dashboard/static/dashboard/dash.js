@@ -114,6 +114,13 @@
     if (document.querySelector('dialog[open], details.ask[open], details.menu[open]')) return 'menu';
     return selected && selected.type === 'Range' && region.contains(selected.anchorNode) ? 'wait' : '';
   };
+  // Answers that failed in a row; one or two are no news.
+  let failed = 0;
+  const heard = (count) => {
+    failed = count;
+    const lost = document.getElementById('lost');
+    if (lost) lost.hidden = failed < 3;
+  };
   const known = new WeakMap();
   // A part inside another comes and goes with that.
   const partsOf = (place) => all('[data-key]', place).filter((part) => !part.parentElement?.closest('[data-key]'));
@@ -181,8 +188,10 @@
         pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
       }
       lit('on');
+      heard(0);
     } catch {
       lit('off');
+      heard(failed + 1);
     } finally {
       delete region.dataset.asking;
     }
