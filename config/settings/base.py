@@ -625,6 +625,9 @@ WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"
 # The URL of the demo receiver, or its path; empty for none.
 WEBTASK_DEMO_RECEIVER = ""
 
+# Where a browser finds Flower, for a link on /system; empty for none. `./scripts/run` says it.
+WEBTASK_FLOWER_URL = env.str("WEBTASK_FLOWER_URL", default="")
+
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.
 METRICS_TOKEN = env.str("METRICS_TOKEN", default="")

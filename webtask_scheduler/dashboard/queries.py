@@ -53,8 +53,8 @@ def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) ->
 
 
 _TABLES = """
-SELECT stat.relname AS name, pg_total_relation_size(stat.relid) AS bytes, greatest(0, class.reltuples)::bigint AS rows,
-       stat.n_dead_tup AS dead
+SELECT stat.relname AS name, pg_total_relation_size(stat.relid) AS bytes,
+       greatest(stat.n_live_tup, class.reltuples)::bigint AS rows, stat.n_dead_tup AS dead
   FROM pg_stat_user_tables stat JOIN pg_class class ON class.oid = stat.relid
  WHERE stat.schemaname = current_schema()
  ORDER BY bytes DESC LIMIT %(most)s

@@ -55,6 +55,7 @@ def system(request: HttpRequest) -> HttpResponse:
         title=_("System"),
         at="system",
         versions=versions,
+        flower=settings.WEBTASK_FLOWER_URL,
         changed=sorted(settings.CHANGED_SETTINGS.items()),
         tables=queries.largest_tables(most=TABLES),
         kept=_kept(),
