@@ -382,6 +382,8 @@ class Run:
         os.environ["REDIS_URL"] = urls.get("redis") or os.environ["REDIS_URL"]
         os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings.local")
         os.environ["PYTHONUNBUFFERED"] = "1"
+        if shows_flower():
+            os.environ.setdefault("WEBTASK_FLOWER_URL", flower_url())
         # For `manage.py` in another terminal.
         servers.write_private(
             DATA / "env", f"DATABASE_URL={os.environ['DATABASE_URL']}\nREDIS_URL={os.environ['REDIS_URL']}\n"
@@ -490,6 +492,10 @@ def base_url() -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{setting('PORT', '8000')}"
 
 
+def flower_url() -> str:
+    return f"{base_url().rpartition(':')[0]}:{setting('FLOWER_PORT', '5555')}"
+
+
 def welcome() -> str:
     base = base_url()
     key, making = "", ""
@@ -497,7 +503,7 @@ def welcome() -> str:
         key = '-H "Authorization: Bearer $KEY" '
         making = "\n    .venv/bin/python manage.py api_key create NAME --owner EMAIL    # the key for programs"
     admin = f"{base}/{setting('DJANGO_ADMIN_PATH', 'admin').strip('/')}"
-    flower = f"\n    Flower     {base.rpartition(':')[0]}:{setting('FLOWER_PORT', '5555')}" if shows_flower() else ""
+    flower = f"\n    Flower     {flower_url()}" if shows_flower() else ""
     return f"""
   webtask_scheduler is running.
 

@@ -35,6 +35,19 @@ def _refuse(name: str, must: str) -> NoReturn:
     sys.exit(os.EX_CONFIG)
 
 
+# Numbers and words that differ from their defaults, as they are written, for the page of the system. Secrets, addresses
+# and paths are read in other ways and are never here. The last who reads a name decides: production has other defaults.
+CHANGED_SETTINGS: dict[str, str] = {}
+
+
+def _noted(name: str, found: Any, default: Any) -> Any:
+    """Return what was read, and note it if it is not the default."""
+    CHANGED_SETTINGS.pop(name, None)
+    if found != default:
+        CHANGED_SETTINGS[name] = f"{found:g}" if isinstance(found, float) else str(found)
+    return found
+
+
 def whole_number(name: str, *, default: int, least: int, most: int) -> int:
     """Return a whole number from the environment. Exits with a sentence if it is invalid or out of bounds."""
     text = os.environ.get(name, "").strip() or str(default)
@@ -42,7 +55,9 @@ def whole_number(name: str, *, default: int, least: int, most: int) -> int:
         found = int(text)
     except ValueError:
         found = least - 1
-    return found if least <= found <= most else _refuse(name, f"a whole number from {least} to {most}")
+    if not least <= found <= most:
+        _refuse(name, f"a whole number from {least} to {most}")
+    return int(_noted(name, found, default))
 
 
 def number(name: str, *, default: float, least: float, most: float) -> float:
@@ -52,13 +67,17 @@ def number(name: str, *, default: float, least: float, most: float) -> float:
         found = float(text)
     except ValueError:
         found = math.nan
-    return found if least <= found <= most else _refuse(name, f"a number from {least} to {most}")
+    if not least <= found <= most:
+        _refuse(name, f"a number from {least} to {most}")
+    return float(_noted(name, found, default))
 
 
 def one_of(name: str, *choices: str) -> str:
     """Return one of several words from the environment, the first by default. Exits with a sentence for another."""
     found = os.environ.get(name, "").strip() or choices[0]
-    return found if found in choices else _refuse(name, f"one of {', '.join(choices)}")
+    if found not in choices:
+        _refuse(name, f"one of {', '.join(choices)}")
+    return str(_noted(name, found, choices[0]))
 
 
 _RULES = "webtask_scheduler.scheduler.rules"
@@ -650,6 +669,9 @@ WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"
 
 # The URL of the demo receiver, or its path; empty for none.
 WEBTASK_DEMO_RECEIVER = ""
+
+# Where a browser finds Flower, for a link on /system; empty for none. `./scripts/run` says it.
+WEBTASK_FLOWER_URL = env.str("WEBTASK_FLOWER_URL", default="")
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

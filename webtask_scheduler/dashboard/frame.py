@@ -47,9 +47,20 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "sees_service": entered and sees_service(request),
         "dead_count": letters.count(caller_of(request), most=BADGE_MOST + 1) if entered else 0,
         "badge_most": BADGE_MOST,
-        "warnings": facts.warnings() if entered and sees_service(request) else [],
+        "warnings": _warnings(at) if entered and sees_service(request) else [],
         "admin_path": f"/{settings.ADMIN_PATH}" if _may_know_admin(user) else "",
     }
+
+
+def _warnings(at: str) -> list[tuple[str, str]]:
+    """Return what is wrong, each with the address of the page that shows the cure; empty where that is none or here."""
+    stops = facts.gather().stops
+    pages = {"processes": "system", "stops": "system", "keys": "system"}
+    links = {about: reverse(f"dashboard:{name}") for about, name in pages.items() if name != at}
+    links["late"] = f"{reverse('dashboard:timers')}?late=true"
+    if len(stops) == 1 and stops[0]:
+        links["stops"] = reverse("dashboard:host", kwargs={"name": stops[0]})
+    return [(trouble.text, links.get(trouble.about, "")) for trouble in facts.troubles()]
 
 
 def _may_know_admin(user: Any) -> bool:

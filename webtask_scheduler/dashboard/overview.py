@@ -10,12 +10,22 @@ from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
 from django.views.decorators.http import require_safe
 
 from webtask_scheduler.dashboard import charts, demo, queries
 from webtask_scheduler.dashboard.frame import is_live, show
-from webtask_scheduler.dashboard.punctuality import HOUR, due_link, is_kept, outcomes, promise_text, share_of, within_of
+from webtask_scheduler.dashboard.punctuality import (
+    HOUR,
+    WINDOWS,
+    Window,
+    counts_of,
+    due_link,
+    is_kept,
+    outcomes,
+    promise_text,
+    share_of,
+    within_of,
+)
 from webtask_scheduler.dashboard.rows import rows
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
@@ -35,6 +45,8 @@ KEPT_SECONDS = 10.0
 # So many due in one second are a herd worth naming; so many of them are named.
 HERD_LEAST = 200
 HERDS = 3
+# Times over which it is shown how deliveries ended.
+SHOWN_WINDOWS = WINDOWS[:3]
 # Lines of what needs a person.
 ATTENTION = 10
 
@@ -44,6 +56,7 @@ ATTENTION = 10
 def overview(request: HttpRequest) -> HttpResponse:
     """Show the state of the service to whoever may see it, and everybody's latest timers."""
     caller = caller_of(request)
+    window = next((one for one in SHOWN_WINDOWS if one.name == request.GET.get("window")), HOUR)
     wanted = search.Filter(owner_id=caller.owner_id, everyone=caller.sees_all)
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
     values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)}
@@ -53,7 +66,10 @@ def overview(request: HttpRequest) -> HttpResponse:
         values |= {
             "verdict": None if facts.warnings() else _verdict(),
             "tiles": _tiles() + _more_tiles(seen),
-            "outcomes": outcomes(HOUR),
+            "outcomes": outcomes(window, _counts(window)),
+            "windows": SHOWN_WINDOWS,
+            "window": window,
+            "mine": "mine" in request.GET,
             "next_hour": seen.next_hour,
             "herds": seen.herds,
             "attention": _attention(seen),
@@ -104,6 +120,7 @@ class Seen(NamedTuple):
 
 
 _kept: tuple[float, Seen] | None = None
+_counts_kept: dict[str, tuple[float, dict[int, dict[str, int]]]] = {}
 
 
 def _seen() -> Seen:
@@ -115,10 +132,22 @@ def _seen() -> Seen:
     return _kept[1]
 
 
+def _counts(window: Window) -> dict[int, dict[str, int]]:
+    """Return what was counted in a window: of the last hour now, of longer ones at most KEPT_SECONDS ago."""
+    if window is HOUR:
+        return counts_of(window)
+    now = time.monotonic()
+    kept = _counts_kept.get(window.name)
+    if kept is None or now - kept[0] >= KEPT_SECONDS:
+        kept = _counts_kept[window.name] = now, counts_of(window)
+    return kept[1]
+
+
 def forget() -> None:
     """Drop what was looked at; for tests."""
     global _kept  # noqa: PLW0603 - as above
     _kept = None
+    _counts_kept.clear()
 
 
 def _look() -> Seen:
@@ -219,13 +248,7 @@ def _verdict() -> dict[str, str]:
     """Return in a sentence whether calls begin on time, and its state."""
     found = facts.gather()
     if found.late and found.late_seconds > LATE_SECONDS:
-        text = ngettext(
-            "Late: %(count)s due timer waits, for %(seconds)s s.",
-            "Late: %(count)s due timers wait, the oldest for %(seconds)s s.",
-            found.late,
-        )
-        values = {"count": facts.shown_number(found.late), "seconds": f"{found.late_seconds:.0f}"}
-        return {"state": "late", "text": text % values, "more": ""}
+        return {"state": "late", "text": facts.late_said(found), "more": ""}
     late = queries.lateness_since(timezone.now() - TOLD)
     total = sum(late)
     if not total:

@@ -57,7 +57,7 @@ def punctuality(request: HttpRequest) -> HttpResponse:
     late = queries.lateness_since(since)
     total = sum(late)
     within = within_of(late)
-    counted = _counted(window)
+    counted = counts_of(window)
     return show(
         request,
         "punctuality.html",
@@ -75,7 +75,7 @@ def punctuality(request: HttpRequest) -> HttpResponse:
         percentiles=_percentiles(late),
         lateness=_lateness(late),
         bounds=[bound_text(histogram.bound_of(bucket)).removeprefix("≤ ") for bucket in range(histogram.BUCKETS)],
-        outcomes=_outcomes(window, counted),
+        outcomes=outcomes(window, counted),
     )
 
 
@@ -194,12 +194,7 @@ def bound_text(seconds: float) -> str:
     return f"≤ {seconds * 1000:g} ms"
 
 
-def outcomes(window: Window) -> list[charts.Stack]:
-    """Return bars of how deliveries ended, one for each step of a window; the last is the present one."""
-    return _outcomes(window, _counted(window))
-
-
-def _counted(window: Window) -> dict[int, dict[str, int]]:
+def counts_of(window: Window) -> dict[int, dict[str, int]]:
     """Return what was counted in each step of a window by the step's number."""
     rows = queries.steps_since(
         _steps(window)[0], step_seconds=window.step_seconds, within_seconds=settings.WEBTASK_SLO_SECONDS
@@ -207,7 +202,8 @@ def _counted(window: Window) -> dict[int, dict[str, int]]:
     return {row["step"]: row for row in rows}
 
 
-def _outcomes(window: Window, counted: Mapping[int, Mapping[str, int]]) -> list[charts.Stack]:
+def outcomes(window: Window, counted: Mapping[int, Mapping[str, int]]) -> list[charts.Stack]:
+    """Return bars of how deliveries ended, one for each step of a window; the last is the present one."""
     numbers = _steps(window)[1]
     bars = []
     for number in numbers:

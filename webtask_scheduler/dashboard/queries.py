@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import connection
+from django.db import OperationalError, connection, transaction
 
 from webtask_scheduler.scheduler.models import LANES, RECURRING
 from webtask_scheduler.scheduler.rules import histogram
@@ -50,6 +50,30 @@ def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) ->
     """
     statement = _STEPS.format(**_late_places(within_seconds))
     return _dicts(statement, {"since": since, "step": step_seconds})
+
+
+_TABLES = """
+SELECT stat.relname AS name, pg_total_relation_size(stat.relid) AS bytes,
+       greatest(stat.n_live_tup, class.reltuples)::bigint AS rows, stat.n_dead_tup AS dead
+  FROM pg_stat_user_tables stat JOIN pg_class class ON class.oid = stat.relid
+ WHERE stat.schemaname = current_schema()
+ ORDER BY bytes DESC LIMIT %(most)s
+"""
+
+
+def largest_tables(*, most: int) -> list[dict[str, Any]]:
+    """Return the largest tables with their indexes, in bytes; rows, and rows that are dead, are estimates.
+
+    It waits for no lock: while a migration holds a table, there is no answer, which is an empty list.
+    """
+    try:
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET LOCAL lock_timeout = '200ms'")
+            cursor.execute(_TABLES, {"most": most})
+            names = [column.name for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+    except OperationalError:
+        return []
 
 
 def _late_places(within_seconds: float) -> dict[str, str]:

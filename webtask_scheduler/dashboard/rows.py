@@ -15,8 +15,7 @@ from webtask_scheduler.scheduler.models import State, Timer, TimerLabel
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 
-# Their menus are in the page, so that they open without a script: more rows would be more than 60 KB.
-PAGE_ROWS = 18
+PAGE_ROWS = 30
 # A page that few timers fit is looked for on and on for this long, and then says how far it came.
 LOOK_SECONDS = 0.7
 # A count beside a tab stops at the first, and looks at so many rows: some milliseconds.
@@ -72,7 +71,9 @@ def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller, changer: Caller | No
         row = shown(body, now=now) | {"owner": email, "labels": labels.get(pk, ())}
         if changer is not None:
             row["may_act"] = changer.sees_all or owner_id == changer.owner_id
-            row["actions"] = _actions(body, now=now) if row["may_act"] else []
+            # What names the row: its box and its menu refer to it, for a long name three times is much of a page.
+            row["said"] = f"n{pk.hex[-12:]}"
+            row["menu"] = _menu_of(body, now=now) if row["may_act"] else LOOK
         found.append(row)
     return found
 
@@ -87,11 +88,40 @@ class Action(NamedTuple):
     is_harmful: bool = False
 
 
-def _actions(body: Mapping[str, Any], *, now: datetime) -> list[Action]:
-    """Return what may be done with the timer of a row, by its promised delivery alone."""
+# The kinds of menus that rows have, each with a timer of which it is true: its status, whether it ended, and whether it
+# waits for a later attempt. A page has one menu of each kind, for rows change their kind while it is open.
+_MENUS = {
+    "waiting": (State.SCHEDULED, False, False),
+    "again": (State.SCHEDULED, False, True),
+    "paused": (State.PAUSED, False, False),
+    "lost": (State.FAILED, True, False),
+    "ended": (State.SUCCEEDED, True, False),
+}
+# The menu of whoever may do nothing with the timer.
+LOOK = "look"
+
+
+def _menu_of(body: Mapping[str, Any], *, now: datetime) -> str:
+    """Return the kind of a row's menu, by the timer's promised delivery alone."""
+    if body["finished_at"] is not None:
+        return "lost" if body["status"] in LOST else "ended"
+    if body["status"] == State.PAUSED:
+        return "paused"
     waits = body["status"] == State.SCHEDULED and bool(body["attempts"])
-    waits = waits and datetime.fromisoformat(body["next_attempt_at"]) > now
-    return actions_of(body, waits_again=waits, is_lost=body["status"] in LOST)
+    return "again" if waits and datetime.fromisoformat(body["next_attempt_at"]) > now else "waiting"
+
+
+def menus(listed: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the menus that rows have, or may have while the page is open: of each its kind and what it offers."""
+    found: list[dict[str, Any]] = []
+    if any(row["may_act"] for row in listed):
+        for kind, (status, ended, waits_again) in _MENUS.items():
+            body = {"status": status, "finished_at": "" if ended else None}
+            actions = actions_of(body, waits_again=waits_again, is_lost=status in LOST)
+            found.append({"kind": kind, "actions": actions, "is_open": not ended, "may_act": True})
+    if not all(row["may_act"] for row in listed):
+        found.append({"kind": LOOK, "actions": [], "is_open": False, "may_act": False})
+    return found
 
 
 def actions_of(body: Mapping[str, Any], *, waits_again: bool, is_lost: bool) -> list[Action]:

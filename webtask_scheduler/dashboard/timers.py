@@ -20,7 +20,7 @@ from rest_framework import exceptions
 
 from webtask_scheduler.dashboard import queries
 from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
-from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, rows
+from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, menus, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list
 from webtask_scheduler.dashboard.who import caller_of, changer_of, page
 from webtask_scheduler.scheduler.api import cursors
@@ -60,6 +60,8 @@ COLUMNS = (
 HIDDEN = "hidden"
 # The order by when a timer was made, where a status would give another.
 NEWEST = "newest"
+# Stands in the menus for the id of a timer, which the script puts in.
+ANY_ID = uuid.UUID(int=0)
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
 ID_LEAST = 8
 ID_SCANNED = 2000
@@ -110,6 +112,8 @@ def timers(request: HttpRequest) -> HttpResponse:
         status=400 if error else 200,
         error=error,
         rows=listed,
+        menus=menus(listed),
+        any_id=ANY_ID,
         tabs=_tabs(request, wanted),
         sorts=_sorts(request),
         kinds=_kinds(request),

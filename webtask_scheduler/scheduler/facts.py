@@ -7,10 +7,11 @@ disagree. Reading them is one statement on indexes; `gather` keeps the answer fo
 import functools
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis
 from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
 from django.utils.formats import number_format
 from django.utils.text import capfirst
 from django.utils.translation import gettext as _
@@ -37,6 +38,10 @@ WORKERS_MOST = 200
 PUT_OFF_MOST_SECONDS = 16.0
 # Waiting for a worker for longer than this is worth a word.
 BEHIND_SECONDS = 2.0
+# Waiting for longer than this, for whatever cause, is worth a banner on each page.
+LATE_SECONDS = 60.0
+# Which migrations are missing is looked up at most this often: it takes some tens of milliseconds.
+MIGRATIONS_SECONDS = 10.0
 # Due for longer than this is backlog, as claims.FRESH_SECONDS has it.
 BACKLOG_SECONDS = 5.0
 
@@ -447,26 +452,64 @@ def _broker_client() -> redis.Redis:
     return redis_client(timeout_seconds=BROKER_TIMEOUT_SECONDS)
 
 
-def warnings() -> list[str]:
-    """Return a sentence for each present problem that an operator should know; empty if all is well.
+_migrations: tuple[float, bool] | None = None
 
-    Raises DatabaseError.
-    """
+
+def is_migrated(*, at_once: bool = False) -> bool:
+    """Return whether every migration is applied. Once true, it stays true for this process. Raises DatabaseError."""
+    global _migrations  # noqa: PLW0603 - looking is slow, and the answer does not change back
+    now = time.monotonic()
+    if _migrations is None or (not _migrations[1] and (at_once or now - _migrations[0] >= MIGRATIONS_SECONDS)):
+        executor = MigrationExecutor(connection)
+        _migrations = now, not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return _migrations[1]
+
+
+class Trouble(NamedTuple):
+    """A present problem: what it is about, in a word for programs, and a sentence."""
+
+    about: str
+    text: str
+
+
+def troubles() -> list[Trouble]:
+    """Return each present problem that an operator should know; empty if all is well. Raises DatabaseError."""
     found = gather()
-    said: list[str] = []
+    said: list[Trouble] = []
+    if not is_migrated():
+        text = _("The database lacks migrations of this version: run manage.py migrate.")
+        said.append(Trouble("migrations", text))
     if found.stops:
-        said.append(_stops_said(found))
-    troubles = [found.beat_trouble, found.worker_trouble, broker_trouble()]
-    if any(troubles):
+        said.append(Trouble("stops", _stops_said(found)))
+    absent = [found.beat_trouble, found.worker_trouble, broker_trouble()]
+    if any(absent):
         text = _("Timers are not called as they should be: %(troubles)s.")
-        said.append(text % {"troubles": "; ".join(filter(None, troubles))})
+        said.append(Trouble("processes", text % {"troubles": "; ".join(filter(None, absent))}))
+    # While all calls are stopped, all wait, and that is said above.
+    if found.late_seconds > LATE_SECONDS and not found.all_stopped:
+        said.append(Trouble("late", late_said(found)))
     if found.keys_trouble:
         text = _("Some timers cannot be called: %(trouble)s.")
-        said.append(text % {"trouble": found.keys_trouble})
+        said.append(Trouble("keys", text % {"trouble": found.keys_trouble}))
     if found.upkeep_trouble:
         text = _("Bulk operations, pruning and edits by other programs wait: %(trouble)s.")
-        said.append(text % {"trouble": found.upkeep_trouble})
+        said.append(Trouble("processes", text % {"trouble": found.upkeep_trouble}))
     return said
+
+
+def warnings() -> list[str]:
+    """Return the sentences of `troubles`. Raises DatabaseError."""
+    return [trouble.text for trouble in troubles()]
+
+
+def late_said(found: Facts) -> str:
+    """Return in a sentence how many timers are past their moment, and the oldest of them for how long."""
+    text = ngettext(
+        "Late: %(count)s due timer waits, for %(seconds)s s.",
+        "Late: %(count)s due timers wait, the oldest for %(seconds)s s.",
+        found.late,
+    )
+    return text % {"count": shown_number(found.late), "seconds": f"{found.late_seconds:.0f}"}
 
 
 def waiting_for_stops(found: Facts) -> int:

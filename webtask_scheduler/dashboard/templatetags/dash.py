@@ -1,12 +1,8 @@
 """What templates of the dashboard write again and again: a state, an instant, a part of a URL."""
 
-import uuid
-from collections.abc import Mapping
 from typing import Any
 
 from django import template
-from django.template import Context
-from django.template.loader import render_to_string
 from django.templatetags.static import static
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
@@ -58,24 +54,6 @@ def state(name: str, *, bare: bool = False) -> SafeString:
     return format_html('<span class="state" data-state="{}">{}<span{}>{}</span></span>', name, icon, hidden, word)
 
 
-# Stands for the id of a timer in a menu that is written once for all rows with the same.
-_ANY_ID = "00000000-0000-0000-0000-000000000000"
-
-
-@register.simple_tag(takes_context=True)
-def row_menu(context: Context, row: Mapping[str, Any]) -> SafeString:
-    """Return the menu of a row: it is written once a page for all rows of whose timers the same may be done."""
-    # It holds whatever a tag keeps while a template is rendered.
-    kept: Any = context.render_context
-    menus = kept.setdefault("menus", {})
-    kind = tuple(action.name for action in row["actions"]), row["is_open"], row["may_act"]
-    if kind not in menus:
-        values = {"timer_id": _ANY_ID, "actions": row["actions"], "is_open": row["is_open"], "may_act": row["may_act"]}
-        menus[kind] = render_to_string("dashboard/_menu.html", values).strip()
-    menu: str = menus[kind]
-    return mark_safe(menu.replace(_ANY_ID, str(uuid.UUID(row["task_id"]))))  # noqa: S308 - a template, and an id
-
-
 @register.simple_tag
 def instant(at: Any, kind: str = "moment") -> SafeString:
     """Return an instant, which the script turns into `in 4 m` or `3 m ago`; without it the moment in UTC stays.
@@ -86,13 +64,9 @@ def instant(at: Any, kind: str = "moment") -> SafeString:
         return mark_safe('<span class="quiet">-</span>')
     text = at if isinstance(at, str) else at.isoformat().removesuffix("+00:00") + "Z"
     plain = f"{text[:10]} {text[11:19]} UTC"
-    return format_html(
-        '<time datetime="{}" data-kind="{}" title="{}">{}</time>',
-        text,
-        kind,
-        f"{text[:10]} {text[11:23].rstrip('Z')} UTC",
-        plain,
-    )
+    exact = f"{text[:10]} {text[11:23].rstrip('Z')} UTC"
+    title = format_html(' title="{}"', exact) if exact != plain else ""
+    return format_html('<time datetime="{}" data-kind="{}"{}>{}</time>', text, kind, title, plain)
 
 
 @register.filter

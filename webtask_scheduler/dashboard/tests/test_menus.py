@@ -13,6 +13,7 @@ from django.utils import timezone
 
 from benchmarks.visits import scans_of
 from webtask_scheduler.dashboard import queries
+from webtask_scheduler.dashboard.timers import ANY_ID
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
 from webtask_scheduler.scheduler.services.caller import Caller
 
@@ -20,10 +21,13 @@ pytestmark = pytest.mark.django_db
 
 
 def menu_of(client, timer, query=""):
-    """Return the menu of a timer's row."""
+    """Return the menu of a timer's row, as the script makes it of the menu of that kind."""
     text = client.get(f"/timers{query}").content.decode()
     row = text[text.index(f'data-key="{timer.pk}"') :]
-    return re.search(r'<div class="sheet">(.*?)</div></details>\s*</li>', row, re.DOTALL)[1]
+    kind, link = re.search(r'<a class="c-menu" data-menu="(\w+)" href="([^"]+)"', row).groups()
+    assert link == f"/timers/{timer.pk}"
+    menu = re.search(rf'<template id="menu-{kind}">(.*?)</template>', text, re.DOTALL)[1]
+    return menu.replace(str(ANY_ID), str(timer.pk))
 
 
 def deeds(menu):

@@ -2,6 +2,7 @@
 
 import html
 import re
+import time
 from datetime import timedelta
 from urllib.parse import parse_qs, urlsplit
 
@@ -12,6 +13,7 @@ from django.db.models.functions import Now
 from django.test import Client
 from django.utils import timezone
 
+from config.settings import base
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import overview
 from webtask_scheduler.scheduler import facts, services, tasks
@@ -64,6 +66,40 @@ def test_system_says_what_is_missing(client):
     assert client.get(f"/system?live=1&seen={seen}").status_code == 204
 
 
+def test_system_shows_settings_tables_and_what_is_kept(client, settings, make_timer):
+    make_timer()
+    settings.CHANGED_SETTINGS = {"WEBTASK_CALLERS": "7"}
+    settings.WEBTASK_AUDIT_DAYS = 0
+    page = client.get("/system")
+    text = page.content.decode()
+    assert re.search(r"WEBTASK_CALLERS</code>.*?>7</code>", text)
+    assert re.search(r'WEBTASK_AUDIT_DAYS">.*?</dt><dd>for ever</dd>', text)
+    sizes = [table["bytes"] for table in page.context["tables"]]
+    assert (len(sizes), sizes) == (5, sorted(sizes, reverse=True))
+    assert min(sizes) > 0
+    assert "Flower" not in text
+    settings.WEBTASK_FLOWER_URL = "http://127.0.0.1:5555"
+    assert '<a href="http://127.0.0.1:5555">Flower</a>' in text_of(client, "/system")
+    # None of it is asked for again and again.
+    assert "tables" not in client.get("/system?live=1").context
+
+
+def test_settings_that_differ_are_noted_and_secrets_are_not(monkeypatch):
+    noted = base.CHANGED_SETTINGS
+    monkeypatch.setattr(base, "CHANGED_SETTINGS", {})
+    for name, value in (("ONE", "7"), ("TWO", "0.5"), ("THREE", "on"), ("FOUR", "1")):
+        monkeypatch.setenv(name, value)
+    base.whole_number("ONE", default=1, least=0, most=9)
+    base.number("TWO", default=0.0, least=0, most=9)
+    base.one_of("THREE", "off", "on")
+    base.whole_number("FOUR", default=1, least=0, most=9)
+    assert base.CHANGED_SETTINGS == {"ONE": "7", "TWO": "0.5", "THREE": "on"}
+    # Another default, which it does not differ from.
+    base.whole_number("ONE", default=7, least=0, most=9)
+    assert "ONE" not in base.CHANGED_SETTINGS
+    assert not [name for name in noted if re.search("_KEYS?$|SECRET|PASSWORD|TOKEN|URL|DSN", name)]
+
+
 def all_at_work():
     """Store what a beat and the workers store of themselves."""
     Beat.objects.create(name="beat", seen_at=Now())
@@ -78,6 +114,32 @@ def test_nothing_is_said_to_be_ready_while_something_is_missing(client):
     assert "All is ready." not in shown
     all_at_work()
     assert "All is ready." in text_of(client, "/")
+
+
+def banners(client, path="/timers"):
+    """Return what the banners of a page say and where they lead."""
+    facts.forget()
+    banner = r'<p class="banner" role="alert">.*?</svg>.*?</span><span>(.*?)</span>(?: <a href="([^"]+)">Show</a>)?</p>'
+    return re.findall(banner, text_of(client, path))
+
+
+def test_banners_lead_to_the_cure(client, make_timer, monkeypatch):
+    all_at_work()
+    assert banners(client) == []
+    make_timer()
+    for seconds, text in ((50, []), (90, [("Late: 1 due timer waits, for 90 s.", "/timers?late=true")])):
+        past = timezone.now() - timedelta(seconds=seconds)
+        Delivery.objects.update(due_at=past, next_attempt_at=past)
+        assert banners(client) == text
+    # What waits because all calls are stopped is said once.
+    CallStop.objects.create(host="", reason="x")
+    assert [link for text, link in banners(client)] == ["/system"]
+    assert [link for text, link in banners(client, "/system")] == [""]
+    CallStop.objects.update(host="a.example")
+    assert [link for text, link in banners(client)] == ["/hosts/a.example", "/timers?late=true"]
+    CallStop.objects.all().delete()
+    monkeypatch.setattr(facts, "_migrations", (time.monotonic(), False))
+    assert banners(client)[0] == ("The database lacks migrations of this version: run manage.py migrate.", "")
 
 
 def test_hosts_are_those_of_the_day_with_failures_first(client):
@@ -569,6 +631,29 @@ def minute(ago, **counts):
     now = timezone.now().replace(second=0, microsecond=0)
     row = {"seconds": 60, "process": "w", "batch": new_id(), "stored_at": now, "slots": 1, "begins_at": now - ago}
     Minute.objects.create(**row, **(empty | counts))
+
+
+def test_overview_shows_how_deliveries_ended_over_a_window(client):
+    overview.forget()
+    minute(timedelta(minutes=5), succeeded=98, failed=2)
+    minute(timedelta(hours=30), succeeded=100)
+    for query, name, bars, ended in (("", "1h", 60, 1), ("?window=24h", "24h", 48, 1), ("?window=7d", "7d", 42, 2)):
+        page = client.get(f"/{query}")
+        shown = page.context["outcomes"]
+        assert (page.context["window"].name, len(shown), len([bar for bar in shown if bar.parts])) == (
+            name,
+            bars,
+            ended,
+        )
+        text = page.content.decode()
+        # The live part keeps it, and the others are a link away.
+        assert f'data-live="/?live=1&amp;window={name}"' in text
+        live = client.get(f"/?live=1&window={name}").content.decode()
+        links = [f'href="?window={one}"' for one in ("1h", "24h", "7d")]
+        assert [link in text for link in links] == [link in live for link in links]
+        assert [one for one, link in zip(("1h", "24h", "7d"), links, strict=True) if link not in text] == [name]
+    assert client.get("/?window=30d").context["window"].name == "1h"
+    assert 'href="?window=7d&amp;mine=1"' in client.get("/?live=1&mine=1").content.decode()
 
 
 def test_punctuality_is_what_was_counted_in_the_window(client):

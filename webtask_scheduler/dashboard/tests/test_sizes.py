@@ -42,12 +42,12 @@ def styled(name):
 def full(client):
     """Return the parts of addresses, of a service whose pages have as much to show as they show."""
     now = timezone.now()
-    # Of a length that is common, as names and addresses are.
+    # Names, addresses and labels of a length that is common, in letters that take two bytes.
     given = [
         {
             "web_url": f"https://billing.example.com/v2/invoices/{number:06}/remind?channel=mail",
-            "name": f"Invoice reminder {number:06}",
-            "labels": {"team": "billing", "region": "eu-central"},
+            "name": f"تذكير بدفع الفاتورة الشهرية رقم {number:06} لفرع المنطقة الوسطى",
+            "labels": {"team": "billing", "region": "eu-central", "tier": "enterprise"},
             "cron": "*/15 9-17 * * MON-FRI",
             "timezone": "Europe/Berlin",
         }

@@ -5,7 +5,6 @@ import logging
 from typing import Any
 
 from django.db import DatabaseError, InterfaceError, connection
-from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
 from django.utils import translation
@@ -47,7 +46,7 @@ def _readiness() -> HttpResponse:
     body: dict[str, Any] = {}
     try:
         with wait_at_most(PROBE_SECONDS):
-            if _migrated():
+            if facts.is_migrated(at_once=True):
                 found = facts.gather(at_once=True)
                 checks["beat"] = found.beat_trouble or "ok"
                 checks["worker"] = found.worker_trouble or "ok"
@@ -79,18 +78,6 @@ def _report(checks: dict[str, str]) -> None:
         )
     elif before and not missing:
         event("ready_again")
-
-
-_seen_migrated = False
-
-
-def _migrated() -> bool:
-    """Return whether every migration is applied. Once true, it stays true for this process's code."""
-    global _seen_migrated  # noqa: PLW0603 - looking is slow, and the answer does not change back
-    if not _seen_migrated:
-        executor = MigrationExecutor(connection)
-        _seen_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
-    return _seen_migrated
 
 
 urlpatterns = [path("healthz", healthz), path("readyz", readyz)]

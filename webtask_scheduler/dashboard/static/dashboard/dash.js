@@ -44,7 +44,7 @@
       const left = Date.parse(time.dateTime) - at;
       if (!time.dataset.told) {
         time.dataset.told = '1';
-        time.title += ` · ${local.format(new Date(time.dateTime))}`;
+        time.title = `${time.title || time.textContent} · ${local.format(new Date(time.dateTime))}`;
       }
       if (kind === 'moment') {
         const by = say.clock ?? 'utc';
@@ -75,6 +75,28 @@
     off.hidden = false;
   }
 
+  // A row has a link to its timer's page, where all may be done; here it becomes a menu of the row's kind.
+  const ANY_ID = '00000000-0000-0000-0000-000000000000';
+  const menuOf = (place) => {
+    for (const link of all('a.c-menu', place)) {
+      if (!document.getElementById(`menu-${link.dataset.menu}`)) continue;
+      const [menu, opens, sheet] = ['details', 'summary', 'div'].map((name) => document.createElement(name));
+      opens.textContent = link.textContent;
+      opens.setAttribute('aria-labelledby', link.getAttribute('aria-labelledby'));
+      sheet.className = 'sheet';
+      menu.className = 'menu c-menu';
+      // One is open at a time.
+      menu.setAttribute('name', 'row');
+      menu.dataset.menu = link.dataset.menu;
+      menu.append(opens, sheet);
+      link.replaceWith(menu);
+    }
+  };
+  const fill = (menu) => {
+    const kind = document.getElementById(`menu-${menu.dataset.menu}`);
+    menu.lastElementChild.innerHTML = kind.innerHTML.replaceAll(ANY_ID, menu.closest('.row').dataset.key);
+  };
+
   // News: parts of a page with a key are replaced where they stand; nothing else moves.
   const light = document.getElementById('live');
   const lit = (is, why = is) => {
@@ -91,6 +113,13 @@
     if (at && region.contains(at) && at.matches('input:not([type="checkbox"]), select, textarea')) return 'typing';
     if (document.querySelector('dialog[open], details.ask[open], details.menu[open]')) return 'menu';
     return selected && selected.type === 'Range' && region.contains(selected.anchorNode) ? 'wait' : '';
+  };
+  // Answers that failed in a row; one or two are no news.
+  let failed = 0;
+  const heard = (count) => {
+    failed = count;
+    const lost = document.getElementById('lost');
+    if (lost) lost.hidden = failed < 3;
   };
   const known = new WeakMap();
   // A part inside another comes and goes with that.
@@ -112,6 +141,7 @@
         const opened = all('details', old).map((one) => one.open);
         const at = document.activeElement;
         const place = old.contains(at) ? all('a, button, summary, input', old).indexOf(at) : -1;
+        menuOf(part);
         old.replaceWith(part);
         known.set(part, html);
         all('details', part).forEach((one, number) => { if (number < opened.length) one.open = opened[number]; });
@@ -155,17 +185,20 @@
       const pill = document.getElementById('new-rows');
       if (pill && region.dataset.ids !== undefined) {
         pill.hidden = !fresh;
-        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 18 ? '+' : '');
+        pill.querySelector('[data-count]').textContent = new Intl.NumberFormat(root.lang).format(fresh) + (fresh >= 30 ? '+' : '');
       }
       lit('on');
+      heard(0);
     } catch {
       lit('off');
+      heard(failed + 1);
     } finally {
       delete region.dataset.asking;
     }
   };
   for (const region of regions) {
     note(region);
+    menuOf(region);
     const again = async () => {
       await ask(region);
       if (region.dataset.every !== '0') setTimeout(again, pace(region));
@@ -260,6 +293,8 @@
     }
   };
   document.addEventListener('click', (event) => {
+    const opens = event.target.closest('.c-menu > summary');
+    if (opens && !opens.parentElement.open) fill(opens.parentElement);
     const copy = event.target.closest('[data-copy], [data-text], [data-text-of]');
     if (copy && navigator.clipboard && !event.ctrlKey && !event.metaKey) take(copy, event);
     for (const menu of all('details.menu[open], details.ask[open]')) if (!menu.contains(event.target)) menu.open = false;

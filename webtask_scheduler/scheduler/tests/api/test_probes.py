@@ -14,7 +14,6 @@ from django.test.utils import CaptureQueriesContext
 
 from config.shared import missing_parts
 from webtask_scheduler.scheduler import facts
-from webtask_scheduler.scheduler.api import probes
 from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.cases import each
@@ -47,7 +46,7 @@ def broker_at(settings):
 
 @pytest.fixture(autouse=True)
 def _looked_anew(monkeypatch):
-    monkeypatch.setattr(probes, "_seen_migrated", False)
+    monkeypatch.setattr(facts, "_migrations", None)
     missing_parts[0] = 0
 
 
