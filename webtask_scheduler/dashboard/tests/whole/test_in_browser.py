@@ -596,7 +596,7 @@ def test_ten_thousand_are_paused_by_filter_with_their_progress(service, ten_thou
         page.wait_for_timeout(100)
     # It was seen on its way.
     assert len(seen) > 2
-    open_page.expect(page.locator("main").get_by_role("status")).to_contain_text("Succeeded", timeout=90_000)
+    open_page.expect(page.locator("[data-live]").get_by_role("status")).to_contain_text("Succeeded", timeout=90_000)
     open_page.expect(page.locator("dl.facts dd", has_text="10,000")).to_have_count(2)
     page.get_by_role("link", name="Show these timers").click()
     page.get_by_role("link", name="Paused").click()
