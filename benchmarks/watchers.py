@@ -39,7 +39,7 @@ def watch(base: str, count: int) -> None:
             page.goto(base + PAGES[number % len(PAGES)])
         before = len(answers)
         print("watching", flush=True)
-        while not _is_over():
+        while not select.select([sys.stdin], [], [], 0)[0]:
             # Events are taken while a page is waited for.
             page.wait_for_timeout(500)
         print(len(answers) - before, flush=True)
@@ -52,13 +52,11 @@ def ask(base: str, count: int) -> None:
     for page in pages:
         page.start()
     print("watching", flush=True)
-    while not _is_over():
-        time.sleep(0.2)
+    select.select([sys.stdin], [], [])
+    # One that stopped asking would make the service look quicker than it is.
+    if troubles := [page.trouble for page in pages if page.trouble]:
+        sys.exit("\n".join(troubles))
     print(sum(page.answers for page in pages), flush=True)
-
-
-def _is_over() -> bool:
-    return bool(select.select([sys.stdin], [], [], 0)[0])
 
 
 class Asker(threading.Thread):
@@ -67,15 +65,24 @@ class Asker(threading.Thread):
     def __init__(self, base: str, path: str) -> None:
         super().__init__(daemon=True)
         self.answers = 0
+        # Why it stopped asking.
+        self.trouble = ""
         self._connection = http.client.HTTPConnection(urlsplit(base).netloc)
         self._page = self._get(path)[1]
 
     def run(self) -> None:
+        try:
+            self._ask()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            self.trouble = f"{type(error).__name__}: {error}"
+
+    def _ask(self) -> None:
         live, every, ids = (self._attribute(name) for name in ("live", "every", "ids"))
         if not live:
             return
         more = {"ids": ids} if ids else {}
         while True:
+            # The pace that the page asks for.
             time.sleep(int(every) / 1000)
             more["seen"], _ = self._get(f"{live}&{urlencode(more)}")
             self.answers += 1
@@ -90,7 +97,7 @@ class Asker(threading.Thread):
         answer = self._connection.getresponse()
         text = answer.read().decode()
         if answer.status not in (200, 204):
-            sys.exit(f"{path} was answered {answer.status}.")
+            raise ValueError(f"{path} was answered {answer.status}.")
         return answer.headers.get("X-Seen", ""), text
 
 

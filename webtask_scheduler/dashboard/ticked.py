@@ -19,7 +19,7 @@ from webtask_scheduler.dashboard.who import changer_of, page
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Timer
 
-# Timers that one form may name: those of three pages.
+# Timers that one form may name: as many as two pages hold.
 TICKED_MOST = 60
 
 
