@@ -130,7 +130,7 @@ def fail_in_every_way(service, receiver, sql):
         lambda: "call_crashed" in service.log("worker") and "delivery_parked" in service.log("worker"), seconds=30
     )
     first = Delivery.objects.filter(timer__outcome_of=None, extra=False).exclude(timer__in=held)
-    wait_until(lambda: first.filter(finished_at=None).count() == 0, seconds=30)
+    wait_until(lambda: first.filter(finished_at=None).count() == 0)
     # A fault in the middle of a request.
     sql("ALTER TABLE scheduler_timer RENAME COLUMN web_url TO web_url_away")
     try:

@@ -73,7 +73,7 @@ def test_one_trace_goes_from_the_request_to_the_call(service, collector, receive
     service.start("web", "worker", "beat")
     body = {"seconds": 1, "web_url": receiver.url("/x?token=s3cret"), "headers": {"X-Key": "s3cret"}}
     made = post(service, body, traceparent=f"00-{TRACE}-{PARENT}-01")
-    (call,) = receiver.wait_for(1, seconds=20)
+    (call,) = receiver.wait_for(1)
     wait_until(lambda: {"deliver", "POST"} <= named(collector, "deliver", "POST").keys())
     wait_until(lambda: named(collector, "POST /timer"))
     spans = {span.name: (span, about) for span, about in spans_of(collector)}
@@ -115,7 +115,7 @@ def test_one_trace_goes_from_the_request_to_the_call(service, collector, receive
 def test_decision_of_the_client_is_kept(service, collector, receiver):
     service.start("web", "worker", "beat")
     made = post(service, {"seconds": 0, "web_url": receiver.url("/x")}, traceparent=f"00-{TRACE}-{PARENT}-00")
-    (call,) = receiver.wait_for(1, seconds=20)
+    (call,) = receiver.wait_for(1)
     assert call.headers["traceparent"][:36] == f"00-{TRACE}-"
     assert call.headers["traceparent"].endswith("-00")
     wait_until(lambda: ended(made["task_id"]))
@@ -133,7 +133,7 @@ def test_failed_attempts_and_their_retries_are_in_the_trace(service, collector, 
         "retry": {"backoff": "list", "delays_seconds": [0.2]},
     }
     post(service, body)
-    receiver.wait_for(2, seconds=30)
+    receiver.wait_for(2)
     wait_until(lambda: len([1 for span, _ in spans_of(collector) if span.name == "POST"]) == 2)
     spans = [span for span, _ in spans_of(collector)]
     assert len({span.trace_id for span in spans}) == 1
@@ -145,7 +145,7 @@ def test_failed_attempts_and_their_retries_are_in_the_trace(service, collector, 
 def test_later_occurrences_begin_traces_that_are_linked(service, collector, receiver):
     service.start("web", "worker", "beat")
     made = post(service, {"every": "PT1S", "max_occurrences": 2, "web_url": receiver.url("/x")})
-    wait_until(lambda: ended(made["task_id"], 2), seconds=20)
+    wait_until(lambda: ended(made["task_id"], 2))
     wait_until(lambda: len([1 for span, _ in spans_of(collector) if span.name == "deliver"]) == 2)
     spans = [span for span, _ in spans_of(collector)]
     (web,) = [span for span in spans if span.name == "POST /timer"]
@@ -163,7 +163,7 @@ def test_collector_that_is_away_costs_no_call_and_little_log(service, receiver):
     service.start("web", "worker", "beat")
     for number in range(20):
         post(service, {"seconds": 0, "web_url": receiver.url(f"/{number}")})
-    receiver.wait_for(20, seconds=20)
+    receiver.wait_for(20)
     # Each batch that is lost would be a line or more.
     wait_until(lambda: service.log("worker").count("attempt_ended") == 20)
     lost = [line for line in service.log("worker").splitlines() if "opentelemetry" in line]

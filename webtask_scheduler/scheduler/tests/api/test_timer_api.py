@@ -769,7 +769,7 @@ def test_service_calls_as_the_timer_says_again_and_again_and_signed(receiver):
             "retry": {"backoff": "list", "delays_seconds": [0.5], "jitter": 0},
             "failure_callback_url": receiver.url("/lost"),
         })  # fmt: skip
-        again = receiver.wait_for(3, path="/again", seconds=15)
+        again = receiver.wait_for(3, path="/again")
         receiver.wait_for(3, path="/done")
         (lost,) = receiver.wait_for(1, path="/lost")
         for call in receiver.calls:

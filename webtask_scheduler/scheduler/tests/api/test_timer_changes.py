@@ -1114,7 +1114,7 @@ def test_service_carries_out_a_bulk_operation_and_obeys_an_edit(receiver):
         assert requests.patch(url, json={"seconds": 0}, timeout=10).status_code == 200
         receiver.wait_for(1, path="/edited")
         bulk = f"/timer/bulk/{begun['bulk_id']}"
-        wait_until(lambda: service.get(bulk)[1]["status"] != "running", seconds=20)
+        wait_until(lambda: service.get(bulk)[1]["status"] != "running")
         _, body = service.get(bulk)
         assert (body["status"], body["matched"], body["changed"]) == ("done", 3, 3)
         assert len(receiver.calls) == 1

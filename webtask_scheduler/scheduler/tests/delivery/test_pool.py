@@ -104,7 +104,7 @@ def test_pool_starts_no_more_than_it_has_slots(pool, make_timer, receiver, monke
         make_timer(receiver.url("/sleep/0.5"), delay_seconds=-1)
     running = pool(callers=2)
     threading.Thread(target=running.hand_over, args=[claim_for_pool()]).start()
-    wait_until(lambda: states() == [State.SUCCEEDED] * 5, seconds=30)
+    wait_until(lambda: states() == [State.SUCCEEDED] * 5)
     at = sorted(call.at for call in receiver.calls)
     # Each but the first two begins when the second before it has ended.
     assert [later - earlier for earlier, later in zip(at, at[2:], strict=False) if later - earlier < 0.5] == []
@@ -171,7 +171,7 @@ def test_pool_waits_out_a_moment_that_was_rung_too_soon(pool, make_timer, receiv
 def test_pool_leaves_a_far_moment_to_the_queue(pool, make_timer, receiver, delivery_of):
     timer = make_timer(receiver.url(), delay_seconds=60)
     pool().hand_over(claim_for_pool(ahead_seconds=61.0))
-    wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=30)
+    wait_until(lambda: delivery_of(timer).state == State.SCHEDULED)
     assert receiver.calls == []
 
 
@@ -195,7 +195,7 @@ def test_hanging_host_takes_neither_all_slots_nor_the_turn_of_others(pool, make_
         make_timer(receiver.url("/quick").replace("127.0.0.1", "localhost"), delay_seconds=-1)
     running.hand_over(claim_for_pool())
     # Before the first of the others ends.
-    receiver.wait_for(20, path="/quick", seconds=15)
+    receiver.wait_for(20, path="/quick")
     # What the host cannot take waits here, under a lease, and nothing is counted.
     waiting = Delivery.objects.filter(state=State.CLAIMED)
     assert waiting.count() >= 40
@@ -217,7 +217,7 @@ def test_slow_calls_leave_their_slots_to_others(pool, make_timer, receiver):
         running = pool(callers=2, timeout_seconds=30)
         running.hand_over(claim_for_pool())
         for host in receivers:
-            host.wait_for(1, seconds=8)
+            host.wait_for(1)
         wait_until(lambda: running._line._room.used == 6)
 
 
@@ -242,7 +242,7 @@ def test_hosts_that_hang_and_fill_the_waiting_room_leave_slots_to_quick_ones(poo
         assert rollups.ever().put_off == sum(put_off.values())
         make_timer(receiver.url("/second"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
-        receiver.wait_for(1, path="/second", seconds=15)
+        receiver.wait_for(1, path="/second")
 
 
 def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_counted(
@@ -268,7 +268,7 @@ def test_first_call_to_a_host_is_given_up_early_where_the_room_is_full_and_not_c
         wait_until(lambda: Delivery.objects.get(timer=timer).next_attempt_at > timezone.now())
         make_timer(receiver.url("/quick"), delay_seconds=-1)
         running.hand_over(claim_for_pool())
-        receiver.wait_for(1, path="/quick", seconds=15)
+        receiver.wait_for(1, path="/quick")
         assert len(second.calls) == 1
 
 
@@ -289,7 +289,7 @@ def test_starts_that_a_crash_of_the_database_forgets_cost_a_host_no_slot(pool, m
         wait_until(lambda timer=timer: delivery_of(timer).state == State.SUCCEEDED)
     make_timer(receiver.url("/after"), delay_seconds=-1)
     running.hand_over(claim_for_pool())
-    receiver.wait_for(1, path="/after", seconds=15)
+    receiver.wait_for(1, path="/after")
     wait_until(lambda: not running._line.running)
     host = next(iter(running._line._hosts.values()))
     assert (host.slots, host.waiting, running._line._room.used) == (0, 0, 0)

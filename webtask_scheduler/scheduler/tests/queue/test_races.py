@@ -422,7 +422,7 @@ def test_start_whose_answer_was_lost_is_not_recorded_as_lost(receiver, make_time
     monkeypatch.setattr(pool_module, "start_attempts", start_and_hear_nothing)
     with worker() as pool:
         hand_over(pool, timer)
-        wait_until(lambda: delivery_of(timer).state == State.SCHEDULED, seconds=30)
+        wait_until(lambda: delivery_of(timer).state == State.SCHEDULED)
         hand_over(pool, timer)
         receiver.wait_for(1)
         wait_until(lambda: delivery_of(timer).state == State.SUCCEEDED)

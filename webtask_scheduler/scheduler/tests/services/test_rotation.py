@@ -200,7 +200,7 @@ def test_rotation_beside_a_running_service_loses_no_call(settings, capsys):
         thread = threading.Thread(target=make)
         thread.start()
         try:
-            receiver.wait_for(70, seconds=30)
+            receiver.wait_for(70)
             rotate(capsys)
         finally:
             stop.set()
@@ -212,7 +212,7 @@ def test_rotation_beside_a_running_service_loses_no_call(settings, capsys):
             service.start(name)
         for timer in made[1:100:2]:
             services.edit(timer["task_id"], due_now)
-        calls = receiver.wait_for(len(made), seconds=30)
+        calls = receiver.wait_for(len(made))
         assert service.get("/readyz")[1]["checks"]["keys"] == "ok"
         assert sorted(int(call.path[1:]) for call in calls) == list(range(len(made)))
         assert all(call.headers["X-A"] == f"m4rk-{call.path[1:]}" for call in calls)

@@ -11,6 +11,7 @@ from typing import Any, Self
 from urllib.parse import quote, unquote
 
 from webtask_scheduler.scheduler.outgoing.egress import Egress
+from webtask_scheduler.scheduler.tests.support.waiting import PATIENCE_SECONDS
 
 # What a test's client calls: receivers, and addresses that lead nowhere.
 EGRESS = Egress(allow="loopback documentation")
@@ -100,7 +101,7 @@ class Receiver:
         """Return the URL of an answer with these headers, whose values are sent as Latin-1."""
         return self.url(f"/answer/{status}/{quote(json.dumps(headers), safe='')}")
 
-    def wait_for(self, count: int, *, seconds: float = 10.0, path: str = "") -> list[Call]:
+    def wait_for(self, count: int, *, seconds: float = PATIENCE_SECONDS, path: str = "") -> list[Call]:
         """Return the calls to paths beginning so, once there are that many; fails after a while."""
         deadline = time.monotonic() + seconds
         with self._arrived:

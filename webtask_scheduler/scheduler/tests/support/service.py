@@ -23,7 +23,7 @@ from django.db import connection
 from scripts.processes import command
 
 CHECKOUT = Path(__file__).resolve().parents[4]
-START_SECONDS = 40.0
+START_SECONDS = 60.0
 
 
 def database_url() -> str:
@@ -86,7 +86,7 @@ class Service:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
-    def stop(self, name: str, *, seconds: float = 20.0) -> int:
+    def stop(self, name: str, *, seconds: float = 60.0) -> int:
         """Ask a process to end and return its exit code."""
         process = self.processes.pop(name)
         process.send_signal(signal.SIGTERM)

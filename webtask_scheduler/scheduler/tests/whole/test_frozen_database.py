@@ -91,7 +91,7 @@ def test_requests_end_with_503_while_the_database_is_frozen_and_work_after(datab
             timed_out(service, "/readyz", READY_SECONDS)
             assert service.post({"seconds": 1, "web_url": "http://a.example/"})[0] == 503
             assert ask(service, "/healthz")[0] == 200
-        wait_until(lambda: ask(service, timer)[0] == 200, seconds=10)
+        wait_until(lambda: ask(service, timer)[0] == 200)
 
 
 def test_probe_that_meets_the_frozen_database_first_ends_in_time(database):
@@ -156,7 +156,7 @@ def test_worker_ends_though_the_database_is_frozen(database):
 def wait_until_noted(postgres):
     with session(postgres) as cursor:
         cursor.connection.autocommit = True
-        wait_until(lambda: found(cursor, "SELECT 1 FROM scheduler_worker"), seconds=10)
+        wait_until(lambda: found(cursor, "SELECT 1 FROM scheduler_worker"))
 
 
 def found(cursor, statement, *values):

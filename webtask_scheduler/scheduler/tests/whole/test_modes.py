@@ -99,7 +99,7 @@ def fire(service, receiver, path, *, seconds=1):
     """Have a timer called, and return how late its attempt was."""
     status, body = service.post({"seconds": seconds, "web_url": receiver.url(f"/{path}")})
     assert status == 201, body
-    wait_until(lambda: service.get(f"/timer/{body['task_id']}")[1]["status"] == "succeeded", seconds=30)
+    wait_until(lambda: service.get(f"/timer/{body['task_id']}")[1]["status"] == "succeeded")
     (attempt,) = service.get(f"/timer/{body['task_id']}")[1]["attempts"]
     return attempt["lateness_ms"]
 

@@ -61,7 +61,7 @@ def test_clock_that_is_set_back_by_an_hour_stops_nothing(receiver, sql):
         )
         # A call that has failed is tried again not before its promise, and holds nothing up meanwhile.
         service.post({"seconds": 0, "web_url": receiver.url("/status/503")})
-        receiver.wait_for(2, path="/status/503", seconds=15)
+        receiver.wait_for(2, path="/status/503")
         wait_until(lambda: service.get("/readyz")[0] == 200)
         before = len(receiver.calls)
         set_clock(0)

@@ -105,7 +105,7 @@ def test_edits_at_random_on_timers_that_recur_every_second_hold(receiver, sql):
         print(f"seed {SEED}, {SECONDS:g} s: {len(receiver.calls)} calls, {operator.edits} edits by the operator")
         print(", ".join(f"{count} x {answer}" for answer, count in sorted(editors.answers.items())))
         # Whatever is enabled goes on: everyone is called again, in a second or two and what a claim takes.
-        wait_until(lambda: account.bulks_ended(sql), seconds=60)
+        wait_until(lambda: account.bulks_ended(sql))
         marked = len(receiver.calls)
         lively = account.enabled(sql, editors)
         assert len(lively) > 3
@@ -114,10 +114,10 @@ def test_edits_at_random_on_timers_that_recur_every_second_hold(receiver, sql):
             return lively - {call.headers["webtask-timer-id"] for call in receiver.calls[marked:]}
 
         with contextlib.suppress(AssertionError):
-            wait_until(lambda: not silent(), seconds=20)
+            wait_until(lambda: not silent())
         assert [account.described(sql, timer_id) for timer_id in silent()] == []
         editors.cancel_all(sql)
-        wait_until(lambda: not Delivery.objects.filter(finished_at=None).exists(), seconds=30)
+        wait_until(lambda: not Delivery.objects.filter(finished_at=None).exists())
         judged, wrong = account.called_while_paused(sql, editors)
         print(f"{judged} pauses judged")
         logs = {name: service.log(name) for name in ("web", "worker", "beat")}
