@@ -10,7 +10,7 @@ import pytest
 from webtask_scheduler.dashboard.urls import urlpatterns
 from webtask_scheduler.scheduler.services import channels, notifying
 from webtask_scheduler.scheduler.services.channels import NewChannel
-from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, browsing, complaints_of
 
 pytestmark = [
     pytest.mark.browser,
@@ -64,7 +64,7 @@ def is_page(server, path):
 
 
 def test_every_page_is_accessible_in_every_theme(live_server):
-    sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api = browsing()
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
     paths, faults, complaints = pages(live_server), [], []
     assert len(paths) > 18

@@ -3,6 +3,10 @@
 import shutil
 from typing import Any
 
+import pytest
+
+from webtask_scheduler.scheduler.tests.support.waiting import PATIENCE_SECONDS
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 MISSING = "No chromium, chromium-browser or google-chrome is installed."
 FLAGS = [
@@ -15,6 +19,13 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+
+
+def browsing() -> Any:
+    """Return Playwright's module, whose `expect` is as patient as `wait_until`; skips the test where there is none."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
+    sync_api.expect.set_options(timeout=PATIENCE_SECONDS * 1000)
+    return sync_api
 
 
 def complaints_of(page: Any, complaints: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from django.utils import timezone
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Delivery, State
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
-from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, complaints_of
+from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, browsing, complaints_of
 from webtask_scheduler.users.models import User
 
 pytestmark = [
@@ -29,7 +29,7 @@ def complaints():
 @pytest.fixture
 def browser_page(monkeypatch, complaints):
     """Return a page of a browser, and fail if there are complaints in the end."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed.")
+    playwright = browsing()
     # Playwright runs an event loop in this thread, which makes Django suspect the tests' own queries.
     monkeypatch.setitem(os.environ, "DJANGO_ALLOW_ASYNC_UNSAFE", "true")
     # The server's threads must not hold connections to the test database for longer than their requests.
@@ -37,7 +37,6 @@ def browser_page(monkeypatch, complaints):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(20_000)
         complaints_of(page, complaints)
         yield page
         browser.close()
