@@ -60,7 +60,7 @@ def _word(host: queries.Host, *, is_stopped: bool) -> Word:
         return Word("held", _("Stopped"))
     if host.is_failing:
         return Word("failed", _("Failing"))
-    return Word("late", _("Slow")) if host.recent_put_off else Word("succeeded", _("Well"))
+    return Word("late", _("Slow")) if host.recent_put_off else Word("succeeded", _("OK"))
 
 
 class Limits(NamedTuple):
@@ -111,6 +111,9 @@ def hosts(request: HttpRequest) -> HttpResponse:
     # One that was stopped for a day has no counts, and is still stopped.
     seen = {host.name for host in found}
     found += [queries.Host(name, 0, 0, 0, [], []) for name in one_by_one if name not in seen][:STOPS]
+    if order == queries.TROUBLE:
+        # Beside the other stopped ones; the order of those that are alike stays.
+        found.sort(key=lambda host: 1 if host.name in stopped else 0 if host.is_failing else 2)
     running, limits = queries.running_by_host(), limits_of_hosts()
     minutes = (now - since).total_seconds() / 60
     return show(

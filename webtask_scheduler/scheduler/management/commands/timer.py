@@ -543,7 +543,8 @@ def _waited(operation: BulkOperation, *, total: int | None, quiet: bool) -> Bulk
 
 def _spread_of(options: dict[str, Any], wanted: Mapping[str, Any]) -> int | None:
     """Return over how many seconds a bulk operation is spread; None if it is not. Raises CommandError."""
-    action, seconds = BulkOperation.Action, options["spread_seconds"]
+    action = BulkOperation.Action
+    seconds: int | None = options["spread_seconds"]
     if seconds is not None and options["deed"] not in (action.REPLAY, action.SPREAD):
         raise CommandError(_("--spread-seconds is for replay and spread."))
     if seconds is not None and not 1 <= seconds <= SPREAD_MOST:
