@@ -13,7 +13,6 @@ from django.shortcuts import redirect
 from django.utils import timezone
 from django.utils.formats import number_format
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST, require_safe
 
 from webtask_scheduler.access.models import AuditEntry
@@ -39,13 +38,6 @@ REASON_MAX_LENGTH = 200
 STOPS = 20
 # The list tells of this time.
 TOLD = timedelta(hours=24)
-# The columns by which it is ordered, by the name of the order: the worst first.
-COLUMNS = {
-    "calls": gettext_lazy("Calls a minute"),
-    "share": gettext_lazy("Succeeded"),
-    "duration": gettext_lazy("95 % took at most"),
-    "late": gettext_lazy("99 % late by at most"),
-}
 
 
 class Word(NamedTuple):
@@ -102,7 +94,7 @@ def hosts(request: HttpRequest) -> HttpResponse:
     if not sees_service(request):
         raise PermissionDenied
     order = request.GET.get("sort", "")
-    order = order if order in COLUMNS else queries.TROUBLE
+    order = order if order in queries.HOST_ORDERS else queries.TROUBLE
     now = timezone.now()
     since = (now - TOLD).replace(minute=0, second=0, microsecond=0)
     stopped = set(CallStop.objects.values_list("host", flat=True))
@@ -122,7 +114,6 @@ def hosts(request: HttpRequest) -> HttpResponse:
         title=_("Hosts"),
         at="hosts",
         order=order,
-        columns=COLUMNS.items(),
         timed_most=queries.TIMED_MOST if order in ("duration", "late") else 0,
         failing_percent=round(100 * queries.FAILING_SHARE),
         limits=limits,

@@ -71,7 +71,7 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         **_spreading(request, found),
         "every_ms": 0 if found.finished_at else 1000,
         "examples": _examples(request, found),
-        "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
+        "link": f"{reverse('dashboard:timers')}?{_query(_spread_too(found))}",
     }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_operation.html", values))
@@ -106,6 +106,12 @@ def _pace(number: int, seconds: int) -> str:
     if per_minute < 1:
         return _("less than one a minute")
     return _("about %(count)s a minute") % {"count": facts.shown_number(round(per_minute))}
+
+
+def _spread_too(found: BulkOperation) -> dict[str, Any]:
+    """Return an operation's filter, with what it means where timers are spread."""
+    means = {"status": ["scheduled"], "recurring": False} if found.action == BulkOperation.Action.SPREAD else {}
+    return found.filter | means
 
 
 def _spreading(request: HttpRequest, found: BulkOperation) -> dict[str, Any]:
