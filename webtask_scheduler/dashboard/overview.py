@@ -255,7 +255,7 @@ def _troubled(caller: Caller) -> list[Line]:
             "state": "paused" if row["is_gone"] else "failed",
             "name": row["name"],
             "what": row["name"] or sealing.shown_url(row["web_url"]),
-            "said": _("paused: its receiver answered 410, which means that it is gone for good")
+            "said": _("paused: its receiver answered that it is gone (410)")
             if row["is_gone"]
             else _in_row(row["in_row"]),
             "link": reverse("dashboard:timer", kwargs={"timer_id": row["id"]}),

@@ -881,7 +881,7 @@ def test_overview_names_timers_that_a_410_paused_and_those_that_fail_in_a_row(cl
     fail_again(once)
     assert attention(client) == [("thrice", "failed", "failed 3 times in a row")]
     fail_again(gone, status_code=410)
-    paused = ("gone", "paused", "paused: its receiver answered 410, which means that it is gone for good")
+    paused = ("gone", "paused", "paused: its receiver answered that it is gone (410)")
     assert attention(client) == [paused, ("thrice", "failed", "failed 3 times in a row")]
     page = text_of(client, "/")
     assert f'<a href="/timers/{gone.pk}">gone</a>' in page
