@@ -49,7 +49,7 @@ class Word(NamedTuple):
 
 def _word(host: queries.Host, *, is_stopped: bool) -> Word:
     if is_stopped:
-        return Word("held", _("Stopped"))
+        return Word("held", _("Calls stopped"))
     if host.is_failing:
         return Word("failed", _("Failing"))
     return Word("late", _("Slow")) if host.recent_put_off else Word("succeeded", _("OK"))

@@ -195,9 +195,9 @@ def test_hosts_are_in_the_order_that_is_asked_for_and_say_how_they_are(client, s
     of_host("stopped.example", calls=10, failed=10, late=at(5), durations=at(5))
     services.stop_calls(host="long.example", reason="y")
     page = text_of(client, "/hosts")
-    words = re.findall(r'<code dir="ltr">([a-z]+)\.example</code>.*?<span>([A-Z][A-Za-z]+)</span>', page)
+    words = re.findall(r'<code dir="ltr">([a-z]+)\.example</code>.*?<span>([A-Z][A-Za-z ]+)</span>', page)
     assert words == [
-        *(("failing", "Failing"), ("stopped", "Stopped"), ("long", "Stopped"), ("slow", "Slow")),
+        *(("failing", "Failing"), ("stopped", "Calls stopped"), ("long", "Calls stopped"), ("slow", "Slow")),
         *(("past", "OK"), ("well", "OK")),
     ]
     links = re.findall(r'<th class="end"><a href="(\?sort=\w+)">', page)
@@ -218,7 +218,7 @@ def test_hosts_are_in_the_order_that_is_asked_for_and_say_how_they_are(client, s
         word for _, word in words
     ]
     services.stop_calls(everything=True)
-    assert {one["word"].text for one in client.get("/hosts").context["hosts"]} == {"Stopped"}
+    assert {one["word"].text for one in client.get("/hosts").context["hosts"]} == {"Calls stopped"}
 
 
 def test_hosts_show_what_is_under_way_and_what_the_settings_allow(client, settings, make_timer):
