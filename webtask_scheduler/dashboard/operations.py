@@ -111,7 +111,7 @@ def _pace(number: int, seconds: int) -> str:
 def _spread_too(found: BulkOperation) -> dict[str, Any]:
     """Return an operation's filter, with what it means where timers are spread."""
     means = {"status": ["scheduled"], "recurring": False} if found.action == BulkOperation.Action.SPREAD else {}
-    return found.filter | means
+    return {**found.filter, **means}
 
 
 def _spreading(request: HttpRequest, found: BulkOperation) -> dict[str, Any]:
