@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import messages
@@ -71,7 +71,7 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         **_spreading(request, found),
         "every_ms": 0 if found.finished_at else 1000,
         "examples": _examples(request, found),
-        "link": f"{reverse('dashboard:timers')}?{_query(_spread_too(found))}",
+        "link": f"{reverse('dashboard:timers')}?{_query(_meant(found))}",
     }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_operation.html", values))
@@ -95,7 +95,14 @@ def _spreads(found: BulkOperation) -> list[tuple[str, str]]:
     """Return over which times a counted operation may be spread, and in words; how thick it is where timers move."""
     if found.action != BulkOperation.Action.SPREAD:
         return [(value, str(label)) for value, label in SPREADS]
-    return [(value, f"{label} ({_pace(found.matched, int(value))})") for value, label in SPREADS if value != "0"]
+    begin, end = _time_of(found)
+    longer = [one for one in SPREADS if timedelta(seconds=int(one[0])) > end - begin]
+    return [(value, f"{label} ({_pace(found.matched, int(value))})") for value, label in longer]
+
+
+def _time_of(found: BulkOperation) -> tuple[datetime, datetime]:
+    """Return from when until when the timers are due that an operation spreads."""
+    return read_instant(found.filter["due_from"]), read_instant(found.filter["due_to"])
 
 
 def _pace(number: int, seconds: int) -> str:
@@ -108,7 +115,7 @@ def _pace(number: int, seconds: int) -> str:
     return _("about %(count)s a minute") % {"count": facts.shown_number(round(per_minute))}
 
 
-def _spread_too(found: BulkOperation) -> dict[str, Any]:
+def _meant(found: BulkOperation) -> dict[str, Any]:
     """Return an operation's filter, with what it means where timers are spread."""
     means = {"status": ["scheduled"], "recurring": False} if found.action == BulkOperation.Action.SPREAD else {}
     return {**found.filter, **means}
@@ -118,8 +125,12 @@ def _spreading(request: HttpRequest, found: BulkOperation) -> dict[str, Any]:
     """Return what is said before timers are spread: the time in which they are due, and which of it stay."""
     if not (found.action == BulkOperation.Action.SPREAD and found.dry_run and found.status == "done"):
         return {}
-    begin, end = (f"{read_instant(found.filter[name]):%F %H:%M:%S} UTC" for name in ("due_from", "due_to"))
+    begin, end = (f"{at:%F %H:%M:%S}{f'.{at:%f}' if at.microsecond else ''} UTC" for at in map(_utc, _time_of(found)))
     return {"begin": begin, "end": end, "recurring": _recurring_with(found, request)}
+
+
+def _utc(at: datetime) -> datetime:
+    return at.astimezone(UTC)
 
 
 def _recurring_with(found: BulkOperation, request: HttpRequest) -> dict[str, str] | None:
