@@ -3,7 +3,7 @@
 import uuid
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.contrib import messages
@@ -17,15 +17,16 @@ from rest_framework import exceptions
 
 from webtask_scheduler.dashboard.dead import SPREADS
 from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.rows import count as count_of
 from webtask_scheduler.dashboard.rows import look, rows
 from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, changer_of, may_change, page
-from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.models import BulkOperation, State
-from webtask_scheduler.scheduler.rules.instants import instant_text
+from webtask_scheduler.scheduler.rules.instants import instant_text, read_instant
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 
@@ -66,10 +67,11 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "asks_number": _asks_number(found),
         "may_repeat": _may_repeat(request, found),
         "opposite": _opposite(request, found),
-        "spreads": SPREADS,
+        "spreads": _spreads(found),
+        **_spreading(request, found),
         "every_ms": 0 if found.finished_at else 1000,
         "examples": _examples(request, found),
-        "link": f"{reverse('dashboard:timers')}?{_query(found.filter)}",
+        "link": f"{reverse('dashboard:timers')}?{_query(_meant(found))}",
     }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_operation.html", values))
@@ -87,6 +89,61 @@ def _examples(request: HttpRequest, found: BulkOperation) -> list[dict[str, Any]
         # Of another version of this service.
         return []
     return rows(look(wanted, cursor="", limit=EXAMPLES).timer_ids, caller=caller_of(request))
+
+
+def _spreads(found: BulkOperation) -> list[tuple[str, str]]:
+    """Return over which times a counted operation may be spread, and in words; how thick it is where timers move."""
+    if found.action != BulkOperation.Action.SPREAD:
+        return [(value, str(label)) for value, label in SPREADS]
+    begin, end = _time_of(found)
+    longer = [one for one in SPREADS if timedelta(seconds=int(one[0])) > end - begin]
+    return [(value, f"{label} ({_pace(found.matched, int(value))})") for value, label in longer]
+
+
+def _time_of(found: BulkOperation) -> tuple[datetime, datetime]:
+    """Return from when until when the timers are due that an operation spreads."""
+    return read_instant(found.filter["due_from"]), read_instant(found.filter["due_to"])
+
+
+def _pace(number: int, seconds: int) -> str:
+    """Return about how many of a number that is spread over a time come in a second, or a minute where they are few."""
+    if number >= seconds:
+        return _("about %(count)s a second") % {"count": facts.shown_number(round(number / seconds))}
+    per_minute = 60 * number / seconds
+    if per_minute < 1:
+        return _("less than one a minute")
+    return _("about %(count)s a minute") % {"count": facts.shown_number(round(per_minute))}
+
+
+def _meant(found: BulkOperation) -> dict[str, Any]:
+    """Return an operation's filter, with what it means where timers are spread."""
+    means = {"status": ["scheduled"], "recurring": False} if found.action == BulkOperation.Action.SPREAD else {}
+    return {**found.filter, **means}
+
+
+def _spreading(request: HttpRequest, found: BulkOperation) -> dict[str, Any]:
+    """Return what is said before timers are spread: the time in which they are due, and which of it stay."""
+    if not (found.action == BulkOperation.Action.SPREAD and found.dry_run and found.status == "done"):
+        return {}
+    begin, end = (f"{at:%F %H:%M:%S}{f'.{at:%f}' if at.microsecond else ''} UTC" for at in map(_utc, _time_of(found)))
+    return {"begin": begin, "end": end, "recurring": _recurring_with(found, request)}
+
+
+def _utc(at: datetime) -> datetime:
+    return at.astimezone(UTC)
+
+
+def _recurring_with(found: BulkOperation, request: HttpRequest) -> dict[str, str] | None:
+    """Return how many timers that recur are due with those that are spread, and their list; None if there is none."""
+    wanted = _asked(found) | {"recurring": True}
+    try:
+        asked = search.filter_of(validated(FilterSerializer, wanted), caller=caller_of(request))
+    except exceptions.ValidationError:
+        # It was about a time too far from now.
+        return None
+    number = count_of(replace(asked, owner_id=found.owner_id, everyone=found.everyone))
+    link = f"{reverse('dashboard:timers')}?{_query(wanted)}"
+    return {"count": str(number), "link": link} if number.number or number.more else None
 
 
 @page
@@ -123,9 +180,10 @@ def begin(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         messages.error(request, _("Type the number of timers to confirm; nothing was done."))
         return redirect("dashboard:operation", operation_id=operation_id)
     spread = request.POST.get("spread", "0")
+    may_spread = found.action in ("replay", "spread")
     return _begun(
         request,
-        spread_seconds=int(spread) if found.action == "replay" and spread in dict(SPREADS) else 0,
+        spread_seconds=int(spread) if may_spread and spread in dict(SPREADS) else 0,
         action=found.action,
         stored=found.filter,
         dry_run=False,

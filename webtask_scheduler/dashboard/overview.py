@@ -1,6 +1,7 @@
 """`/`: whether all is well, and the way to a first timer."""
 
 import time
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -10,10 +11,12 @@ from django.templatetags.static import static
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 from django.views.decorators.http import require_safe
 
 from webtask_scheduler.dashboard import charts, demo, queries
 from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.dashboard.hosts import recent_since
 from webtask_scheduler.dashboard.punctuality import (
     HOUR,
     WINDOWS,
@@ -47,8 +50,8 @@ HERD_LEAST = 200
 HERDS = 3
 # Times over which it is shown how deliveries ended.
 SHOWN_WINDOWS = WINDOWS[:3]
-# Lines of what needs a person.
-ATTENTION = 10
+# Lines of what needs a person, and how many of them each kind has room for.
+ATTENTION, ATTENTION_LEAST = 10, 2
 
 
 @page
@@ -60,6 +63,8 @@ def overview(request: HttpRequest) -> HttpResponse:
     wanted = search.Filter(owner_id=caller.owner_id, everyone=caller.sees_all)
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
     values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)}
+    timers = _troubled(caller)
+    values["attention"] = _attention([], timers, [])
     if sees_service(request):
         # Where something is wrong, the warnings above say it.
         seen = _seen()
@@ -72,7 +77,7 @@ def overview(request: HttpRequest) -> HttpResponse:
             "mine": "mine" in request.GET,
             "next_hour": seen.next_hour,
             "herds": seen.herds,
-            "attention": _attention(seen),
+            "attention": _attention(_troubled_hosts(seen), timers, _stops()),
         }
     if is_live(request):
         return unchanged_or(request, render(request, "dashboard/_overview.html", values))
@@ -162,13 +167,14 @@ def _look() -> Seen:
         if (row["herd"] or 0) >= HERD_LEAST
     ]
     now = timezone.now()
-    hosts = queries.hosts_since(now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=1))
+    recent = recent_since(now)
+    hosts = queries.hosts_since(recent, recent=recent)
     return Seen(
         [bar._replace(link=link) if bar.parts else bar for bar, link in zip(bars, links, strict=True)],
         sum(row["count"] for row in minutes),
         any(row["count"] >= queries.DUE_MOST for row in minutes),
         sorted(herds),
-        [host for host in hosts if host.failed or host.put_off],
+        [host for host in hosts if host.is_failing or host.put_off],
         queries.lost_since(now),
     )
 
@@ -200,17 +206,27 @@ def _more_tiles(seen: Seen) -> list[dict[str, Any]]:
     ]
 
 
-def _attention(seen: Seen) -> list[dict[str, str]]:
-    """Return what needs a person, the worst first: a state, what it is, what is known, and where to look."""
-    found = [
-        {
-            "state": "held",
-            "what": host or _("All hosts"),
-            "said": _("calls are stopped"),
-            "link": reverse("dashboard:host", kwargs={"name": host}) if host else reverse("dashboard:system"),
-        }
-        for host in facts.gather().stops
-    ]
+Line = dict[str, str]
+
+
+def _attention(hosts: Sequence[Line], timers: Sequence[Line], stops: Sequence[Line]) -> list[Line]:
+    """Return what needs a person, ATTENTION lines at most: a state, what it is, what is known, and where to look.
+
+    They are in this order, and each kind has room for ATTENTION_LEAST, however many there are of the others.
+    """
+    kinds = (hosts, timers, stops)
+    room = ATTENTION - sum(min(len(kind), ATTENTION_LEAST) for kind in kinds)
+    found: list[Line] = []
+    for kind in kinds:
+        more = min(room, max(0, len(kind) - ATTENTION_LEAST))
+        found += kind[: ATTENTION_LEAST + more]
+        room -= more
+    return found
+
+
+def _troubled_hosts(seen: Seen) -> list[Line]:
+    """Return the hosts that fail, and then those whose deliveries were put off."""
+    found = []
     for host in seen.hosts:
         parts = []
         if host.failed:
@@ -220,17 +236,50 @@ def _attention(seen: Seen) -> list[dict[str, str]]:
             parts.append(_("put off, being slow: %(count)s") % {"count": facts.shown_number(host.put_off)})
         # Counts of hosts without a row of their own stand together under a name that is no host.
         is_host = " " not in host.name
+        name = {"name": host.name}
         found.append(
             {
-                "state": "failed" if host.failed else "late",
+                "state": "failed" if host.is_failing else "late",
                 "what": host.name,
                 "said": " · ".join(parts),
-                "link": reverse("dashboard:host", kwargs={"name": host.name})
-                if is_host
-                else reverse("dashboard:hosts"),
+                "link": reverse("dashboard:host", kwargs=name) if is_host else reverse("dashboard:hosts"),
             }
         )
-    return found[:ATTENTION]
+    return found
+
+
+def _troubled(caller: Caller) -> list[Line]:
+    """Return the timers that an answer of 410 paused, and then those that failed several times in a row."""
+    return [
+        {
+            "state": "paused" if row["is_gone"] else "failed",
+            "name": row["name"],
+            "what": row["name"] or sealing.shown_url(row["web_url"]),
+            "said": _("paused: its receiver answered that it is gone (410)")
+            if row["is_gone"]
+            else _in_row(row["in_row"]),
+            "link": reverse("dashboard:timer", kwargs={"timer_id": row["id"]}),
+        }
+        for row in queries.troubled_timers(caller, most=ATTENTION)
+    ]
+
+
+def _in_row(count: int) -> str:
+    if count >= queries.ROW_MOST:
+        return _("failed %(count)s times in a row or more") % {"count": count}
+    return ngettext("failed %(count)s time in a row", "failed %(count)s times in a row", count) % {"count": count}
+
+
+def _stops() -> list[Line]:
+    return [
+        {
+            "state": "held",
+            "what": host or _("All hosts"),
+            "said": _("calls are stopped"),
+            "link": reverse("dashboard:host", kwargs={"name": host}) if host else reverse("dashboard:system"),
+        }
+        for host in facts.gather().stops
+    ]
 
 
 def _ended(caller: Caller) -> list[dict[str, Any]]:

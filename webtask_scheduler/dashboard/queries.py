@@ -9,6 +9,8 @@ from django.db import OperationalError, connection, transaction
 
 from webtask_scheduler.scheduler.models import LANES, RECURRING
 from webtask_scheduler.scheduler.rules import histogram
+from webtask_scheduler.scheduler.rules.retry import GONE
+from webtask_scheduler.scheduler.services import letters
 from webtask_scheduler.scheduler.services.caller import Caller
 
 
@@ -389,6 +391,92 @@ def latest_ended(caller: Caller, *, limit: int) -> list[dict[str, Any]]:
     return _dicts(_ENDED, {"everyone": caller.sees_all, "owner": caller.owner_id, "most": ENDED_MOST, "limit": limit})
 
 
+# Latest dead letters, of a caller or of all, among whose timers those that need attention are looked for; flows of an
+# owner that are looked at, and dead letters of each.
+TROUBLED_LOOK, TROUBLED_FLOWS, TROUBLED_OF_FLOW = 1000, 100, 50
+# So many failures in a row are worth a word; up to so many are counted.
+ROW_LEAST, ROW_MOST = 3, 50
+_DEAD = "state IN ('failed', 'missed') AND dismissed_at IS NULL"
+# Along delivery_lost_idx; for an owner along delivery_dead_idx, flow by flow as in services.letters.
+_DEAD_OF_ALL = """
+SELECT timer_id, finished_at
+  FROM (SELECT timer_id, finished_at, dismissed_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
+         ORDER BY finished_at DESC, id DESC LIMIT %(look)s) latest
+ WHERE dismissed_at IS NULL
+"""
+_DEAD_OF_ONE = f"""
+SELECT dead.timer_id, dead.finished_at FROM (
+  WITH RECURSIVE step AS (
+    SELECT begin.last, first.flow
+      FROM unnest(%(after)s::bigint[], %(last)s::bigint[]) AS begin (after, last)
+     CROSS JOIN LATERAL (SELECT flow FROM scheduler_delivery WHERE {_DEAD} AND flow > begin.after AND flow <= begin.last
+                          ORDER BY flow LIMIT 1) first
+    UNION ALL
+    SELECT step.last, next.flow
+      FROM step
+     CROSS JOIN LATERAL (SELECT flow FROM scheduler_delivery WHERE {_DEAD} AND flow > step.flow AND flow <= step.last
+                          ORDER BY flow LIMIT 1) next
+  )
+  SELECT flow FROM step LIMIT %(flows)s) each
+ CROSS JOIN LATERAL (SELECT timer_id, finished_at FROM scheduler_delivery WHERE {_DEAD} AND flow = each.flow
+                      ORDER BY finished_at DESC LIMIT %(of_flow)s) dead
+ ORDER BY dead.finished_at DESC LIMIT %(look)s
+"""  # noqa: S608 - as above
+# Then for each timer a probe of itself, of its latest promised delivery, and of those of its deliveries that ended, by
+# delivery_timer_number_unique. With OFFSET 0 no plan can read a whole table instead.
+_TROUBLED = f"""
+WITH lost AS MATERIALIZED (
+  SELECT timer_id, max(finished_at) AS at FROM ({{source}}) dead GROUP BY timer_id
+),
+troubled AS MATERIALIZED (
+  SELECT timer.*, lost.at, latest.state = 'paused' AS is_paused, ended.ids
+    FROM lost
+    JOIN LATERAL (SELECT id, name, web_url FROM scheduler_timer timer
+                   WHERE id = lost.timer_id AND {RECURRING}
+                     AND (%(everyone)s OR owner_id IS NOT DISTINCT FROM %(owner)s::bigint) OFFSET 0) timer ON true
+    JOIN LATERAL (SELECT state, cancel_requested_at, finished_at FROM scheduler_delivery
+                   WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1) latest
+      ON latest.finished_at IS NULL AND latest.cancel_requested_at IS NULL
+    JOIN LATERAL (SELECT array_agg(one.state) AS states, array_agg(one.id) AS ids
+                    FROM (SELECT id, state FROM scheduler_delivery
+                           WHERE timer_id = timer.id AND NOT extra AND state IN ('succeeded', 'failed', 'missed')
+                           ORDER BY number DESC LIMIT {ROW_LEAST}) one) ended
+      ON CASE WHEN latest.state = 'paused' THEN ended.states[1] = 'failed'
+              ELSE cardinality(ended.states) = {ROW_LEAST} AND 'succeeded' <> ALL(ended.states) END
+),
+found AS (
+  (SELECT troubled.*, true AS is_gone
+     FROM troubled
+     JOIN LATERAL (SELECT status_code FROM scheduler_attempt WHERE delivery_id = troubled.ids[1]
+                    ORDER BY number DESC LIMIT 1) last ON last.status_code = {GONE}
+    WHERE is_paused ORDER BY at DESC LIMIT %(most)s)
+  UNION ALL
+  (SELECT troubled.*, false FROM troubled WHERE NOT is_paused ORDER BY at DESC LIMIT %(most)s)
+)
+SELECT found.id, found.name, found.web_url, found.at, found.is_gone, streak.count AS in_row
+  FROM found
+ CROSS JOIN LATERAL (
+   SELECT coalesce(min(place) FILTER (WHERE state = 'succeeded') - 1, count(*)) AS count
+     FROM (SELECT state, row_number() OVER (ORDER BY number DESC) AS place FROM scheduler_delivery
+            WHERE timer_id = found.id AND NOT extra AND state IN ('succeeded', 'failed', 'missed')
+            ORDER BY number DESC LIMIT {ROW_MOST}) one) streak
+ ORDER BY NOT found.is_gone, found.at DESC
+"""  # noqa: S608 - as above
+
+
+def troubled_timers(caller: Caller, *, most: int) -> list[dict[str, Any]]:
+    """Return recurring timers of a caller that an answer of 410 paused, and that failed ROW_LEAST times in a row.
+
+    At most `most` of each, the latest first; `in_row` counts up to ROW_MOST. They are looked for among the timers of
+    the latest dead letters, TROUBLED_LOOK at most; those that were dismissed need none. Raises DatabaseError.
+    """
+    values: dict[str, Any] = {"everyone": caller.sees_all, "owner": caller.owner_id, "most": most}
+    values |= {"look": TROUBLED_LOOK, "flows": TROUBLED_FLOWS, "of_flow": TROUBLED_OF_FLOW}
+    if not caller.sees_all:
+        values |= letters.ranges_of(caller)
+    return _dicts(_TROUBLED.format(source=_DEAD_OF_ALL if caller.sees_all else _DEAD_OF_ONE), values)
+
+
 def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values)
@@ -465,12 +553,33 @@ def attempts_of_host(host: str) -> list[dict[str, Any]]:
 
 
 HOSTS_MOST = 50
+# A host fails of whose latest calls this share or more did.
+FAILING_SHARE = 0.1
+# Where hosts are ordered by how long calls took, so many with the most calls are looked at.
+TIMED_MOST = 100
+# What is worth a look first: it fails, a person stopped it, workers put its deliveries off; each by its failures.
+TROUBLE = "trouble"
+_HOSTS_BY = {
+    TROUBLE: f"""CASE WHEN host = ANY(%(stopped)s) THEN 1
+                      WHEN recent_failed > 0 AND recent_failed >= {FAILING_SHARE} * recent_calls THEN 0
+                      WHEN recent_put_off > 0 THEN 2 ELSE 3 END, failed DESC, calls DESC, host""",
+    "calls": "calls DESC, host",
+    "share": "failed::float8 / greatest(calls, 1) DESC, failed DESC, calls DESC, host",
+    "duration": "calls DESC, host",
+    "late": "calls DESC, host",
+}
+HOST_ORDERS = tuple(_HOSTS_BY)
 
 # Along the key of scheduler_hosthour: a row for each hour, host and process.
 _HOSTS = """
-SELECT host, sum(calls)::bigint AS calls, sum(failed)::bigint AS failed, sum(put_off)::bigint AS put_off
-  FROM scheduler_hosthour WHERE hour >= %(since)s
- GROUP BY host ORDER BY sum(failed) DESC, sum(calls) DESC, host LIMIT %(most)s
+SELECT * FROM (
+  SELECT host, sum(calls)::bigint AS calls, sum(failed)::bigint AS failed, sum(put_off)::bigint AS put_off,
+         coalesce(sum(calls) FILTER (WHERE hour >= %(recent)s), 0)::bigint AS recent_calls,
+         coalesce(sum(failed) FILTER (WHERE hour >= %(recent)s), 0)::bigint AS recent_failed,
+         coalesce(sum(put_off) FILTER (WHERE hour >= %(recent)s), 0)::bigint AS recent_put_off
+    FROM scheduler_hosthour WHERE hour >= %(since)s
+   GROUP BY host) each
+ ORDER BY {order} LIMIT %(most)s
 """
 _HOST_TIMES = """
 SELECT host, kind, position, sum(count)::bigint
@@ -495,6 +604,14 @@ class Host:
     put_off: int
     late: list[int]
     durations: list[int]
+    # The same of the latest hours alone.
+    recent_calls: int = 0
+    recent_failed: int = 0
+    recent_put_off: int = 0
+
+    @property
+    def is_failing(self) -> bool:
+        return self.recent_failed > 0 and self.recent_failed >= FAILING_SHARE * self.recent_calls
 
     @property
     def share(self) -> float:
@@ -516,15 +633,20 @@ def _bound_ms(counts: list[int], percent: float) -> float | None:
     return None if found is None else histogram.bound_of(found) * 1000
 
 
-def hosts_since(since: datetime) -> list[Host]:
-    """Return the hosts with the most trouble, and then the most calls, since an hour. Raises DatabaseError."""
-    found = _dicts(_HOSTS, {"since": since, "most": HOSTS_MOST})
+def hosts_since(since: datetime, *, recent: datetime, order: str = TROUBLE, stopped: Sequence[str] = ()) -> list[Host]:
+    """Return HOSTS_MOST hosts at most, counted since an hour and apart since a later one, in one of HOST_ORDERS.
+
+    By duration and lateness they are ordered among the TIMED_MOST with the most calls. Raises DatabaseError.
+    """
+    is_timed = order in ("duration", "late")
+    values: dict[str, Any] = {"since": since, "recent": recent, "stopped": list(stopped)}
+    found = _dicts(_HOSTS.format(order=_HOSTS_BY[order]), values | {"most": TIMED_MOST if is_timed else HOSTS_MOST})
     times: dict[tuple[str, str], list[tuple[int, int]]] = {}
     with connection.cursor() as cursor:
         cursor.execute(_HOST_TIMES, {"since": since, "hosts": [row["host"] for row in found]})
         for host, kind, position, count in cursor.fetchall():
             times.setdefault((host, kind), []).append((position, count))
-    return [
+    hosts = [
         Host(
             row["host"],
             row["calls"],
@@ -532,6 +654,29 @@ def hosts_since(since: datetime) -> list[Host]:
             row["put_off"],
             _histogram(times.get((row["host"], "late"), ())),
             _histogram(times.get((row["host"], "durations"), ())),
+            row["recent_calls"],
+            row["recent_failed"],
+            row["recent_put_off"],
         )
         for row in found
     ]
+    if is_timed:
+        # The order of those that are alike stays.
+        hosts.sort(key=lambda host: -((host.late_ms if order == "late" else host.duration_ms) or 0.0))
+    return hosts[:HOSTS_MOST]
+
+
+# Calls under way that are looked at.
+RUNNING_MOST = 5000
+# Along delivery_lease_idx, and then one probe for each timer.
+_RUNNING = """
+SELECT timer.host, count(*) AS count
+  FROM (SELECT timer_id FROM scheduler_delivery WHERE state = 'running' ORDER BY lease_expires_at LIMIT %(most)s) one
+  JOIN LATERAL (SELECT host FROM scheduler_timer WHERE id = one.timer_id OFFSET 0) timer ON true
+ GROUP BY timer.host
+"""
+
+
+def running_by_host() -> dict[str, int]:
+    """Return how many calls are under way to each host that has any, of RUNNING_MOST in all. Raises DatabaseError."""
+    return {row["host"]: row["count"] for row in _dicts(_RUNNING, {"most": RUNNING_MOST})}

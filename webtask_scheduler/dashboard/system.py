@@ -1,4 +1,4 @@
-"""`/system` and `/hosts`: the processes and hosts behind the calls, for those who run the service."""
+"""`/system`: the processes behind the calls, for those who run the service."""
 
 from datetime import timedelta
 from typing import Any
@@ -24,8 +24,6 @@ from webtask_scheduler.scheduler.models import Beat, CallStop
 # Tables that are shown, and the task that deletes what ended long ago.
 TABLES = 5
 PRUNE = "webtask_scheduler prune"
-# Hosts are told of this time.
-TOLD = timedelta(hours=24)
 
 
 @page
@@ -72,14 +70,3 @@ def _kept() -> list[tuple[Any, int, str]]:
         (_("Deliveries of a timer"), settings.WEBTASK_KEEP_DELIVERIES, "WEBTASK_KEEP_DELIVERIES"),
         (_("Entries of the audit log, days"), settings.WEBTASK_AUDIT_DAYS, "WEBTASK_AUDIT_DAYS"),
     ]
-
-
-@page
-@require_safe
-def hosts(request: HttpRequest) -> HttpResponse:
-    """Show what became of the calls to each host in the last day."""
-    if not sees_service(request):
-        raise PermissionDenied
-    since = (timezone.now() - TOLD).replace(minute=0, second=0, microsecond=0)
-    stopped = set(CallStop.objects.values_list("host", flat=True))
-    return show(request, "hosts.html", title=_("Hosts"), at="hosts", hosts=queries.hosts_since(since), stopped=stopped)

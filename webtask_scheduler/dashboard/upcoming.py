@@ -20,7 +20,7 @@ from django.views.decorators.http import require_safe
 from webtask_scheduler.dashboard import charts, queries
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.rows import rows
-from webtask_scheduler.dashboard.who import caller_of, page
+from webtask_scheduler.dashboard.who import caller_of, changer_of, page
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence, ScheduleError
@@ -166,6 +166,8 @@ def upcoming(request: HttpRequest) -> HttpResponse:
         is_estimate=bool(found.estimated),
         cut=cut,
         herds=[_herd(at, count) for at, count in found.herds],
+        # Whoever sees the timers of all and may not change them would spread none of these.
+        may_spread=changer_of(request).sees_all == caller.sees_all,
         **drawn,
         **_listed(
             caller,
@@ -296,6 +298,8 @@ def _herd(at: datetime, count: int) -> dict[str, Any]:
         "count": facts.shown_number(count),
         "is_most": count >= queries.HERD_MOST,
         "link": _timers(at, at + timedelta(seconds=1)),
+        "begins": instant_text(at),
+        "ends": instant_text(at + timedelta(seconds=1)),
     }
 
 

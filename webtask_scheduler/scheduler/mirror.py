@@ -71,6 +71,28 @@ def show(timer: Timer, task: PeriodicTask, *, due_at: datetime) -> None:
     drop_schedules(schedules_of(task))
 
 
+# Rows of moments that one PeriodicTask uses.
+_MOVE_CLOCKED = """
+UPDATE django_celery_beat_clockedschedule clocked SET clocked_time = moved.due_at
+  FROM unnest(%(tasks)s::int[], %(due_ats)s::timestamptz[]) AS moved (task_id, due_at)
+  JOIN django_celery_beat_periodictask task ON task.id = moved.task_id
+ WHERE clocked.id = task.clocked_id AND NOT EXISTS (
+   SELECT FROM django_celery_beat_periodictask other WHERE other.clocked_id = clocked.id AND other.id <> task.id)
+RETURNING task.id
+"""
+
+
+def show_many(moved: Sequence[tuple[Timer, PeriodicTask, datetime]]) -> None:
+    """As `show`, of many timers that are called once: by one statement those whose rows show a moment of their own."""
+    tasks, due_ats = [task.pk for _, task, _ in moved], [due_at for *_, due_at in moved]
+    with connection.cursor() as cursor:
+        cursor.execute(_MOVE_CLOCKED, {"tasks": tasks, "due_ats": due_ats})
+        shown = {row[0] for row in cursor.fetchall()}
+    for timer, task, due_at in moved:
+        if task.pk not in shown:
+            show(timer, task, due_at=due_at)
+
+
 SCHEDULES = {"clocked_id": ClockedSchedule, "crontab_id": CrontabSchedule, "interval_id": IntervalSchedule}
 
 

@@ -577,6 +577,7 @@ class BulkOperation(models.Model):
         RESUME = "resume", _("Resume")
         REPLAY = "replay", _("Replay")
         DISMISS = "dismiss", _("Dismiss")
+        SPREAD = "spread", _("Spread")
 
     id = models.UUIDField(_("id"), primary_key=True, default=new_id, editable=False)
     owner = models.ForeignKey(
@@ -586,7 +587,8 @@ class BulkOperation(models.Model):
     # In the form that the API's list takes.
     filter = models.JSONField()
     dry_run = models.BooleanField(default=False)
-    # Replays are spread at random over this time from now; null means all at once.
+    # Replays are spread at random over this time from now, and what waits from the beginning of its time; null means
+    # all at once.
     spread_seconds = models.PositiveIntegerField(null=True)
     # Whether it is for the timers of all owners, as a superuser may ask; else for those of its own.
     everyone = models.BooleanField(default=False, db_default=False)

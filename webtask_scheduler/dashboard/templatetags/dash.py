@@ -46,9 +46,10 @@ def styles(*names: str) -> SafeString:
 
 
 @register.simple_tag
-def state(name: str, *, bare: bool = False) -> SafeString:
-    """Return a state as shape and word; with `bare` the shape alone, which says the word to a screen reader."""
-    word, shape = _STATES.get(name, (name, _CLOCK))
+def state(name: str, *, bare: bool = False, word: Any = "") -> SafeString:
+    """Return a state as shape and word, its own or another; with `bare` the shape, and the word for a screen reader."""
+    own, shape = _STATES.get(name, (name, _CLOCK))
+    word = word or own
     icon = mark_safe(f'<svg viewBox="0 0 16 16" aria-hidden="true">{shape}</svg>')  # noqa: S308 - of the table above
     hidden = mark_safe(' class="unseen"') if bare else ""
     return format_html('<span class="state" data-state="{}">{}<span{}>{}</span></span>', name, icon, hidden, word)

@@ -54,6 +54,7 @@ QUERIES = (
     f"label={'a' * 5000}",
 )
 PATHS = (
+    "/hosts?sort=%00",
     "/dead?host=%00&state=failed&error=x&code=9999999999",
     "/hosts/%00",
     "/upcoming?part=99999",
@@ -68,6 +69,8 @@ PATHS = (
 FORMS = (
     ("/timers/act", {"action": "run", "id": ["x", "\0", NOBODY]}),
     ("/dead/replay", {"host": "x", "state": "failed", "spread": "x", "id": "\0"}),
+    ("/operations/count", {"action": "spread", "due_from": "x", "due_to": "\0"}),
+    ("/operations/count", {"action": "spread", "due_from": "9999-12-31T23:59:59-12:00", "host": "x"}),
     ("/settings/keys", {"name": "\0"}),
     ("/settings/secrets", {"hosts": "\0"}),
     ("/settings/display", {"clock": "\0"}),

@@ -9,18 +9,31 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from config.settings import base
 from webtask_scheduler.access.models import AuditEntry
-from webtask_scheduler.dashboard import overview
+from webtask_scheduler.dashboard import overview, queries
 from webtask_scheduler.scheduler import facts, services, tasks
-from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
+from webtask_scheduler.scheduler.models import (
+    Attempt,
+    Beat,
+    BulkOperation,
+    CallStop,
+    Delivery,
+    HostHour,
+    Minute,
+    State,
+    new_id,
+)
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.services import many
-from webtask_scheduler.scheduler.tests.support.acting import begin
+from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.scheduler.tests.support.acting import begin, every, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import bearer, call_all
 from webtask_scheduler.scheduler.tests.support.cases import each
 
@@ -151,7 +164,7 @@ def test_hosts_are_those_of_the_day_with_failures_first(client):
                 hour=hour - timedelta(hours=age), host=host, process=process, batch=new_id(), calls=10, failed=failed,
                 put_off=0, late=times, durations=times,
             )  # fmt: skip
-    shown = client.get("/hosts").context["hosts"]
+    shown = [one["host"] for one in client.get("/hosts").context["hosts"]]
     assert [(host.name, host.calls, host.failed, host.share) for host in shown] == [
         ("bad.example", 20, 8, 60.0),
         ("good.example", 20, 0, 100.0),
@@ -164,6 +177,71 @@ def of_host(host, age=0, *, process="a", **counts):
     hour = timezone.now().replace(minute=0, second=0, microsecond=0) - timedelta(hours=age)
     row = {"calls": 0, "failed": 0, "put_off": 0, "late": [0] * 18, "durations": [0] * 18}
     HostHour.objects.create(hour=hour, host=host, process=process, batch=new_id(), **(row | counts))
+
+
+def test_hosts_are_in_the_order_that_is_asked_for_and_say_how_they_are(client, settings, make_timer, receiver):
+    """Each order by the link in its column's head, which a browser without scripts follows."""
+
+    def at(place):
+        return [0] * place + [20] + [0] * (17 - place)
+
+    of_host("well.example", calls=2000, late=at(2), durations=at(3))
+    of_host("slow.example", calls=20, put_off=3, late=at(9), durations=at(9))
+    of_host("failing.example", calls=100, failed=10, late=at(3), durations=at(2))
+    # It failed, and no longer does; and fewer than a tenth is no failing host.
+    of_host("past.example", 5, calls=50, failed=40, late=at(4), durations=at(4))
+    of_host("past.example", calls=100, failed=9)
+    services.stop_calls(host="stopped.example", reason="x")
+    of_host("stopped.example", calls=10, failed=10, late=at(5), durations=at(5))
+    services.stop_calls(host="long.example", reason="y")
+    page = text_of(client, "/hosts")
+    words = re.findall(r'<code dir="ltr">([a-z]+)\.example</code>.*?<span>([A-Z][A-Za-z ]+)</span>', page)
+    assert words == [
+        *(("failing", "Failing"), ("stopped", "Calls stopped"), ("long", "Calls stopped"), ("slow", "Slow")),
+        *(("past", "OK"), ("well", "OK")),
+    ]
+    links = re.findall(r'<th class="end"><a href="(\?sort=\w+)">', page)
+    orders = {
+        "?sort=calls": ["well", "past", "failing", "slow", "stopped", "long"],
+        "?sort=share": ["stopped", "past", "failing", "well", "slow", "long"],
+        "?sort=duration": ["slow", "stopped", "past", "well", "failing", "long"],
+        "?sort=late": ["slow", "stopped", "past", "failing", "well", "long"],
+    }
+    assert links == list(orders)
+    for link, names in orders.items():
+        answer = client.get(f"/hosts{link}")
+        assert [one["host"].name.partition(".")[0] for one in answer.context["hosts"]] == names, link
+        assert answer.content.decode().count("aria-sort=") == 1
+    # A sort that means nothing is that by trouble.
+    assert client.get("/hosts?sort=x").context["order"] == "trouble"
+    assert [(client.get(f"/hosts/{name}.example").context["word"].text) for name, _ in words] == [
+        word for _, word in words
+    ]
+    services.stop_calls(everything=True)
+    assert {one["word"].text for one in client.get("/hosts").context["hosts"]} == {"Calls stopped"}
+
+
+def test_hosts_show_what_is_under_way_and_what_the_settings_allow(client, settings, make_timer):
+    for number in range(3):
+        make_timer(f"http://a.example/{number}", delay_seconds=-1)
+    make_timer("http://a.example/later", delay_seconds=60)
+    of_host("a.example", calls=24 * 60)
+    assert "The settings limit calls to no host." in text_of(client, "/hosts")
+    begin()
+    (one,) = client.get("/hosts").context["hosts"]
+    assert one["running"] == 3
+    # A call a minute over a day, and as far as the hour has come.
+    assert one["rate"] in ("0.96", "0.97", "0.98", "0.99", "1.0")
+    for rate, most, said in (
+        (2.5, 0, "To each host at most 2.5 calls a second are begun."),
+        (0.0, 12, "To each host at most 12 calls are under way at once."),
+        (2.5, 12, "To each host at most 2.5 calls a second are begun, and at most 12 are under way at once."),
+    ):
+        settings.WEBTASK_HOST_MAX_PER_SECOND, settings.WEBTASK_HOST_MAX_IN_FLIGHT = rate, most
+        for path in ("/hosts", "/hosts/a.example"):
+            shown = text_of(client, path)
+            assert said in shown
+            assert (f">{3} / 12</" in shown) == bool(most)
 
 
 def test_host_is_shown_over_time(client, make_timer, receiver, django_assert_max_num_queries):
@@ -746,8 +824,8 @@ def test_overview_says_what_is_due_what_needs_a_person_and_what_ended(client, ma
     assert tiles["Due in the next hour"]["number"] == "4"
     assert (tiles["Lost in 24 hours"]["number"], tiles["Lost in 24 hours"]["more"]) == ("3", "+2")
     assert [(one["what"], one["state"]) for one in shown["attention"]] == [
-        ("stopped.example", "held"),
         ("bad.example", "failed"),
+        ("stopped.example", "held"),
     ]
     (ended,) = shown["ended"]
     assert (ended["name"], ended["state"], ended["answer"]) == ("nightly", "failed", "500")
@@ -773,3 +851,110 @@ def test_overview_shows_each_their_own_deliveries(client, root, make_timer, rece
     client.force_login(root)
     assert len(client.get("/").context["ended"]) == 2
     assert len(client.get("/?mine=1").context["ended"]) == 1
+
+
+def fail_again(*timers, times=1, status_code=500):
+    """Let the next deliveries of timers that recur fail, one after the other."""
+    for _ in range(times):
+        for timer in timers:
+            put_back(timer)
+        run(status_code=status_code, error="status")
+
+
+def attention(client, path="/"):
+    return [(one["what"], one["state"], one["said"]) for one in client.get(path).context["attention"]]
+
+
+def test_overview_names_timers_that_a_410_paused_and_those_that_fail_in_a_row(client, make_timer):
+    def recurring(name, **more):
+        return make_timer(delay_seconds=None, recurrence=every(60.0), name=name, options=ONCE, **more)
+
+    gone, thrice, twice, mended = (recurring(name) for name in ("gone", "thrice", "twice", "mended"))
+    fail_again(twice, times=2)
+    fail_again(mended, times=3)
+    put_back(mended)
+    run()
+    by_hand, cancelled, once = recurring("by hand"), recurring("cancelled"), make_timer(name="once", options=ONCE)
+    fail_again(by_hand, cancelled, thrice, times=3)
+    services.pause(by_hand.pk)
+    services.cancel(cancelled.pk)
+    fail_again(once)
+    assert attention(client) == [("thrice", "failed", "failed 3 times in a row")]
+    fail_again(gone, status_code=410)
+    paused = ("gone", "paused", "paused: its receiver answered that it is gone (410)")
+    assert attention(client) == [paused, ("thrice", "failed", "failed 3 times in a row")]
+    page = text_of(client, "/")
+    assert f'<a href="/timers/{gone.pk}">gone</a>' in page
+    # One more, and one that was dismissed as it came; a success ends it.
+    fail_again(thrice)
+    services.dismiss(gone.pk)
+    assert attention(client) == [("thrice", "failed", "failed 4 times in a row")]
+    put_back(thrice)
+    run()
+    assert attention(client) == []
+    # Paused again by hand, it was not paused by its answer.
+    services.resume(gone.pk)
+    put_back(gone)
+    run()
+    services.pause(gone.pk)
+    assert attention(client) == []
+
+
+def test_overview_shows_each_the_troubled_timers_that_are_theirs(client, user, root, make_timer, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    for owner, name in ((user, "mine"), (root, "theirs")):
+        timer = make_timer(delay_seconds=None, recurrence=every(60.0), name=name, options=ONCE, owner_id=owner.pk)
+        fail_again(timer, times=3)
+    of_host("bad.example", calls=10, failed=4)
+    client.force_login(user)
+    assert [what for what, *_ in attention(client)] == ["mine"]
+    client.force_login(root)
+    assert [what for what, *_ in attention(client)] == ["bad.example", "theirs", "mine"]
+    assert [what for what, *_ in attention(client, "/?mine=1")] == ["bad.example", "theirs"]
+
+
+def test_no_kind_of_trouble_hides_the_others():
+    def lines(kind, count):
+        return [{"what": f"{kind}{number}"} for number in range(count)]
+
+    for counts, expected in (
+        ((50, 0, 0), (10, 0, 0)),
+        ((50, 50, 50), (6, 2, 2)),
+        ((1, 50, 1), (1, 8, 1)),
+        ((3, 3, 3), (3, 3, 3)),
+        ((0, 0, 0), (0, 0, 0)),
+    ):
+        found = overview._attention(*(lines(kind, count) for kind, count in zip("abc", counts, strict=True)))
+        assert [one["what"] for one in found] == [
+            f"{kind}{number}" for kind, count in zip("abc", expected, strict=True) for number in range(count)
+        ]
+
+
+@each("everyone", [True, False])
+def test_what_needs_attention_is_found_along_indexes_whatever_there_is(make_timer, user, everyone):
+    """With a few thousand rows of everything, so that the planner has a choice."""
+    now = timezone.now()
+    new = [
+        services.NewTimer(web_url=f"http://{n % 9}.example/", delay_seconds=60, owner_id=user.pk) for n in range(3000)
+    ]
+    made = services.schedule(new)
+    dead = Delivery.objects.filter(timer__in=[one.timer_id for one in made[:2000]])
+    Attempt.objects.bulk_create(
+        Attempt(delivery=one, number=1, meant_for=now, started_at=now, status_code=503, error="status")
+        for one in dead.order_by("pk")
+    )
+    dead.update(state=State.FAILED, attempts=1, started_at=now, finished_at=now)
+    failing = make_timer(delay_seconds=None, recurrence=every(60.0), name="x", options=ONCE, owner_id=user.pk)
+    fail_again(failing, times=3)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE scheduler_delivery, scheduler_timer, scheduler_attempt")
+    with CaptureQueriesContext(connection) as caught:
+        (row,) = queries.troubled_timers(Caller(owner_id=user.pk, sees_all=everyone), most=10)
+        assert row["name"] == "x"
+        assert queries.running_by_host() == {}
+    for one in caught:
+        with connection.cursor() as cursor:
+            cursor.execute(f"EXPLAIN {one['sql']}")
+            plan = "\n".join(row[0] for row in cursor.fetchall())
+        for table in ("scheduler_timer", "scheduler_delivery", "scheduler_attempt"):
+            assert f"Seq Scan on {table} " not in plan, plan

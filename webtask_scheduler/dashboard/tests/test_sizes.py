@@ -8,11 +8,12 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.utils import timezone
 
-from webtask_scheduler.dashboard import rows
+from webtask_scheduler.dashboard import queries, rows
 from webtask_scheduler.dashboard.urls import urlpatterns
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.reading import read_timer
-from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, new_id
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, HostHour, State, new_id
+from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.tests.support.api import send
 
 pytestmark = pytest.mark.django_db
@@ -70,15 +71,34 @@ def full(client):
         Attempt(delivery=one, number=1, meant_for=now, started_at=now, status_code=503, error="status")
         for one in [*old, *dead]
     )
+    # As many hosts as are listed, and seconds with very many.
+    hour = now.replace(minute=0, second=0, microsecond=0)
+    HostHour.objects.bulk_create(
+        HostHour(
+            hour=hour, host=f"hooks-{number:02}.billing.example.com", process="a", batch=new_id(), calls=123_456,
+            failed=12_345 * (number % 2), put_off=1234, late=[9] * 18, durations=[9] * 18,
+        )
+        for number in range(queries.HOSTS_MOST)
+    )  # fmt: skip
+    herds = [
+        services.NewTimer(web_url="https://a.example/", due_at=hour + timedelta(hours=2, minutes=herd))
+        for herd in range(queries.HERDS_MOST)
+        for _ in range(queries.HERD_LEAST)
+    ]
+    services.schedule(herds)
+    second = {"due_from": instant_text(herds[0].due_at), "due_to": instant_text(herds[100].due_at)}
+    spread = send(client, "POST", "/timer/bulk", {"action": "spread", "filter": second, "dry_run": True})
+    services.step_bulk(BulkOperation.objects.get())
     bulk = send(client, "POST", "/timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
-    BulkOperation.objects.update(matched=3)
+    BulkOperation.objects.filter(action="pause").update(matched=3)
     lost = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])[0]
     values = {"timer_id": of_one, "operation_id": bulk.json()["bulk_id"], "name": "billing.example.com", "number": "1"}
     values |= {"action": "stop", "secret_id": "1", "key_id": "1", "channel_id": "1"}
     paths = [
         "/" + re.sub(r"<(?:\w+:)?(\w+)>", lambda name: str(values[name[1]]), str(one.pattern)) for one in urlpatterns
     ]
-    return [*paths, f"/timers/{lost.timer_id}/deliveries/{lost.number}", "/upcoming?view=week", "/nonsense"]
+    more = ["/hosts?sort=late", f"/operations/{spread.json()['bulk_id']}"]
+    return [*paths, f"/timers/{lost.timer_id}/deliveries/{lost.number}", "/upcoming?view=week", "/nonsense", *more]
 
 
 def test_every_page_keeps_to_its_budget(client, full):

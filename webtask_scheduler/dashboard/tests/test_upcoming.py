@@ -1,16 +1,18 @@
 """What comes: the strip, herds by second, the list, and where it was cut."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+from django.contrib.auth.models import Permission
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from webtask_scheduler.dashboard import queries, upcoming
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Delivery, Timer
+from webtask_scheduler.scheduler.models import BulkOperation, Delivery, Timer
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services.caller import Caller
 
@@ -126,6 +128,69 @@ def test_herd_is_named_and_leads_to_its_timers(client):
         "due_to": [f"{at + timedelta(seconds=1):%FT%TZ}"],
     }
     assert client.get(herd["link"]).context["rows"]
+
+
+def test_herd_is_spread_over_the_time_that_is_chosen_once_it_was_counted(client):
+    at = hour(4)
+    crowd = queries.HERD_LEAST + 20
+    schedule(*({"due_at": at} for _ in range(crowd)))
+    (recurring,) = schedule({"recurrence": Recurrence(every_seconds=7200.0, starts_at=at)})
+    page = ask(client).content.decode()
+    form = page[page.index('action="/operations/count"') :]
+    fields = dict(re.findall(r'<input type="hidden" name="(\w+)" value="([^"]*)"', form[: form.index("</form>")]))
+    fields.pop("csrfmiddlewaretoken", None)
+    answer = client.post("/operations/count", fields)
+    (counted,) = BulkOperation.objects.all()
+    assert answer["Location"] == f"/operations/{counted.pk}"
+    assert "Counting. Nothing is changed" in client.get(answer["Location"]).content.decode()
+    assert not services.step_bulk(counted)
+    asked = client.get(answer["Location"])
+    text = asked.content.decode()
+    assert f"{crowd} timers that are called once each draw a moment" in text
+    assert f"begins at {at:%F %H:%M:%S} UTC" in text
+    assert "This cannot be undone" in text
+    assert "over 10 minutes (about 12 a minute)" in text
+    assert [value for value, _ in asked.context["spreads"]] == ["60", "600", "3600"]
+    listed = client.get(asked.context["recurring"]["link"]).context["rows"]
+    assert [row["task_id"] for row in listed] == [str(recurring.timer_id)]
+    # Without a time that may be chosen, nothing is begun.
+    for spread in ("0", "x", "7"):
+        client.post(f"/operations/{counted.pk}/begin", {"spread": spread})
+    assert BulkOperation.objects.count() == 1
+    client.post(f"/operations/{counted.pk}/begin", {"spread": "600"})
+    done = BulkOperation.objects.get(dry_run=False)
+    while services.step_bulk(done):
+        pass
+    assert done.error == ""
+    assert done.changed > crowd - 10
+    assert ask(client).context["herds"] == []
+    assert "<dd>600 s</dd>" in client.get(f"/operations/{done.pk}").content.decode()
+    # What it did is not taken back, and could be done again.
+    assert client.post(f"/operations/{done.pk}/undo").status_code == 404
+    again = client.post(f"/operations/{done.pk}/again")
+    assert BulkOperation.objects.get(pk=again["Location"].rpartition("/")[2]).dry_run
+
+
+def test_herd_is_offered_to_whoever_may_move_it(client, user, settings, django_user_model):
+    settings.WEBTASK_API_AUTH = "key"
+    at = hour(4)
+    schedule(*({"due_at": at, "owner_id": user.pk} for _ in range(queries.HERD_LEAST)))
+    staff = django_user_model.objects.create_user("staff@example.com", "x", is_staff=True)
+    staff.user_permissions.add(Permission.objects.get(codename="view_timer"))
+    for viewer, offered in ((user, True), (staff, False)):
+        client.force_login(viewer)
+        answer = ask(client)
+        assert len(answer.context["herds"]) == 1
+        assert ("Spread them" in answer.content.decode()) is offered
+    second = {"due_from": f"{at:%FT%TZ}", "due_to": f"{at + timedelta(seconds=1):%FT%TZ}", "action": "spread"}
+    # Sent all the same, it is about the sender's own, of which there is none.
+    client.post("/operations/count", second)
+    operation = BulkOperation.objects.get()
+    services.step_bulk(operation)
+    assert (operation.owner_id, operation.everyone, operation.matched) == (staff.pk, False, 0)
+    for lacks in ("due_from", "due_to"):
+        client.post("/operations/count", {name: value for name, value in second.items() if name != lacks})
+    assert BulkOperation.objects.count() == 1
 
 
 def test_crowded_quarter_is_estimated_and_its_herds_at_whole_minutes_are_found(client, monkeypatch):

@@ -39,7 +39,7 @@ from webtask_scheduler.scheduler.models import (
     BulkOperation,
 )
 
-# As far as replays may be spread: a day.
+# As far as replays and timers may be spread: a day.
 SPREAD_MOST = 86_400
 
 
@@ -53,12 +53,22 @@ class BulkSerializer(StrictSerializer):
         min_value=1,
         max_value=SPREAD_MOST,
         required=False,
-        help_text="With `replay`: at random moments of the time from now rather than all at once.",
+        help_text="With `replay`: at random moments of the time from now rather than all at once. With `spread`, which"
+        " needs it: at random moments of the time from `due_from`.",
     )
 
     def validate(self, attrs: dict[str, Any]) -> dict[str, Any]:
-        if "spread_seconds" in attrs and attrs["action"] != BulkOperation.Action.REPLAY:
-            raise serializers.ValidationError({"spread_seconds": [_("Only with replay.")]})
+        spread_seconds = attrs.get("spread_seconds")
+        if attrs["action"] == BulkOperation.Action.SPREAD:
+            try:
+                services.check_spread(attrs["filter"], spread_seconds=spread_seconds, dry_run=attrs["dry_run"])
+            except services.SpreadError as error:
+                said: Any = {error.field: error.messages}
+                raise serializers.ValidationError(
+                    said if error.field == "spread_seconds" else {"filter": said}
+                ) from error
+        elif spread_seconds is not None and attrs["action"] != BulkOperation.Action.REPLAY:
+            raise serializers.ValidationError({"spread_seconds": [_("Only with replay or spread.")]})
         return attrs
 
 
@@ -113,10 +123,13 @@ _BULK_ID = OpenApiParameter(
 )
 begin_bulk = described(
     "timer_bulk_create",
-    "Cancel, pause, resume, replay or dismiss many",
+    "Cancel, pause, resume, replay, dismiss or spread many",
     "All timers that fit the filter, which is the list's. It is done in the background, begun within seconds, and goes"
     " on whatever is restarted; look at `Location` for how far it has come. With `dry_run` it only counts. `dismiss`"
-    " marks the dead letters of each as seen.",
+    " marks the dead letters of each as seen. `spread` is for very many timers that are due at one moment: each draws a"
+    " moment of the time of `spread_seconds` that begins with the filter's `due_from`. Those that draw one before"
+    " `due_to` stay as they are, the others are moved there, which is later and never earlier. It moves timers that are"
+    " called once and wait for their first call; those that recur stay.",
     request=BulkSerializer,
     parameters=[
         IDEMPOTENCY_KEY,
@@ -140,6 +153,15 @@ begin_bulk = described(
         OpenApiExample(
             "Count the dead letters of a host",
             value={"action": "replay", "filter": {"host": "example.com", "status": ["failed"]}, "dry_run": True},
+            request_only=True,
+        ),
+        OpenApiExample(
+            "Spread what is due in one second over ten minutes",
+            value={
+                "action": "spread",
+                "filter": {"due_from": "2026-01-05T15:00:00Z", "due_to": "2026-01-05T15:00:01Z"},
+                "spread_seconds": 600,
+            },
             request_only=True,
         ),
     ],
@@ -207,7 +229,7 @@ class BulksView(TimerAPIView):
     @begin_bulk
     def post(self, request: Request) -> Response:
         values = validated(BulkSerializer, request.data)
-        if values["action"] == BulkOperation.Action.REPLAY:
+        if values["action"] in (BulkOperation.Action.REPLAY, BulkOperation.Action.SPREAD):
             refuse_called(request)
 
         # Stored as given, because each page of the operation reads it again; a URL's user-info is secret.

@@ -149,6 +149,23 @@ def move(timer: Timer, delivery: Delivery, *, due_at: datetime, enabled: bool) -
     return promise(timer, due_at=due_at, occurrence=delivery.occurrence, enabled=enabled)
 
 
+def move_many(timers: Sequence[Timer], deliveries: Sequence[Delivery], due_ats: Sequence[datetime]) -> list[Delivery]:
+    """As `move`, of locked deliveries that wait, each with its timer and its other due time. Raises DatabaseError."""
+    end(deliveries)
+    last = _last_numbers(timers)
+    return Delivery.objects.bulk_create(
+        Delivery(
+            timer_id=timer.pk,
+            flow=timer.flow,
+            number=last[timer.pk] + 1,
+            occurrence=delivery.occurrence,
+            due_at=due_at,
+            next_attempt_at=due_at,
+        )
+        for timer, delivery, due_at in zip(timers, deliveries, due_ats, strict=True)
+    )
+
+
 def make_extras(timers: Sequence[Timer]) -> list[Delivery]:
     """Make an extra delivery, due now, of each of these locked timers. Raises DatabaseError."""
     last, now = _last_numbers(timers), database_now()

@@ -90,7 +90,7 @@ class Letters(NamedTuple):
     is_cut: bool
 
 
-def _ranges(caller: Caller) -> dict[str, list[int]]:
+def ranges_of(caller: Caller) -> dict[str, list[int]]:
     """Return the flows of a caller as ranges, each as what it begins after and its last; see models.Timer.flow."""
     if caller.sees_all:
         return {"after": [-1], "last": [2**63 - 1]}
@@ -101,7 +101,7 @@ def _ranges(caller: Caller) -> dict[str, list[int]]:
 
 def find(caller: Caller) -> Letters:
     """Return the dead letters that a caller may see, by flow, the latest of each first. Raises DatabaseError."""
-    values: dict[str, Any] = _ranges(caller) | {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST + 1}
+    values: dict[str, Any] = ranges_of(caller) | {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST + 1}
     values |= {"everyone": caller.sees_all, "owner": caller.owner_id}
     with connection.cursor() as cursor:
         cursor.execute(_LETTERS, values)
@@ -114,7 +114,7 @@ def find(caller: Caller) -> Letters:
 def count(caller: Caller, *, most: int) -> int:
     """Return how many dead letters a caller may see, at most `most`. Raises DatabaseError."""
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT, _ranges(caller) | {"most": most})
+        cursor.execute(_COUNT, ranges_of(caller) | {"most": most})
         return int(cursor.fetchone()[0])
 
 

@@ -1,10 +1,12 @@
 """Changes many timers: in transactions of bounded size, or by a bulk operation, page by page."""
 
 import logging
+import random
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
+from typing import Any
 
 from django.core.exceptions import ValidationError
 from django.db import transaction
@@ -14,6 +16,7 @@ from django.utils.translation import gettext_lazy as _
 from django_celery_beat.models import PeriodicTask
 
 from webtask_scheduler.access import actor, audit
+from webtask_scheduler.scheduler import mirror
 from webtask_scheduler.scheduler.models import (
     FINAL,
     BulkOperation,
@@ -23,6 +26,7 @@ from webtask_scheduler.scheduler.models import (
     Timer,
 )
 from webtask_scheduler.scheduler.queue import states
+from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.services import channels, letters, quotas, search
 from webtask_scheduler.scheduler.services.auditing import TIMER
 from webtask_scheduler.scheduler.services.caller import Caller, may_change_all
@@ -145,8 +149,71 @@ def _lost(timer_ids: Iterable[uuid.UUID]) -> list[Delivery]:
     return states.lock_deliveries(Q(pk__in=latest, state__in=states.REPLAYABLE))
 
 
+class SpreadError(ValidationError):
+    """What cannot be spread so; `field` is one of the filter's, or `spread_seconds`."""
+
+    def __init__(self, field: str, said: Any) -> None:
+        self.field = field
+        super().__init__(said)
+
+
+def check_spread(wanted: Mapping[str, Any], *, spread_seconds: int | None, dry_run: bool) -> None:
+    """Check a filter, with its instants, of timers that are to be spread over a time. Raises SpreadError."""
+    begin, end = wanted.get("due_from"), wanted.get("due_to")
+    if begin is None or end is None:
+        field = "due_from" if begin is None else "due_to"
+        raise SpreadError(field, _("To spread timers, give the time in which they are due: due_from and due_to."))
+    if begin >= end:
+        raise SpreadError("due_to", _("due_to must be after due_from."))
+    if set(wanted.get("status") or [State.SCHEDULED]) != {State.SCHEDULED}:
+        raise SpreadError("status", _("Only timers that are scheduled can be spread."))
+    for name in ("recurring", "retrying", "late"):
+        if wanted.get(name):
+            said = _("Only timers that are called once and wait for their first call can be spread.")
+            raise SpreadError(name, said)
+    if spread_seconds is None:
+        if not dry_run:
+            raise SpreadError("spread_seconds", _("Say over how many seconds from due_from they are spread."))
+    elif timedelta(seconds=spread_seconds) <= end - begin:
+        raise SpreadError("spread_seconds", _("It must be longer than the time from due_from to due_to."))
+
+
+def spread_many(timer_ids: Sequence[uuid.UUID], *, begin: datetime, end: datetime, spread_seconds: float) -> int:
+    """Spread timers that wait for their only call from `begin` until `end`; return how many were moved.
+
+    Each draws a moment of the time `spread_seconds` from `begin`. One whose moment is before `end` stays as it is, the
+    others get it: so none is called earlier than was promised, and none is moved twice. Timers that recur stay, and
+    those that began, were moved, paused or claimed meanwhile.
+    """
+    with transaction.atomic():
+        timers = {one.pk: one for one in states.lock(timer_ids, deliveries=None).timers if not one.recurring}
+        latest = [one.pk for one in states.latest_promised(list(timers))]
+        wanted = Q(pk__in=latest, state=State.SCHEDULED, attempts=0, replayed_at=None, next_attempt_at=F("due_at"))
+        waiting = states.lock_deliveries(wanted, due_at__gte=begin, due_at__lt=end)
+        task_ids = [timers[one.timer_id].periodic_task_id for one in waiting]
+        # One that was disabled by a bare UPDATE is about to be paused.
+        rows = PeriodicTask.objects.select_for_update().filter(pk__in=task_ids, enabled=True).order_by("pk")
+        tasks = {task.pk: task for task in rows}
+        earliest = max(end, states.database_now())
+        moved = []
+        for delivery in waiting:
+            task = tasks.get(timers[delivery.timer_id].periodic_task_id)
+            due_at = begin + timedelta(seconds=random.uniform(0, spread_seconds))  # noqa: S311 - no secret depends on it
+            if task is not None and due_at >= earliest:
+                moved.append((delivery, timers[delivery.timer_id], task, due_at))
+        if moved:
+            deliveries, of, _tasks, due_ats = zip(*moved, strict=True)
+            states.move_many(of, deliveries, due_ats)
+            mirror.show_many([(timer, task, due_at) for _, timer, task, due_at in moved])
+        return len(moved)
+
+
 def begin_bulk(operation: BulkOperation) -> None:
-    """Store a bulk operation; a worker takes it up within seconds. Raises QuotaError."""
+    """Store a bulk operation; a worker takes it up within seconds. Raises QuotaError, SpreadError."""
+    if operation.action == BulkOperation.Action.SPREAD:
+        given = operation.filter
+        instants = {name: read_instant(given[name]) for name in ("due_from", "due_to") if name in given}
+        check_spread(given | instants, spread_seconds=operation.spread_seconds, dry_run=operation.dry_run)
     with transaction.atomic():
         quotas.check_bulk(operation)
         _begin(operation)
@@ -158,10 +225,15 @@ def _begin(operation: BulkOperation) -> None:
         # Timers with something to dismiss. A worker of the release before this action takes any that it does not know
         # for a pause; a filter that it does not know it refuses.
         operation.filter = {**operation.filter, "dead": True}
+    if operation.action == BulkOperation.Action.SPREAD:
+        # Timers that can be spread, and refused in the same way.
+        operation.filter = {**operation.filter, "spread": True}
     operation.save(force_insert=True)
     # What only counts is no deed.
     if not operation.dry_run:
         told = {"action": operation.action, "filter": operation.filter}
+        if operation.spread_seconds:
+            told["spread_seconds"] = operation.spread_seconds
         audit.record("bulk.begun", kind="bulk", of=operation.pk, owner_id=operation.owner_id, after=told)
     event("bulk_begun", bulk=operation.pk, action=operation.action, dry_run=operation.dry_run)
 
@@ -256,7 +328,7 @@ def step_bulk(operation: BulkOperation) -> bool:
             BulkOperation.objects.filter(pk=operation.pk, finished_at=None).update(finished_at=F("stopped_at"))
             return False
         if page.timer_ids and not operation.dry_run:
-            operation.changed += _bulk_page(operation, page.timer_ids)
+            operation.changed += _bulk_page(operation, page.timer_ids, wanted=wanted)
         operation.matched += len(page.timer_ids)
         operation.cursor = page.next or ""
         now = states.database_now()
@@ -272,7 +344,7 @@ def step_bulk(operation: BulkOperation) -> bool:
     return operation.finished_at is None
 
 
-def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID]) -> int:
+def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID], *, wanted: search.Filter) -> int:
     match operation.action:
         case BulkOperation.Action.CANCEL:
             return cancel_many(timer_ids)
@@ -280,6 +352,12 @@ def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID]) -> int:
             return replay_many(timer_ids, spread_seconds=operation.spread_seconds or 0)
         case BulkOperation.Action.DISMISS:
             return letters.dismiss_of(timer_ids)
+        case BulkOperation.Action.SPREAD:
+            # It was checked that both are there.
+            begin, end = wanted.due_from, wanted.due_to
+            if begin is None or end is None:
+                return 0
+            return spread_many(timer_ids, begin=begin, end=end, spread_seconds=operation.spread_seconds or 0)
     tasks = (
         Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
     )

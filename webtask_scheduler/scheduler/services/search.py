@@ -547,7 +547,7 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
 _STORED = frozenset(
     (
         *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-        *("callbacks", "dead"),
+        *("callbacks", "dead", "spread"),
     )
 )
 
@@ -562,5 +562,8 @@ def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
         raise ValueError(f"A filter cannot have {', '.join(sorted(unknown))}.")
     instants = {name: read_instant(stored[name]) for name in ("due_from", "due_to") if name in stored}
     wanted = filter_of({**stored, **instants}, caller=caller)
+    if stored.get("spread"):
+        # What is moved leaves the time that is looked through, so that it is met once.
+        return replace(wanted, statuses=(State.SCHEDULED,), recurring=False, retrying=False)
     # The API takes no filter with these: only the end of an owner has `callbacks`, and a dismissal `dead`.
     return replace(wanted, steady=True, callbacks=bool(stored.get("callbacks")), dead=bool(stored.get("dead")))

@@ -6,9 +6,11 @@ import os
 import pty
 import subprocess
 import sys
+from datetime import timedelta
 
 import pytest
-from django.core.management import call_command
+from django.core.management import CommandError, call_command
+from django.utils import timezone
 
 from webtask_scheduler import terminal
 from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State
@@ -147,6 +149,28 @@ def test_bulk_operation_is_counted_confirmed_and_waited_for(worker, capsys, monk
     call_command("timer", "bulk", "cancel", "--host", "b.example", "--yes", "--no-wait")
     assert "is begun" in capsys.readouterr().out
     assert BulkOperation.objects.filter(finished_at=None).count() == 1
+
+
+@pytest.mark.django_db
+def test_timers_of_one_moment_are_spread_from_the_command_line(worker, capsys, make_timer):
+    at = timezone.now().replace(microsecond=0) + timedelta(hours=1)
+    for _ in range(3):
+        make_timer(due_at=at)
+    spread = ["timer", "bulk", "spread", "--due-from", at.isoformat(), "--yes"]
+    second = [*spread, "--due-to", (at + timedelta(microseconds=1)).isoformat()]
+    for words, said in (
+        ([*spread, "--spread-seconds", "600"], "due_from and due_to"),
+        (second, "Say over how many seconds"),
+        ([*second, "--spread-seconds", "0"], "must be from 1 to 86400"),
+        (["timer", "bulk", "pause", "--host", "a.example", "--spread-seconds", "60"], "is for replay and spread"),
+    ):
+        with pytest.raises(CommandError, match=said):
+            call_command(*words)
+    assert not BulkOperation.objects.exists()
+    call_command(*second, "--spread-seconds", "600")
+    assert capsys.readouterr().out == "3 timers were changed.\n"
+    dues = Delivery.objects.filter(state=State.SCHEDULED).values_list("due_at", flat=True)
+    assert all(at < due <= at + timedelta(seconds=600) for due in dues)
 
 
 @pytest.mark.django_db

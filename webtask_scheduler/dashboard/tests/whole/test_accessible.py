@@ -4,10 +4,16 @@ import json
 import re
 import urllib.error
 import urllib.request
+from datetime import timedelta
 
 import pytest
+from django.utils import timezone
 
+from webtask_scheduler.dashboard import queries
 from webtask_scheduler.dashboard.urls import urlpatterns
+from webtask_scheduler.scheduler import services
+from webtask_scheduler.scheduler.models import BulkOperation, HostHour, new_id
+from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.services import channels, notifying
 from webtask_scheduler.scheduler.services.channels import NewChannel
 from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING, browsing, complaints_of
@@ -43,12 +49,25 @@ def pages(server):
     post(server, f"timer/{once['task_id']}/run", {})
     again = post(server, "timer", {"web_url": "http://b.example/hook", "cron": "0 9 * * *", "labels": {"team": "a"}})
     bulk = post(server, "timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
+    at = timezone.now().replace(microsecond=0) + timedelta(hours=2)
+    services.schedule([services.NewTimer(web_url="http://a.example/", due_at=at) for _ in range(queries.HERD_LEAST)])
+    second = {"due_from": instant_text(at), "due_to": instant_text(at + timedelta(seconds=1))}
+    spread = post(server, "timer/bulk", {"action": "spread", "filter": second, "dry_run": True})
+    services.step_bulk(BulkOperation.objects.get(pk=spread["bulk_id"]))
+    for host, counts in (("a.example", {"failed": 4}), ("b.example", {"put_off": 4}), ("c.example", {})):
+        row = {"calls": 10, "failed": 0, "put_off": 0, "late": [1] * 18, "durations": [1] * 18}
+        hour = timezone.now().replace(minute=0, second=0, microsecond=0)
+        HostHour.objects.create(hour=hour, host=host, process="a", batch=new_id(), **(row | counts))
     channel = channels.add(NewChannel(kind="webhook", address="http://a.example/hook", on_recovery=True), owner_id=None)
     notifying.test(channel.pk, visible={"owner": None})
     values = {"timer_id": again["task_id"], "operation_id": bulk["bulk_id"], "name": "a.example", "number": "1"}
     values |= {"action": "stop", "secret_id": "1", "key_id": "1", "channel_id": str(channel.pk)}
     found = [re.sub(r"<(?:\w+:)?(\w+)>", lambda name: values[name[1]], str(one.pattern)) for one in urlpatterns]
-    return [path for path in found if is_page(server, path)] + [f"timers/{once['task_id']}", *OTHERS]
+    return [path for path in found if is_page(server, path)] + [
+        f"timers/{once['task_id']}",
+        f"operations/{spread['bulk_id']}",
+        *OTHERS,
+    ]
 
 
 def is_page(server, path):

@@ -13,7 +13,7 @@ import sys
 import time
 import uuid
 from argparse import ArgumentTypeError
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from webtask_scheduler import terminal
 from webtask_scheduler.access import actor
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api import importing
+from webtask_scheduler.scheduler.api.bulk import SPREAD_MOST
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer, ListSerializer
 from webtask_scheduler.scheduler.api.preview import PreviewSerializer, previewed
 from webtask_scheduler.scheduler.api.problems import PastDue
@@ -94,6 +95,12 @@ class Command(terminal.Command):
         bulk.add_argument("--yes", action="store_true", help=_("do not ask back"))
         bulk.add_argument("--dry-run", action="store_true", help=_("count them, change nothing"))
         bulk.add_argument("--no-wait", action="store_true", help=_("with --yes: begin it, and end at once"))
+        bulk.add_argument(
+            "--spread-seconds",
+            type=int,
+            metavar="SECONDS",
+            help=_("with replay: over this time from now; with spread: over this time from --due-from"),
+        )
         _add_filter(bulk, paged=False)
         preview = actions.add_parser("preview", help=_("show the next moments of a schedule; store nothing"))
         _add_schedule(preview)
@@ -209,7 +216,9 @@ class Command(terminal.Command):
             for name, value in values.items()
             if value != ""
         }
+        spread = _spread_of(options, values)
         operation = {"owner_id": owner_id, "everyone": owner_id is None, "action": options["deed"], "filter": stored}
+        operation |= {"spread_seconds": spread}
         quiet = options["verbosity"] == 0
         matched = None
         if options["dry_run"] or not options["yes"]:
@@ -530,6 +539,22 @@ def _waited(operation: BulkOperation, *, total: int | None, quiet: bool) -> Bulk
     if operation.error:
         raise CommandError(operation.error)
     return operation
+
+
+def _spread_of(options: dict[str, Any], wanted: Mapping[str, Any]) -> int | None:
+    """Return over how many seconds a bulk operation is spread; None if it is not. Raises CommandError."""
+    action = BulkOperation.Action
+    seconds: int | None = options["spread_seconds"]
+    if seconds is not None and options["deed"] not in (action.REPLAY, action.SPREAD):
+        raise CommandError(_("--spread-seconds is for replay and spread."))
+    if seconds is not None and not 1 <= seconds <= SPREAD_MOST:
+        raise CommandError(_("--spread-seconds must be from 1 to %(most)s.") % {"most": SPREAD_MOST})
+    if options["deed"] == action.SPREAD:
+        try:
+            services.check_spread(wanted, spread_seconds=seconds, dry_run=options["dry_run"])
+        except services.SpreadError as error:
+            raise CommandError(error.messages[0]) from error
+    return seconds
 
 
 def _schedule(body: dict[str, Any]) -> str:

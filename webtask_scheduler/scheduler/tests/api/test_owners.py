@@ -205,7 +205,13 @@ def test_bulk_operations_change_and_count_what_is_the_owners(ann, bob, action):
     (failed,) = services.schedule([services.NewTimer(web_url=URL, delay_seconds=60, owner_id=ann.user.pk)])
     Delivery.objects.filter(timer=failed.timer_id).update(state="failed", finished_at="2026-01-01T00:00:00Z")
     of_ann = list(Delivery.objects.filter(timer__owner=ann.user).order_by("pk").values())
-    begun = ask("POST", "/timer/bulk", bob.key, {"action": action, "filter": {}}).json()
+    body = {"action": action, "filter": {}}
+    if action == "spread":
+        # In it are the timers of both.
+        now = timezone.now()
+        due = {"due_from": now.isoformat(), "due_to": (now + timedelta(hours=12)).isoformat()}
+        body |= {"filter": due, "spread_seconds": 86_400}
+    begun = ask("POST", "/timer/bulk", bob.key, body).json()
     while services.step_bulk(BulkOperation.objects.get()):
         pass
     # He has nothing to dismiss.

@@ -5,6 +5,7 @@ Each interleaving is forced: one transaction is kept open, the other is begun in
 
 import threading
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -519,3 +520,25 @@ def test_start_that_waits_for_a_row_knows_when_it_began(make_timer):
     passed = (now - call.started_at).total_seconds()
     # Half the lock's wait is far more than a round trip takes.
     assert began - call.started - 0.25 < passed < ended - call.started + 0.25
+
+
+# Spread
+
+
+def test_spread_leaves_alone_what_is_claimed_while_it_waits(make_timer):
+    at = timezone.now() + timedelta(seconds=30)
+    timers = [make_timer(due_at=at) for _ in range(2)]
+    claimed, waits = timers
+    with beside() as start:
+        with transaction.atomic():
+            # As a claim does, which takes no timer's lock.
+            Delivery.objects.filter(timer=claimed).update(
+                state=State.CLAIMED, lease_token=uuid.uuid4(), lease_expires_at=at + timedelta(seconds=60)
+            )
+            ids = [timer.pk for timer in timers]
+            end = at + timedelta(microseconds=1)
+            spread = start(services.spread_many, ids, begin=at, end=end, spread_seconds=600)
+            until_waiting(spread)
+        assert spread.result(WAIT_SECONDS) == 1
+    assert states(claimed) == [(1, "claimed")]
+    assert states(waits) == [(1, "cancelled"), (2, "scheduled")]

@@ -84,7 +84,7 @@ def test_looks_are_along_the_index(make_dead):
         cursor.execute("SET LOCAL enable_seqscan = off")
         for caller in (NOBODY, OPERATOR):
             for statement in (letters._LETTERS, letters._COUNT):
-                cursor.execute(f"EXPLAIN {statement}", letters._ranges(caller) | values)
+                cursor.execute(f"EXPLAIN {statement}", letters.ranges_of(caller) | values)
                 plan = "\n".join(row[0] for row in cursor.fetchall())
                 assert "delivery_dead_idx" in plan
                 assert "Seq Scan" not in plan

@@ -114,6 +114,9 @@ def test_call_may_not_run_replay_or_move_and_may_look_pause_and_cancel(client):
     refused(post(client, None, path(lost, "/replay"), **OURS), 508, "a loop")
     refused(post(client, None, path(timer, "/try-now"), **OURS), 508, "a loop")
     refused(post(client, {"action": "replay", "filter": {}}, "/timer/bulk", **OURS), 508, "a loop")
+    second = {"due_from": "2026-01-05T15:00:00Z", "due_to": "2026-01-05T15:00:01Z"}
+    spread = {"action": "spread", "filter": second, "spread_seconds": 60}
+    refused(post(client, spread, "/timer/bulk", **OURS), 508, "a loop")
     refused(send(client, "PATCH", path(timer), {"seconds": 0}, **OURS), 508, "a loop")
     assert stored() == before
     assert send(client, "PATCH", path(timer), {"name": "x"}, **OURS).status_code == 200

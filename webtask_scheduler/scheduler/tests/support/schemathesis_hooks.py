@@ -45,7 +45,13 @@ BEYOND_SCHEMA = (
     "The metadata is longer than",
     "Too far ahead",
     # What another parameter asks for, and whose a key is.
-    "Only with replay.",
+    "Only with replay or spread.",
+    # What a spread asks of its filter, and how long a time is beside another.
+    "To spread timers, give the time in which they are due",
+    "due_to must be after due_from.",
+    "Only timers that are",
+    "Say over how many seconds",
+    "It must be longer than the time from due_from",
     "Required with id.",
     "Only a superuser's key makes keys for others",
     # Of a channel: what its kind asks of its address, whose mail it may be, and what goes together.
