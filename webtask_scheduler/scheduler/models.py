@@ -670,6 +670,8 @@ class NotificationChannel(models.Model):
     shown_address = models.CharField(max_length=HOST_MAX_LENGTH + 20)
     # Only of timers with this label, in the form of TimerLabel; empty for all of the owner's.
     label = models.CharField(max_length=LABEL_MAX_LENGTH, blank=True, default="")
+    # Of its messages, one of settings.LANGUAGES; empty for the service's own.
+    language = models.CharField(_("language"), max_length=10, blank=True, default="", db_default="")
     # The events: a delivery failed or was missed; a recurring timer failed so many times in a row, null for never; it
     # succeeded again; and, for people who may see the whole service, calls are late.
     on_dead_letter = models.BooleanField(default=True)

@@ -472,7 +472,7 @@ def test_end_of_an_account_ends_its_channels(user, receiver):
 @pytest.fixture
 def mailbox(settings):
     with Mailbox() as box:
-        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_BACKEND = "webtask_scheduler.mail.EmailBackend"
         settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", box.port
         settings.DEFAULT_FROM_EMAIL = "Timers <timers@example.com>"
         settings.WEBTASK_PUBLIC_URL = "https://timers.example.com"
