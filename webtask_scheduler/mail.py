@@ -32,6 +32,7 @@ class _Line(smtplib.SMTP):
         # A descriptor of its own for the same connection: STARTTLS takes the first one away.
         self._other_end = made.dup()
         if self._is_ended:
+            made.close()
             raise TimeoutError("It took too long to connect.")
         return made
 
@@ -67,7 +68,11 @@ class EmailBackend(smtp.EmailBackend):
         def connect(*args: Any, **kwargs: Any) -> _Line:
             # Known before it connects, so that its greeting ends too.
             line = self._line = kind.__new__(kind)
-            line.__init__(*args, **kwargs)  # type: ignore[misc]  # as calling the class does
+            try:
+                line.__init__(*args, **kwargs)  # type: ignore[misc]  # as calling the class does
+            except BaseException:
+                line.close()
+                raise
             return line
 
         return connect

@@ -651,7 +651,7 @@ WEBTASK_MAIL_DOMAINS = [
     domain.strip().lower() for domain in os.environ.get("WEBTASK_MAIL_DOMAINS", "").split(",") if domain.strip()
 ]
 # The mail server, none by default; and whom mail comes from. Servers look into a mail before they take it, and one that
-# was taken after we stopped waiting is sent again: so the patience is long, and `webtask_scheduler.mail` bounds the whole.
+# is taken after we stopped waiting is sent again. So the patience is long; `webtask_scheduler.mail` bounds the whole.
 vars().update(mail("dummymail:"))
 EMAIL_TIMEOUT = 60
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="").strip() or "webtask_scheduler@localhost"

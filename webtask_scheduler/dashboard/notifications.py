@@ -1,5 +1,6 @@
 """`/settings/notifications`: where an owner is told of failures, and what was sent there."""
 
+import re
 from typing import Any
 
 from django import forms
@@ -8,8 +9,8 @@ from django.contrib import messages
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
 from webtask_scheduler.dashboard.frame import is_live, show
@@ -21,8 +22,11 @@ from webtask_scheduler.scheduler.services.channels import ChannelError, NewChann
 from webtask_scheduler.vault import VaultError
 
 SENT_SHOWN = 25
-# The ids of a page fit PostgreSQL's bigint.
-ID_MOST = 2**63 - 1
+
+
+def _languages() -> list[tuple[str, str]]:
+    """Return what a channel may be told in."""
+    return [("", _("that of the service")), *settings.LANGUAGES]
 
 
 class ChannelForm(forms.Form):
@@ -43,6 +47,7 @@ class ChannelForm(forms.Form):
         required=False,
         widget=forms.TextInput(attrs={"placeholder": "team=billing", "spellcheck": "false"}),
     )
+    language = forms.ChoiceField(label=gettext_lazy("Language of its messages"), choices=_languages, required=False)
     on_dead_letter = forms.BooleanField(
         label=gettext_lazy("A call failed for good, or was missed"), required=False, initial=True
     )
@@ -99,7 +104,7 @@ def _shown(request: HttpRequest, *, status: int = 200, **values: Any) -> HttpRes
         may_be_late=channels.may_be_told_late(_user(request)),
         sends_mail=channels.sends_mail(),
         pause_seconds=settings.WEBTASK_NOTIFY_SECONDS,
-        **({"form": ChannelForm()} | _sent(request) | values),
+        **({"form": ChannelForm(initial={"language": get_language()})} | _sent(request) | values),
     )
 
 
@@ -107,7 +112,10 @@ def _sent(request: HttpRequest) -> dict[str, Any]:
     """Return the latest messages, or those before the one that the query names, with what came of them."""
     before = request.GET.get("before", "")
     rows = Notification.objects.filter(**caller_of(request).own())
-    if before.isdecimal() and before.isascii() and int(before) <= ID_MOST:
+    # Ids fit PostgreSQL's bigint, and Python reads no number of thousands of digits.
+    if not re.fullmatch(r"[0-9]{1,18}", before):
+        before = ""
+    if before:
         rows = rows.filter(pk__lt=int(before))
     found = list(rows.select_related("channel").order_by("-pk")[: SENT_SHOWN + 1])
     shown = [
@@ -117,7 +125,7 @@ def _sent(request: HttpRequest) -> dict[str, Any]:
     return {
         "sent": shown,
         "older": found[SENT_SHOWN - 1].pk if len(found) > SENT_SHOWN else None,
-        "before": before if before.isdecimal() else "",
+        "before": before,
     }
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -48,8 +48,8 @@ EDITED = ("name", "label", "language", "on_dead_letter", "failures_in_row", "on_
 class ChannelError(ValidationError):
     """What a channel may not be; `field` is empty where it is none of its fields."""
 
-    def __init__(self, field: str, said: Any) -> None:
-        self.field = field
+    def __init__(self, field_name: str, said: Any) -> None:
+        self.field = field_name
         super().__init__(said)
 
 
@@ -70,12 +70,20 @@ class TestTooSoonError(ChannelError):
         super().__init__("", said % {"seconds": settings.WEBTASK_NOTIFY_SECONDS})
 
 
+class PausedError(ChannelError):
+    """Nothing is sent to a channel that is paused."""
+
+    def __init__(self) -> None:
+        super().__init__("", _("The channel is paused. Resume it, then send a test."))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChannel:
     """A channel to make, or what an edit makes of one; without an `address`, an edit keeps it."""
 
     kind: str
-    address: str = ""
+    # Not in a traceback that shows values.
+    address: str = field(default="", repr=False)
     name: str = ""
     label: str = ""
     language: str = ""

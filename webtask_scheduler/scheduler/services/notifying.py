@@ -6,8 +6,8 @@ nothing is lost or told twice, whenever a process is killed and however many the
 gathered in one row, until the last message is WEBTASK_NOTIFY_SECONDS old: ten thousand failures are one message.
 
 A URL is called by an ordinary timer, with its retries, its history, its signature and the egress guard. Such timers are
-known by who made them, and what becomes of them is told to nobody. Mail is sent from here, by one process at a time: a
-server that hangs holds one thread of upkeep and no more. A mail is sent again after a process that died while it sent it.
+known by who made them, and what becomes of them is told to nobody. Mail is sent from here, by one process at a time, so
+that a server that hangs holds one thread of upkeep. What a process was sending as it died, the next sends again.
 """
 
 import contextlib
@@ -46,6 +46,7 @@ from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.rules import messages
 from webtask_scheduler.scheduler.sealing import HIDES_PATH, shown_url
 from webtask_scheduler.scheduler.services.channels import (
+    PausedError,
     TestTooSoonError,
     language_of,
     may_be_mailed,
@@ -435,10 +436,12 @@ def _of(channel: NotificationChannel, **values: Any) -> Notification:
 def test(channel_id: int, *, visible: Mapping[str, Any]) -> Notification:
     """Send a test to a channel at once, at most one in the time between two messages.
 
-    Raises NotificationChannel.DoesNotExist, TestTooSoonError.
+    Raises NotificationChannel.DoesNotExist, PausedError, TestTooSoonError.
     """
     with transaction.atomic():
         channel = NotificationChannel.objects.select_for_update().get(pk=channel_id, **visible)
+        if channel.paused_at is not None:
+            raise PausedError
         now = states.database_now()
         recent = Notification.objects.filter(channel=channel, gathered__has_key="test", created_at__lte=now)
         if recent.filter(created_at__gt=now - timedelta(seconds=settings.WEBTASK_NOTIFY_SECONDS)).exists():
@@ -560,16 +563,12 @@ def _sent_by(server: Any, one: Notification) -> MailFailure | None:
     channel = one.channel
     if channel is None:
         raise ValueError("A notification without a channel is not sent.")
-    if one.attempts > len(MAIL_WAITS) + 1:
-        # Another attempt might end the next process too.
-        return MailFailure("Each process that sent it has ended meanwhile.", is_final=True)
     sender = settings.DEFAULT_FROM_EMAIL
     domain = sender.rpartition("@")[2].strip("> ") or "localhost"
     try:
         address = channel.value
-        # Rights may have been taken since it was given.
-        if not may_be_mailed(address, channel.owner):
-            return MailFailure("Mail may no longer be sent to this address.", is_final=True)
+        if refusal := _refusal(one, address, channel.owner):
+            return refusal
         mail = EmailMessage(
             one.subject,
             one.text,
@@ -585,22 +584,36 @@ def _sent_by(server: Any, one: Notification) -> MailFailure | None:
         # Kept open for the next one.
         server.open()
         mail.send()
-    except smtplib.SMTPRecipientsRefused as error:
-        code, said = next(iter(error.recipients.values()))
-        if code == HANGS_UP:
-            return _away(server, error)
-        return MailFailure(f"The mail server refused the address: {code} {_text(said)}", is_final=code >= FOR_GOOD)
-    except smtplib.SMTPDataError as error:
-        if error.smtp_code == HANGS_UP:
-            return _away(server, error)
-        refused = f"The mail server refused the mail: {error.smtp_code} {_text(error.smtp_error)}"
-        return MailFailure(refused, is_final=error.smtp_code >= FOR_GOOD)
     except (OSError, smtplib.SMTPException) as error:
-        return _away(server, error)
+        return _refused(error) or _away(server, error)
     except Exception as error:
         event("mail_failed", level=logging.ERROR, exc_info=error, error=type(error).__name__)
         return MailFailure(f"The mail could not be written: {type(error).__name__}.", is_final=True)
     return None
+
+
+def _refusal(one: Notification, address: str, owner: Any) -> MailFailure | None:
+    """Return why a mail is not to be sent at all."""
+    if one.attempts > len(MAIL_WAITS) + 1:
+        # Another attempt might end the next process too.
+        return MailFailure("Each process that sent it has ended meanwhile.", is_final=True)
+    if not may_be_mailed(address, owner):
+        # Rights were taken since the address was given.
+        return MailFailure("Mail may no longer be sent to this address.", is_final=True)
+    return None
+
+
+def _refused(error: Exception) -> MailFailure | None:
+    """Return what a server has against this one mail; None for what is wrong with the server."""
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        what, (code, said) = "address", next(iter(error.recipients.values()))
+    elif isinstance(error, smtplib.SMTPDataError):
+        what, code, said = "mail", error.smtp_code, error.smtp_error
+    else:
+        return None
+    if code == HANGS_UP:
+        return None
+    return MailFailure(f"The mail server refused the {what}: {code} {_text(said)}", is_final=code >= FOR_GOOD)
 
 
 def _away(server: Any, error: Exception) -> MailFailure:
