@@ -6,6 +6,7 @@ from typing import Any
 from django import forms
 from django.conf import settings
 from django.contrib import messages
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -13,7 +14,8 @@ from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard.frame import is_live, may_know_admin, show
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler.models import Notification, NotificationChannel
@@ -101,6 +103,7 @@ def _shown(request: HttpRequest, *, status: int = 200, **values: Any) -> HttpRes
         status=status,
         channels=list(own.order_by("pk")[: channels.CHANNELS_MOST]),
         channels_most=channels.CHANNELS_MOST,
+        admin_channels=_in_admin(request, NotificationChannel),
         may_be_late=channels.may_be_told_late(_user(request)),
         sends_mail=channels.sends_mail(),
         pause_seconds=settings.WEBTASK_NOTIFY_SECONDS,
@@ -126,7 +129,17 @@ def _sent(request: HttpRequest) -> dict[str, Any]:
         "sent": shown,
         "older": found[SENT_SHOWN - 1].pk if len(found) > SENT_SHOWN else None,
         "before": before,
+        "admin_sent": _in_admin(request, Notification),
     }
+
+
+def _in_admin(request: HttpRequest, model: type[Model]) -> str:
+    """Return the address of the admin's list of all owners' rows; empty for people who may not see it."""
+    meta = model._meta  # noqa: SLF001 - Django means it so
+    may_view = is_open() or request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}")
+    if not (may_view and may_know_admin(request.user)):
+        return ""
+    return reverse(f"admin:{meta.app_label}_{meta.model_name}_changelist")
 
 
 def _about(one: Notification) -> str:

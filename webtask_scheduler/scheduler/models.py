@@ -651,6 +651,12 @@ class CallStop(models.Model):
         return gettext("calls to %(host)s are stopped") % {"host": self.host}
 
 
+def masked_mail(shown_address: str) -> str:
+    """Return a channel's address for people whose channel it is not: of a mail address, who it is is left out."""
+    who, at, domain = shown_address.rpartition("@")
+    return f"{who[:1]}***@{domain}" if at else shown_address
+
+
 class NotificationChannel(models.Model):
     """Where an owner is told of what happened to the owner's timers, and of which events."""
 
@@ -704,7 +710,7 @@ class NotificationChannel(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.name or self.shown_address
+        return self.name or masked_mail(self.shown_address)
 
     @property
     def value(self) -> str:
