@@ -673,8 +673,13 @@ WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"
 # The URL of the demo receiver, or its path; empty for none.
 WEBTASK_DEMO_RECEIVER = ""
 
-# Where a browser finds Flower, for a link on /system; empty for none. `./scripts/run` says it.
-WEBTASK_FLOWER_URL = env.str("WEBTASK_FLOWER_URL", default="")
+# Where a browser finds Flower, for a link in the menu and on /system; empty for none. `./scripts/run` says it, and
+# docker-compose.production.yml says FLOWER=on, where it is behind Caddy.
+WEBTASK_FLOWER_URL = os.environ.get("WEBTASK_FLOWER_URL", "").strip()
+if not re.fullmatch(r"(https?:/)?/[^\s\"'<>\\]*|", WEBTASK_FLOWER_URL):
+    _refuse("WEBTASK_FLOWER_URL", "a URL that begins with http:// or https://, or a path such as /flower/")
+if one_of("FLOWER", "off", "on") == "on":
+    WEBTASK_FLOWER_URL = WEBTASK_FLOWER_URL or "/flower/"
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

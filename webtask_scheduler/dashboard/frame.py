@@ -48,6 +48,7 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "dead_count": letters.count(caller_of(request), most=BADGE_MOST + 1) if entered else 0,
         "badge_most": BADGE_MOST,
         "warnings": _warnings(at) if entered and sees_service(request) else [],
+        "flower": settings.WEBTASK_FLOWER_URL if entered and sees_service(request) else "",
         "admin_path": f"/{settings.ADMIN_PATH}" if may_know_admin(user) else "",
     }
 
