@@ -8,7 +8,7 @@ from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 from django.utils.text import format_lazy
-from django.utils.translation import gettext, ngettext
+from django.utils.translation import gettext
 from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, ViewOnlyAdmin
@@ -124,9 +124,7 @@ class NotificationChannelAdmin(_NoticesAdmin):
         in_row = channel.failures_in_row or 0
         events = [
             gettext("dead letter") if channel.on_dead_letter else "",
-            ngettext("%(number)s failure in a row", "%(number)s failures in a row", in_row) % {"number": in_row}
-            if in_row
-            else "",
+            gettext("%(number)s failures in a row") % {"number": in_row} if in_row else "",
             gettext("recovery") if channel.on_recovery else "",
             gettext("late calls") if channel.on_late else "",
         ]

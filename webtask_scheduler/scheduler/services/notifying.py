@@ -72,7 +72,8 @@ ON_TIME_SECONDS = 2.0
 MAIL_WAITS = tuple(timedelta(minutes=minutes) for minutes in (1, 5, 15, 60, 240, 480, 720))
 # While a process sends a mail, no other does: twice of what one takes at most, see `webtask_scheduler.mail`.
 MAIL_LEASE = timedelta(minutes=5)
-# Answers of a mail server from here on do not change with time; and what it says as it hangs up.
+# Answers of a mail server from here on refuse, and from there on do so for good; and what it says as it hangs up.
+REFUSES = 400
 FOR_GOOD = 500
 HANGS_UP = 421
 PRUNE_ROWS = 1000
@@ -611,7 +612,8 @@ def _refused(error: Exception) -> MailFailure | None:
         what, code, said = "mail", error.smtp_code, error.smtp_error
     else:
         return None
-    if code == HANGS_UP:
+    if code == HANGS_UP or code < REFUSES:
+        # It goes, or what it says is no answer of a mail server.
         return None
     return MailFailure(f"The mail server refused the {what}: {code} {_text(said)}", is_final=code >= FOR_GOOD)
 
