@@ -149,7 +149,7 @@ class SentChangeList(BoundedChangeList):
         rows = cast("list[Notification]", list(self.result_list))
         for row, found in zip(rows, notifying.listed(rows), strict=True):
             row.came_of = found  # type: ignore[attr-defined]
-        self.result_list = rows  # type: ignore[assignment]
+        self.result_list = rows
 
 
 @admin.register(Notification)

@@ -606,6 +606,7 @@ def _refusal(one: Notification, address: str, owner: Any) -> MailFailure | None:
 
 def _refused(error: Exception) -> MailFailure | None:
     """Return what a server has against this one mail; None for what is wrong with the server."""
+    said: bytes | str
     if isinstance(error, smtplib.SMTPRecipientsRefused):
         what, (code, said) = "address", next(iter(error.recipients.values()))
     elif isinstance(error, smtplib.SMTPDataError):
