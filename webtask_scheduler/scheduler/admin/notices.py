@@ -3,6 +3,7 @@
 from typing import Any, cast
 
 from django.contrib import admin
+from django.contrib.auth import get_user_model
 from django.db.models import Q, QuerySet
 from django.http import HttpRequest
 from django.utils.html import format_html, format_html_join
@@ -74,7 +75,9 @@ class _NoticesAdmin(ViewOnlyAdmin, BoundedAdmin):
             return queryset, False
         if term.isdecimal() and term.isascii() and len(term) <= ID_DIGITS:
             return queryset.filter(pk=int(term)), False
-        parts = Q(owner__email__icontains=term)
+        # Looked for once, rather than joined to each row.
+        people = get_user_model().objects.filter(email__icontains=term).values_list("pk", flat=True)
+        parts = Q(owner__in=people)
         for column in self.texts:
             parts |= Q(**{f"{column}__icontains": term})
         return newest(queryset).filter(parts), False
@@ -103,7 +106,7 @@ class NotificationChannelAdmin(_NoticesAdmin):
     list_select_related = ("owner",)
     texts = ("name", "label", "shown_address")
     fields = (
-        *("id", "owner_shown", "name_shown", "kind", "address_shown", "language_shown", "told_when", "label_shown"),
+        *("id", "owner", "name_shown", "kind", "address_shown", "language_shown", "told_when", "label_shown"),
         *("status", "created", "told"),
     )
 
@@ -161,7 +164,7 @@ class NotificationAdmin(_NoticesAdmin):
     list_select_related = ("owner", "channel")
     texts = ("subject", "shown_address")
     fields = (
-        *("id", "owner_shown", "channel_shown", "kind", "address_shown", "outcome", "error_shown", "attempts"),
+        *("id", "owner", "channel_shown", "kind", "address_shown", "outcome", "error_shown", "attempts"),
         *("created", "made", "ended", "call", "subject", "text_shown"),
     )
 
