@@ -159,6 +159,7 @@ def fill(*, waiting: int, ended: int, say: Callable[[str], None] = lambda _: Non
             cursor.execute("SET LOCAL session_replication_role = origin")
         say(f"  {last + 1} of {total} timers")
     _records(timers=total)
+    _notices(messages=total // 10)
     _rollups()
 
 
@@ -208,6 +209,33 @@ def _records(*, timers: int) -> None:
             " 1 + n %% 20, 'person-' || n %% 20 || '@example.com', '', '192.0.2.' || n %% 250,"
             " (ARRAY['api', 'admin', 'dashboard'])[1 + n %% 3], 'r-' || n FROM generate_series(1, %s) n",
             [timers // 4],
+        )
+
+
+def _notices(*, messages: int) -> None:
+    """Store a channel for each person and some for the administrator, all paused, and what was sent to them."""
+    said = "2 dead letters since 14:02 UTC.\n- Invoice failed after 5 attempts: The receiver answered 503.\n" * 5
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO scheduler_notificationchannel (owner_id, name, kind, address, shown_address, label,"
+            " on_dead_letter, on_recovery, on_late, is_told_late, created_at, active_since, paused_at)"
+            " SELECT CASE n %% 50 WHEN 0 THEN admin.id ELSE person.id END, 'Channel ' || n,"
+            " (ARRAY['mail', 'slack', 'webhook'])[1 + n %% 3], 'x', 'https://shop.example/***', '',"
+            " true, false, false, false, now(), now(), now()"
+            "  FROM (SELECT id, row_number() OVER (ORDER BY id) AS n FROM users_user) person,"
+            " (SELECT id FROM users_user WHERE email = %s) admin",
+            [ADMIN],
+        )
+        cursor.execute(
+            "INSERT INTO scheduler_notification (owner_id, channel_id, kind, shown_address, state, gathered, subject,"
+            " text, created_at, made_at, attempts, error)"
+            " SELECT channel.owner_id, channel.id, channel.kind, channel.shown_address,"
+            " (ARRAY['sent', 'failed', 'called'])[1 + n %% 3], '{\"test\": {}}', 'Invoice ' || n || ' failed', %s,"
+            " now() - (%s - n) * interval '1 s', now() - (%s - n) * interval '1 s', 1, ''"
+            "  FROM (SELECT *, row_number() OVER (ORDER BY id) AS place, count(*) OVER () AS all_of_them"
+            " FROM scheduler_notificationchannel) channel"
+            "  JOIN generate_series(1, %s) n ON channel.place = 1 + n %% channel.all_of_them",
+            [said, messages, messages, messages],
         )
 
 

@@ -52,3 +52,10 @@ def translated(said: object) -> str:
     values = {name: translated(value) if isinstance(value, Sentence) else value for name, value in said.values.items()}
     pattern = ngettext(said.pattern, said.plural, said.number) if said.plural else gettext(said.pattern)
     return pattern % values if values else pattern
+
+
+def grouped(number: int) -> str:
+    """Return a whole number in the language of this thread, as 1,204 in English."""
+    from django.utils.formats import number_format
+
+    return number_format(number, use_l10n=True, force_grouping=True)

@@ -173,6 +173,8 @@ def mail(default: str) -> dict[str, Any]:
         sys.exit(os.EX_CONFIG)
     return found | {
         "EMAIL_PORT": found["EMAIL_PORT"] or _MAIL[scheme],
+        # Ours ends what a mail server draws out.
+        **({"EMAIL_BACKEND": "webtask_scheduler.mail.EmailBackend"} if scheme.startswith("smtp") else {}),
         "EMAIL_HOST_USER": found["EMAIL_HOST_USER"] or "",
         "EMAIL_HOST_PASSWORD": found["EMAIL_HOST_PASSWORD"] or "",
     }
@@ -648,9 +650,10 @@ WEBTASK_PUBLIC_URL = public_url("WEBTASK_PUBLIC_URL")
 WEBTASK_MAIL_DOMAINS = [
     domain.strip().lower() for domain in os.environ.get("WEBTASK_MAIL_DOMAINS", "").split(",") if domain.strip()
 ]
-# The mail server, none by default; and whom mail comes from.
+# The mail server, none by default; and whom mail comes from. Servers look into a mail before they take it, and one that
+# is taken after we stopped waiting is sent again. So the patience is long; `webtask_scheduler.mail` bounds the whole.
 vars().update(mail("dummymail:"))
-EMAIL_TIMEOUT = 10
+EMAIL_TIMEOUT = 60
 DEFAULT_FROM_EMAIL = env.str("DEFAULT_FROM_EMAIL", default="").strip() or "webtask_scheduler@localhost"
 # Days that entries of the audit log are kept; 0 keeps them forever.
 WEBTASK_AUDIT_DAYS = whole_number("WEBTASK_AUDIT_DAYS", default=365, least=0, most=36_500)
@@ -670,8 +673,13 @@ WEBTASK_STATUS = one_of("WEBTASK_STATUS", "off", "public") == "public"
 # The URL of the demo receiver, or its path; empty for none.
 WEBTASK_DEMO_RECEIVER = ""
 
-# Where a browser finds Flower, for a link on /system; empty for none. `./scripts/run` says it.
-WEBTASK_FLOWER_URL = env.str("WEBTASK_FLOWER_URL", default="")
+# Where a browser finds Flower, for a link in the menu and on /system; empty for none. `./scripts/run` says it, and
+# docker-compose.production.yml says FLOWER=on, where it is behind Caddy.
+WEBTASK_FLOWER_URL = os.environ.get("WEBTASK_FLOWER_URL", "").strip()
+if not re.fullmatch(r"(https?:/)?/[^\s\"'<>\\]*|", WEBTASK_FLOWER_URL):
+    _refuse("WEBTASK_FLOWER_URL", "a URL that begins with http:// or https://, or a path such as /flower/")
+if one_of("FLOWER", "off", "on") == "on":
+    WEBTASK_FLOWER_URL = WEBTASK_FLOWER_URL or "/flower/"
 
 # Metrics, for operators: at /metrics with this token, at a port of their own, or both. Where neither is set, they are
 # refused unless they are open.

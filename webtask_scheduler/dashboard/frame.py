@@ -48,7 +48,8 @@ def frame(request: HttpRequest, *, title: str = "", at: str = "") -> dict[str, A
         "dead_count": letters.count(caller_of(request), most=BADGE_MOST + 1) if entered else 0,
         "badge_most": BADGE_MOST,
         "warnings": _warnings(at) if entered and sees_service(request) else [],
-        "admin_path": f"/{settings.ADMIN_PATH}" if _may_know_admin(user) else "",
+        "flower": settings.WEBTASK_FLOWER_URL if entered and sees_service(request) else "",
+        "admin_path": f"/{settings.ADMIN_PATH}" if may_know_admin(user) else "",
     }
 
 
@@ -63,7 +64,7 @@ def _warnings(at: str) -> list[tuple[str, str]]:
     return [(trouble.text, links.get(trouble.about, "")) for trouble in facts.troubles()]
 
 
-def _may_know_admin(user: Any) -> bool:
+def may_know_admin(user: Any) -> bool:
     """Return whether the admin's path may be told: a path that was chosen is for its people only."""
     return bool(getattr(user, "is_staff", False)) or (is_open() and settings.ADMIN_PATH == "admin/")
 

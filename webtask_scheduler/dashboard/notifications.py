@@ -1,18 +1,21 @@
 """`/settings/notifications`: where an owner is told of failures, and what was sent there."""
 
+import re
 from typing import Any
 
 from django import forms
 from django.conf import settings
 from django.contrib import messages
+from django.db.models import Model
 from django.http import Http404, HttpRequest, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
+from django.utils.translation import get_language, gettext_lazy
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_http_methods, require_POST, require_safe
 
-from webtask_scheduler.dashboard.frame import is_live, show
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard.frame import is_live, may_know_admin, show
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page
 from webtask_scheduler.scheduler.models import Notification, NotificationChannel
@@ -21,8 +24,11 @@ from webtask_scheduler.scheduler.services.channels import ChannelError, NewChann
 from webtask_scheduler.vault import VaultError
 
 SENT_SHOWN = 25
-# The ids of a page fit PostgreSQL's bigint.
-ID_MOST = 2**63 - 1
+
+
+def _languages() -> list[tuple[str, str]]:
+    """Return what a channel may be told in."""
+    return [("", _("that of the service")), *settings.LANGUAGES]
 
 
 class ChannelForm(forms.Form):
@@ -43,6 +49,7 @@ class ChannelForm(forms.Form):
         required=False,
         widget=forms.TextInput(attrs={"placeholder": "team=billing", "spellcheck": "false"}),
     )
+    language = forms.ChoiceField(label=gettext_lazy("Language of its messages"), choices=_languages, required=False)
     on_dead_letter = forms.BooleanField(
         label=gettext_lazy("A call failed for good, or was missed"), required=False, initial=True
     )
@@ -96,10 +103,11 @@ def _shown(request: HttpRequest, *, status: int = 200, **values: Any) -> HttpRes
         status=status,
         channels=list(own.order_by("pk")[: channels.CHANNELS_MOST]),
         channels_most=channels.CHANNELS_MOST,
+        admin_channels=_in_admin(request, NotificationChannel),
         may_be_late=channels.may_be_told_late(_user(request)),
         sends_mail=channels.sends_mail(),
         pause_seconds=settings.WEBTASK_NOTIFY_SECONDS,
-        **({"form": ChannelForm()} | _sent(request) | values),
+        **({"form": ChannelForm(initial={"language": get_language()})} | _sent(request) | values),
     )
 
 
@@ -107,7 +115,10 @@ def _sent(request: HttpRequest) -> dict[str, Any]:
     """Return the latest messages, or those before the one that the query names, with what came of them."""
     before = request.GET.get("before", "")
     rows = Notification.objects.filter(**caller_of(request).own())
-    if before.isdecimal() and before.isascii() and int(before) <= ID_MOST:
+    # Ids fit PostgreSQL's bigint, and Python reads no number of thousands of digits.
+    if not re.fullmatch(r"[0-9]{1,18}", before):
+        before = ""
+    if before:
         rows = rows.filter(pk__lt=int(before))
     found = list(rows.select_related("channel").order_by("-pk")[: SENT_SHOWN + 1])
     shown = [
@@ -117,8 +128,18 @@ def _sent(request: HttpRequest) -> dict[str, Any]:
     return {
         "sent": shown,
         "older": found[SENT_SHOWN - 1].pk if len(found) > SENT_SHOWN else None,
-        "before": before if before.isdecimal() else "",
+        "before": before,
+        "admin_sent": _in_admin(request, Notification),
     }
+
+
+def _in_admin(request: HttpRequest, model: type[Model]) -> str:
+    """Return the address of the admin's list of all owners' rows; empty for people who may not see it."""
+    meta = model._meta  # noqa: SLF001 - Django means it so
+    may_view = is_open() or request.user.has_perm(f"{meta.app_label}.view_{meta.model_name}")
+    if not (may_view and may_know_admin(request.user)):
+        return ""
+    return reverse(f"admin:{meta.app_label}_{meta.model_name}_changelist")
 
 
 def _about(one: Notification) -> str:

@@ -653,6 +653,12 @@ class CallStop(models.Model):
         return gettext("calls to %(host)s are stopped") % {"host": self.host}
 
 
+def masked_mail(shown_address: str) -> str:
+    """Return a channel's address for people whose channel it is not: of a mail address, who it is is left out."""
+    who, at, domain = shown_address.rpartition("@")
+    return f"{who[:1]}***@{domain}" if at else shown_address
+
+
 class NotificationChannel(models.Model):
     """Where an owner is told of what happened to the owner's timers, and of which events."""
 
@@ -672,6 +678,8 @@ class NotificationChannel(models.Model):
     shown_address = models.CharField(max_length=HOST_MAX_LENGTH + 20)
     # Only of timers with this label, in the form of TimerLabel; empty for all of the owner's.
     label = models.CharField(max_length=LABEL_MAX_LENGTH, blank=True, default="")
+    # Of its messages, one of settings.LANGUAGES; empty for the service's own.
+    language = models.CharField(_("language"), max_length=10, blank=True, default="", db_default="")
     # The events: a delivery failed or was missed; a recurring timer failed so many times in a row, null for never; it
     # succeeded again; and, for people who may see the whole service, calls are late.
     on_dead_letter = models.BooleanField(default=True)
@@ -704,7 +712,7 @@ class NotificationChannel(models.Model):
         ]
 
     def __str__(self) -> str:
-        return self.name or self.shown_address
+        return self.name or masked_mail(self.shown_address)
 
     @property
     def value(self) -> str:

@@ -236,5 +236,5 @@ def prune() -> None:
 
 @shared_task(name="webtask_scheduler.scheduler.tasks.notify")
 def notify() -> None:
-    """Tell channels what happened, for at most NOTIFY_SECONDS. It needs no lock: see `services.notifying`."""
-    notifying.turn(seconds=NOTIFY_SECONDS)
+    """Tell channels what happened, for at most NOTIFY_SECONDS. Mails alone need a lock: see `services.notifying`."""
+    notifying.turn(seconds=NOTIFY_SECONDS, alone=partial(_alone, "mails"))

@@ -38,11 +38,12 @@ def test_channel_is_added_edited_paused_and_deleted_without_showing_its_secret(c
         shown = text_of(client.get(path))
         assert "s3cret" not in shown
         assert "hooks.slack.com/***" in shown or path == "/settings"
-    edited = {"address": "", "name": "Billing", "label": "team=billing", "failures_in_row": "3"}
+    assert channel.language == ""
+    edited = {"address": "", "language": "ar", "name": "Billing", "label": "team=billing", "failures_in_row": "3"}
     assert client.post(f"{PAGE}/{channel.pk}", edited).status_code == 302
     channel.refresh_from_db()
     assert (channel.value, channel.name, channel.label) == (SLACK, "Billing", "team=billing")
-    assert (channel.on_dead_letter, channel.failures_in_row) == (False, 3)
+    assert (channel.on_dead_letter, channel.failures_in_row, channel.language) == (False, 3, "ar")
     moved = edited | {"address": f"{SLACK}2"}
     assert client.post(f"{PAGE}/{channel.pk}", moved).status_code == 302
     channel.refresh_from_db()
@@ -59,8 +60,8 @@ def test_channel_is_added_edited_paused_and_deleted_without_showing_its_secret(c
         "channel.deleted",
     ]
     assert deeds()[1][1:] == (
-        {"name": "Ops", "label": "", "on_dead_letter": True, "failures_in_row": None},
-        {"name": "Billing", "label": "team=billing", "on_dead_letter": False, "failures_in_row": 3},
+        {"name": "Ops", "label": "", "language": "", "on_dead_letter": True, "failures_in_row": None},
+        {"name": "Billing", "label": "team=billing", "language": "ar", "on_dead_letter": False, "failures_in_row": 3},
     )
     assert deeds()[2][2] == {"address": "…"}
     assert "s3cret" not in str(deeds())
@@ -80,6 +81,7 @@ def test_what_cannot_be_is_refused_beside_its_field_and_nothing_is_written(clien
         ({"failures_in_row": "x"}, "whole number"),
         ({"on_dead_letter": "", "on_recovery": "on"}, "at least one event"),
         ({"name": "x" * 201}, "200"),
+        ({"language": "tlh"}, "tlh"),
         ({"name": "a\x00b"}, "Null characters"),
     ):
         answer = client.post(f"{PAGE}/add", GIVEN | wrong)
@@ -127,6 +129,9 @@ def test_test_is_sent_once_a_minute_and_its_outcome_listed(client, receiver):
     # What goes to a paused channel is a contradiction.
     client.post(f"{PAGE}/{channel.pk}/pause")
     assert "/test" not in text_of(client.get(PAGE))
+    Notification.objects.all().delete()
+    assert "The channel is paused" in text_of(client.post(f"{PAGE}/{channel.pk}/test", follow=True))
+    assert not Notification.objects.exists()
 
 
 def test_older_messages_are_a_page_away(client):
@@ -141,7 +146,7 @@ def test_older_messages_are_a_page_away(client):
     (before,) = [part.partition("#")[0] for part in first.split("?before=")[1:]]
     second = text_of(client.get(f"{PAGE}?before={before}"))
     assert ("Message 05" in second, "Message 04" in second, "Message 00" in second) == (False, True, True)
-    for nonsense in ("x", "-1", "9" * 40, "²"):
+    for nonsense in ("x", "-1", "9" * 40, "²", "9" * 5000):
         assert client.get(PAGE, {"before": nonsense}).status_code == 200
 
 
@@ -156,3 +161,9 @@ def test_name_of_a_timer_cannot_write_html(client, make_timer):
     assert "<script>b" not in shown
     assert "<b>Ops" not in shown
     assert not Timer.objects.exists()
+
+
+def test_new_channel_speaks_the_language_in_which_it_is_made(client):
+    shown = text_of(client.get(PAGE, headers={"accept-language": "de"}))
+    assert '<option value="de" selected>' in shown
+    assert '<option value="">' in shown

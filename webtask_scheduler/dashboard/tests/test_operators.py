@@ -92,9 +92,14 @@ def test_system_shows_settings_tables_and_what_is_kept(client, settings, make_ti
     assert min(sizes) > 0
     assert "Flower" not in text
     settings.WEBTASK_FLOWER_URL = "http://127.0.0.1:5555"
-    assert '<a href="http://127.0.0.1:5555">Flower</a>' in text_of(client, "/system")
+    link = '<a href="http://127.0.0.1:5555">Flower</a>'
+    # On the page, and in the menu of each.
+    assert text_of(client, "/system").count(link) == 2
+    assert text_of(client, "/timers").count(link) == 1
     # None of it is asked for again and again.
     assert "tables" not in client.get("/system?live=1").context
+    settings.WEBTASK_API_AUTH = "key"
+    assert link not in client.get("/login").content.decode()
 
 
 def test_settings_that_differ_are_noted_and_secrets_are_not(monkeypatch):

@@ -7,6 +7,7 @@ from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.scheduler.admin import audit as audit
 from webtask_scheduler.scheduler.admin import limits as limits
+from webtask_scheduler.scheduler.admin import notices as notices
 from webtask_scheduler.scheduler.admin import pages as pages
 from webtask_scheduler.scheduler.admin import stock as stock
 

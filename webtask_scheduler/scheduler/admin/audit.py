@@ -1,6 +1,6 @@
 """The audit log's pages: read-only, and as fast with a million entries as with ten."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 from django.contrib import admin
 from django.db.models import Q, QuerySet
@@ -12,27 +12,8 @@ from django.utils.translation import gettext_lazy as _
 from webtask_scheduler.access import actor
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.scheduler.admin.base import BoundedAdmin, ViewOnlyAdmin
-from webtask_scheduler.scheduler.admin.lists import WINDOW, ChoiceFilter, RowFilter
+from webtask_scheduler.scheduler.admin.lists import WINDOW, NewestFilter, newest
 from webtask_scheduler.scheduler.admin.showing import NOTHING, lazy_number, shown_json, shown_time
-
-
-class NewestFilter(ChoiceFilter):
-    """Filters the newest entries by a column that has no index."""
-
-    column: ClassVar[str]
-
-    def queryset(self, request: HttpRequest, queryset: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:  # noqa: ARG002
-        if self.value not in self.options:
-            return queryset
-        return _newest(queryset).filter(**{self.column: self.value})
-
-    def narrow(self, row_filter: RowFilter) -> RowFilter:
-        return row_filter
-
-
-def _newest(rows: QuerySet[AuditEntry]) -> QuerySet[AuditEntry]:
-    last: int = AuditEntry.objects.order_by("-pk").values_list("pk", flat=True).first() or 0
-    return rows.filter(pk__gt=last - WINDOW)
 
 
 class ThroughFilter(NewestFilter):
@@ -55,6 +36,7 @@ class KindFilter(NewestFilter):
         "timers": _("Many timers"),
         "bulk": _("Bulk operation"),
         "secret": _("Signing secret"),
+        "channel": _("Notification channel"),
         "key": _("API key"),
         "limit": _("Limit"),
         "host": _("Host"),
@@ -110,7 +92,7 @@ class AuditEntryAdmin(ViewOnlyAdmin, BoundedAdmin):
         if found:
             return queryset.filter(pk__in=found), False
         parts = Q(request_id=term) | Q(address=term) | Q(key=term) | Q(action=term) | Q(name__icontains=term)
-        return _newest(queryset).filter(parts), False
+        return newest(queryset).filter(parts), False
 
     @admin.display(description=_("at"))
     def time(self, entry: AuditEntry) -> SafeString | str:

@@ -3,6 +3,8 @@
 import re
 from typing import Any
 
+from django.conf import settings
+from django.db import transaction
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop
 from drf_spectacular.types import OpenApiTypes
@@ -48,6 +50,7 @@ _LABEL = "Only timers with this label, as `team=billing`; null for all."
 _DEAD = "Tell when a delivery failed for good or was missed."
 _ROW = "Tell when a recurring timer failed so many times in a row; null for never."
 _WELL = "Tell when a recurring timer succeeded again, if the channel was told of its failure."
+_LANGUAGE = "Of what its messages say to people; null for the service's own."
 _LATE = "Tell when calls of the whole service are late: only for owners who may see it all."
 
 
@@ -60,6 +63,7 @@ class NewChannelSerializer(StrictSerializer):
     label = TextField(  # type: ignore[assignment]  # a field by that name
         max_length=LABEL_MAX_LENGTH, required=False, allow_null=True, help_text=_LABEL
     )
+    language = OneOfField(choices=settings.LANGUAGES, required=False, allow_null=True, help_text=_LANGUAGE)
     on_dead_letter = TrueOrFalseField(required=False, help_text=_DEAD)
     failures_in_row = WholeNumberField(
         min_value=channels.ROW_LEAST, max_value=channels.ROW_MOST, required=False, allow_null=True, help_text=_ROW
@@ -89,6 +93,7 @@ class ChannelSerializer(serializers.ModelSerializer[NotificationChannel]):
     address = serializers.CharField(source="shown_address", help_text=_ADDRESS)
     name = serializers.CharField()
     label = serializers.SerializerMethodField(help_text=_LABEL)  # type: ignore[assignment]  # as above
+    language = serializers.SerializerMethodField(help_text=_LANGUAGE)
     on_dead_letter = serializers.BooleanField(help_text=_DEAD)
     failures_in_row = serializers.IntegerField(allow_null=True, help_text=_ROW)
     paused = serializers.SerializerMethodField()
@@ -97,13 +102,16 @@ class ChannelSerializer(serializers.ModelSerializer[NotificationChannel]):
     class Meta:
         model = NotificationChannel
         fields = (
-            *("id", "kind", "address", "name", "label", "on_dead_letter", "failures_in_row", "on_recovery", "on_late"),
-            *("paused", "created_at", "told_at"),
+            *("id", "kind", "address", "name", "label", "language", "on_dead_letter", "failures_in_row", "on_recovery"),
+            *("on_late", "paused", "created_at", "told_at"),
         )
         extra_kwargs = {"on_recovery": {"help_text": _WELL}, "on_late": {"help_text": _LATE}}
 
     def get_label(self, channel: NotificationChannel) -> str | None:
         return channel.label or None
+
+    def get_language(self, channel: NotificationChannel) -> str | None:
+        return channel.language or None
 
     def get_paused(self, channel: NotificationChannel) -> bool:
         return channel.paused_at is not None
@@ -149,6 +157,7 @@ _CHANNEL = {
     "address": "https://chat.example.com/***",
     "name": "Billing",
     "label": "team=billing",
+    "language": None,
     "on_dead_letter": True,
     "failures_in_row": 3,
     "on_recovery": True,
@@ -278,7 +287,7 @@ class ChannelsView(TimerAPIView):
         def make() -> Response:
             try:
                 made = channels.add(
-                    NewChannel(**(values | {"label": values.get("label") or ""})),
+                    NewChannel(**(values | {name: values.get(name) or "" for name in ("label", "language")})),
                     owner_id=caller_of(request).owner_id,
                 )
             except ChannelError as error:
@@ -297,11 +306,12 @@ class ChannelView(TimerAPIView):
         values = validated(EditChannelSerializer, body_of(request))
         paused = values.pop("paused", None)
         try:
-            if values:
-                channels.edit(channel_id, values, visible=visible)
-            if paused is not None:
-                channels.switch(channel_id, paused=paused, visible=visible)
-            channel = NotificationChannel.objects.get(pk=channel_id, **visible)
+            with transaction.atomic():
+                if values:
+                    channels.edit(channel_id, values, visible=visible)
+                if paused is not None:
+                    channels.switch(channel_id, paused=paused, visible=visible)
+                channel = NotificationChannel.objects.get(pk=channel_id, **visible)
         except NotificationChannel.DoesNotExist as error:
             raise exceptions.NotFound(_(NO_CHANNEL)) from error
         except ChannelError as error:

@@ -1,4 +1,4 @@
-"""The messages of notifications: what is gathered for one, added up, and said in plain English. Pure.
+"""The messages of notifications: what is gathered for one, added up, and said in the language of this thread. Pure.
 
 What is gathered is a mapping that JSON can hold, with some of these parts:
 
@@ -9,7 +9,8 @@ What is gathered is a mapping that JSON can hold, with some of these parts:
 - `late`: since when calls are late, how many and by how many seconds; `on_time` instead once they no longer are.
 - `test`: that a person asked for it.
 
-A message names timers by name, or host and path, and id. It holds no query, no user and no password of a URL.
+A message names timers by name, or host and path, and id. It holds no query, no user and no password of a URL. What a
+call failed with is stored in English, and stays so.
 """
 
 import json
@@ -17,6 +18,10 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
+
+from webtask_scheduler.wording import Sentence, grouped, translated
+from webtask_scheduler.wording import sentence as _
+from webtask_scheduler.wording import sentences as ngettext
 
 # So many are named of each; so many hosts are counted apart.
 FIRST_MOST = 3
@@ -86,21 +91,25 @@ def message(gathered: Gathered, *, channel: str, base_url: str, now: datetime) -
     """Return what is said of what was gathered; links are left out where no `base_url` says where the pages are."""
     parts: list[tuple[str, Sequence[str]]] = []
     if "test" in gathered:
-        parts.append(("Test: notifications reach you here", [f"You asked for this at {_moment(now)}. Nothing failed."]))
+        asked = translated(_("You asked for this at %(at)s. Nothing failed.", at=_moment(now)))
+        parts.append((translated(_("Test: notifications reach you here")), [asked]))
     if "late" in gathered:
         parts.append(_late(gathered["late"], base_url))
     if "on_time" in gathered:
-        parts.append(("Calls are on time again", [f"No due timer has waited for long since {_moment(now)}."]))
+        since = translated(_("No due timer has waited for long since %(at)s.", at=_moment(now)))
+        parts.append((translated(_("Calls are on time again")), [since]))
     if "lost" in gathered:
         parts.append(_lost(gathered["lost"], base_url))
     if "failing" in gathered:
         parts.append(_failing(gathered["failing"], base_url))
     if "recovered" in gathered:
         parts.append(_recovered(gathered["recovered"], base_url))
-    heads = [head for head, _ in parts]
+    heads = [head for head, _lines in parts]
     text = "\n\n".join("\n".join([f"{head}.", *lines]) for head, lines in parts)
-    where = f"Sent by webtask_scheduler to {channel or 'this channel'}."
-    settings = _link(base_url, "/settings/notifications", "Which events are sent is set there")
+    where = _("Sent by webtask_scheduler to %(channel)s.", channel=channel)
+    if not channel:
+        where = _("Sent by webtask_scheduler to this channel.")
+    settings = _link(base_url, "/settings/notifications", translated(_("Which events are sent is set there")))
     body = {
         "type": "notification",
         "timestamp": now.astimezone(UTC).isoformat(),
@@ -109,7 +118,7 @@ def message(gathered: Gathered, *, channel: str, base_url: str, now: datetime) -
         "text": text,
         **{name: gathered[name] for name in EVENTS if name in gathered},
     }
-    return Message(body["subject"], "\n".join([text, "", where, *settings]), body)
+    return Message(body["subject"], "\n".join([text, "", translated(where), *settings]), body)
 
 
 # The parts, by the names that programs are given of them.
@@ -133,69 +142,122 @@ def _lost(part: Mapping[str, Any], base_url: str) -> tuple[str, list[str]]:
     count, first = part["count"], part["first"]
     if count == 1 and first:
         one = first[0]
-        lines = [f"It ended at {_at(one['at'])} as {one['status']}. {_identity(one)}"]
         page = f"/timers/{one['task_id']}/deliveries/{one['number']}"
-        do = "Mend what it calls, then send it again" if one["status"] == "failed" else "Send it again, or dismiss it"
-        return f"{_name(one)} {_what(one)}", [*lines, *_todo(base_url, page, do)]
-    number = f"{count:,} dead letters since {_moment_short(part['since'])}"
-    hosts = part["hosts"]
+        if one["status"] == "failed":
+            ended = _("It ended at %(at)s as failed.", at=_at(one["at"]))
+            do = _("Mend what it calls, then send it again")
+        else:
+            ended = _("It ended at %(at)s as missed.", at=_at(one["at"]))
+            do = _("Send it again, or dismiss it")
+        lines = [f"{translated(ended)} {_identity(one)}"]
+        return _ended(one), [*lines, *_todo(base_url, page, translated(do))]
+    letters = ngettext(
+        "%(count)s dead letter since %(at)s",
+        "%(count)s dead letters since %(at)s",
+        count,
+        count=grouped(count),
+        at=_moment_short(part["since"]),
+    )
+    number, hosts = translated(letters), part["hosts"]
     lines = []
     if len(hosts) == 1:
-        head = f"{_short(next(iter(hosts)), NAME_SHOWN)}: {number}"
+        head = f"{_host(next(iter(hosts)))}: {number}"
     else:
         head = number[:1].upper() + number[1:]
-        lines = ["By host: " + ", ".join(f"{_short(host, NAME_SHOWN)} {many:,}" for host, many in hosts.items()) + "."]
-    lines += [f"- {_name(one)} {_what(one)}, at {_at(one['at'])}. {_identity(one)}" for one in first]
-    return head, [*lines, *_todo(base_url, "/dead", "Mend what they call, then send them again")]
+        listed = ", ".join(f"{_host(host)} {grouped(many)}" for host, many in hosts.items())
+        lines = [translated(_("By host: %(hosts)s.", hosts=listed))]
+    for one in first:
+        ended = _("%(what)s, at %(at)s.", what=_ended(one), at=_at(one["at"]))
+        lines.append(f"- {translated(ended)} {_identity(one)}")
+    do = _("Mend what they call, then send them again")
+    return head, [*lines, *_todo(base_url, "/dead", translated(do))]
 
 
 def _failing(part: Mapping[str, Any], base_url: str) -> tuple[str, list[str]]:
     count, first = part["count"], part["first"]
-    listed = [f"- {_name(one)} failed {one['in_row']} times in a row. {_identity(one)}" for one in first]
     if count == 1 and first:
-        head = f"{_name(first[0])} failed {first[0]['in_row']} times in a row"
         page = f"/timers/{first[0]['task_id']}"
-        lines = [f"The latest was at {_at(first[0]['at'])}. {_identity(first[0])}"]
-        return head, [*lines, *_todo(base_url, page, "Mend what it calls, or pause it")]
-    return f"{count:,} timers failed several times in a row", [
-        *listed,
-        *_todo(base_url, "/dead", "Mend what they call"),
-    ]
+        latest = translated(_("The latest was at %(at)s.", at=_at(first[0]["at"])))
+        do = translated(_("Mend what it calls, or pause it"))
+        return translated(_in_row(first[0])), [f"{latest} {_identity(first[0])}", *_todo(base_url, page, do)]
+    head = ngettext(
+        "%(count)s timer failed several times in a row",
+        "%(count)s timers failed several times in a row",
+        count,
+        count=grouped(count),
+    )
+    listed = [f"- {translated(_in_row(one))}. {_identity(one)}" for one in first]
+    return translated(head), [*listed, *_todo(base_url, "/dead", translated(_("Mend what they call")))]
 
 
 def _recovered(part: Mapping[str, Any], base_url: str) -> tuple[str, list[str]]:
     count, first = part["count"], part["first"]
     if count == 1 and first:
-        lines = [f"It succeeded at {_at(first[0]['at'])}. {_identity(first[0])}"]
-        return f"{_name(first[0])} is well again", [
-            *lines,
-            *_link(base_url, f"/timers/{first[0]['task_id']}", "See it"),
-        ]
-    listed = [f"- {_name(one)} succeeded at {_at(one['at'])}. {_identity(one)}" for one in first]
-    return f"{count:,} timers are well again", listed
+        page = f"/timers/{first[0]['task_id']}"
+        well = translated(_("It succeeded at %(at)s.", at=_at(first[0]["at"])))
+        head = translated(_("%(name)s is well again", name=_name(first[0])))
+        return head, [f"{well} {_identity(first[0])}", *_link(base_url, page, translated(_("See it")))]
+    head = translated(
+        ngettext("%(count)s timer is well again", "%(count)s timers are well again", count, count=grouped(count))
+    )
+    well_at = [_("%(name)s succeeded at %(at)s.", name=_name(one), at=_at(one["at"])) for one in first]
+    return head, [f"- {translated(said)} {_identity(one)}" for said, one in zip(well_at, first, strict=True)]
 
 
 def _late(part: Mapping[str, Any], base_url: str) -> tuple[str, list[str]]:
-    waits = "timer waits" if part["count"] == 1 else "timers wait"
-    head = f"Calls are late: {part['count']:,} due {waits}, the oldest for {part['seconds']} s"
-    return head, _todo(base_url, "/system", "See whether beats and workers are at work")
+    head = ngettext(
+        "Calls are late: %(count)s due timer waits, the oldest for %(seconds)s s",
+        "Calls are late: %(count)s due timers wait, the oldest for %(seconds)s s",
+        part["count"],
+        count=grouped(part["count"]),
+        seconds=part["seconds"],
+    )
+    do = _("See whether beats and workers are at work")
+    return translated(head), _todo(base_url, "/system", translated(do))
 
 
 def _name(one: Mapping[str, Any]) -> str:
     return _short(one["name"] or one["place"], NAME_SHOWN)
 
 
-def _what(one: Mapping[str, Any]) -> str:
+def _host(host: str) -> str:
+    return translated(_("other hosts")) if host == OTHER_HOSTS else _short(host, NAME_SHOWN)
+
+
+def _ended(one: Mapping[str, Any]) -> str:
+    """Return which timer's call was lost, and why."""
+    name, attempts = _name(one), one["attempts"]
     if one["status"] == "missed":
-        return "was missed: it came later than its timer allows"
-    attempts = one["attempts"]
-    after = f" after {attempts} attempt{'' if attempts == 1 else 's'}" if attempts else " without an attempt"
-    return f"failed{after}{': ' + _short(one['error'], 200).rstrip('.') if one['error'] else ''}"
+        return translated(_("%(name)s was missed: it came later than its timer allows", name=name))
+    if attempts:
+        what = ngettext(
+            "%(name)s failed after %(number)s attempt",
+            "%(name)s failed after %(number)s attempts",
+            attempts,
+            name=name,
+            number=attempts,
+        )
+    else:
+        what = _("%(name)s failed without an attempt", name=name)
+    error = _short(one["error"], 200).rstrip(".")
+    return translated(what) + (f": {error}" if error else "")
+
+
+def _in_row(one: Mapping[str, Any]) -> Sentence:
+    """Return which timer failed how often."""
+    return ngettext(
+        "%(name)s failed %(number)s time in a row",
+        "%(name)s failed %(number)s times in a row",
+        one["in_row"],
+        name=_name(one),
+        number=one["in_row"],
+    )
 
 
 def _identity(one: Mapping[str, Any]) -> str:
-    place = f"{one['place']}, " if one["name"] else ""
-    return f"({place}timer {one['task_id']})"
+    if one["name"]:
+        return translated(_("(%(place)s, timer %(id)s)", place=one["place"], id=one["task_id"]))
+    return translated(_("(timer %(id)s)", id=one["task_id"]))
 
 
 def _todo(base_url: str, path: str, do: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from django.conf import settings
@@ -20,6 +20,7 @@ from webtask_scheduler.scheduler.models import (
     LABEL_MAX_LENGTH,
     NAME_MAX_LENGTH,
     URL_MAX_LENGTH,
+    Delivery,
     Notification,
     NotificationChannel,
     ToldFailure,
@@ -29,23 +30,26 @@ from webtask_scheduler.scheduler.outgoing import checks
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.sealing import MASK, hidden_path, shown_url
 from webtask_scheduler.scheduler.services.caller import may_see_all
+from webtask_scheduler.scheduler.services.changing import cancel
 from webtask_scheduler.wording import translated
 
 CHANNELS_MOST = 20
 ROW_LEAST, ROW_MOST = 2, 100
 # RFC 5321 allows no longer address.
 MAIL_MAX_LENGTH = 254
+# Messages of a channel whose calls may still be tried: two hours of them at the shortest interval, an hour is usual.
+CALLS_MOST = 720
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}=[^\x00-\x1f\x7f]{0,63}")
 KIND = NotificationChannel.Kind
 # What an edit may change, and the audit log tells.
-EDITED = ("name", "label", "on_dead_letter", "failures_in_row", "on_recovery", "on_late")
+EDITED = ("name", "label", "language", "on_dead_letter", "failures_in_row", "on_recovery", "on_late")
 
 
 class ChannelError(ValidationError):
     """What a channel may not be; `field` is empty where it is none of its fields."""
 
-    def __init__(self, field: str, said: Any) -> None:
-        self.field = field
+    def __init__(self, field_name: str, said: Any) -> None:
+        self.field = field_name
         super().__init__(said)
 
 
@@ -66,14 +70,23 @@ class TestTooSoonError(ChannelError):
         super().__init__("", said % {"seconds": settings.WEBTASK_NOTIFY_SECONDS})
 
 
+class PausedError(ChannelError):
+    """Nothing is sent to a channel that is paused."""
+
+    def __init__(self) -> None:
+        super().__init__("", _("The channel is paused. Resume it, then send a test."))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewChannel:
     """A channel to make, or what an edit makes of one; without an `address`, an edit keeps it."""
 
     kind: str
-    address: str = ""
+    # Not in a traceback that shows values.
+    address: str = field(default="", repr=False)
     name: str = ""
     label: str = ""
+    language: str = ""
     on_dead_letter: bool = True
     failures_in_row: int | None = None
     on_recovery: bool = False
@@ -81,6 +94,11 @@ class NewChannel:
 
     def columns(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in EDITED}
+
+
+def language_of(channel: NotificationChannel) -> str:
+    """Return the language of a channel's messages."""
+    return channel.language if channel.language in dict(settings.LANGUAGES) else settings.LANGUAGE_CODE
 
 
 def may_be_told_late(user: Any) -> bool:
@@ -127,7 +145,12 @@ def edit(channel_id: int, values: Mapping[str, Any], *, visible: Mapping[str, An
         before = _told(channel)
         stays = {name: before[name] for name in EDITED}
         new = NewChannel(
-            **(stays | dict(values) | {"kind": channel.kind, "label": values.get("label", channel.label) or ""})
+            **(
+                stays
+                | dict(values)
+                | {"kind": channel.kind}
+                | {name: values.get(name, stays[name]) or "" for name in ("label", "language")}
+            )
         )
         _check(new, user=channel.owner)
         for name, value in new.columns().items():
@@ -135,6 +158,10 @@ def edit(channel_id: int, values: Mapping[str, Any], *, visible: Mapping[str, An
         is_moved = bool(new.address) and new.address != _value(channel)
         if is_moved:
             channel.address, channel.shown_address = vault.seal(new.address), _shown(new)
+            # What waits goes to the new address; a call that is under way knows the old one alone.
+            waiting = Notification.objects.filter(channel=channel, state__in=_UNSENT)
+            waiting.update(shown_address=channel.shown_address)
+            _end_calls(channel)
         channel.is_told_late = channel.is_told_late and channel.on_late
         channel.save()
         after = _told(channel)
@@ -195,6 +222,15 @@ _UNSENT = (Notification.State.GATHERING, Notification.State.SENDING)
 def _drop_unsent(channel: NotificationChannel) -> None:
     Notification.objects.filter(channel=channel, state__in=_UNSENT).delete()
     ToldFailure.objects.filter(channel=channel).delete()
+    _end_calls(channel)
+
+
+def _end_calls(channel: NotificationChannel) -> None:
+    """Cancel the timers that still try to call the channel's URL."""
+    called = Notification.objects.filter(channel=channel, call_timer__isnull=False).order_by("-pk")
+    timers = list(called.values_list("call_timer", flat=True)[:CALLS_MOST])
+    for timer_id in Delivery.objects.filter(states.OPEN, timer__in=timers).values_list("timer", flat=True):
+        cancel(timer_id)
 
 
 def _check(new: NewChannel, *, user: Any) -> None:
@@ -207,6 +243,9 @@ def _check(new: NewChannel, *, user: Any) -> None:
         )
     if new.label and (len(new.label) > LABEL_MAX_LENGTH or not _LABEL.fullmatch(new.label)):
         raise ChannelError("label", _("A label is given as key=value, as in team=billing."))
+    if new.language and new.language not in dict(settings.LANGUAGES):
+        codes = ", ".join(code for code, _name in settings.LANGUAGES)
+        raise ChannelError("language", _("A language is one of %(codes)s.") % {"codes": codes})
     if new.failures_in_row is not None and not ROW_LEAST <= new.failures_in_row <= ROW_MOST:
         said = _("A whole number from %(least)s to %(most)s is required.") % {"least": ROW_LEAST, "most": ROW_MOST}
         raise ChannelError("failures_in_row", said)
@@ -230,11 +269,8 @@ def _check_mail(address: str, user: Any) -> None:
         validate_email(address)
     except ValidationError as error:
         raise ChannelError("address", _("This is no mail address.")) from error
-    if is_open() or (user is not None and may_see_all(user)):
-        return
-    domain = address.rpartition("@")[2].lower()
-    own = "" if user is None else user.get_username()
-    if address.lower() != own.lower() and domain not in settings.WEBTASK_MAIL_DOMAINS:
+    if not may_be_mailed(address, user):
+        own = "" if user is None else user.get_username()
         allowed = ", ".join(settings.WEBTASK_MAIL_DOMAINS)
         said = _("Mail goes to your own address only, %(own)s.") % {"own": own}
         if allowed:
@@ -243,6 +279,14 @@ def _check_mail(address: str, user: Any) -> None:
                 "domains": allowed,
             }
         raise ChannelError("address", said)
+
+
+def may_be_mailed(address: str, user: Any) -> bool:
+    """Return whether a person, or nobody where the API is open, may have mail sent to an address."""
+    if is_open() or (user is not None and may_see_all(user)):
+        return True
+    own = "" if user is None else user.get_username()
+    return address.lower() == own.lower() or address.rpartition("@")[2].lower() in settings.WEBTASK_MAIL_DOMAINS
 
 
 def _check_url(address: str, user: Any) -> None:  # noqa: ARG001 - as for mail

@@ -6,7 +6,8 @@ nothing is lost or told twice, whenever a process is killed and however many the
 gathered in one row, until the last message is WEBTASK_NOTIFY_SECONDS old: ten thousand failures are one message.
 
 A URL is called by an ordinary timer, with its retries, its history, its signature and the egress guard. Such timers are
-known by who made them, and what becomes of them is told to nobody. Mail is sent from here.
+known by who made them, and what becomes of them is told to nobody. Mail is sent from here, by one process at a time, so
+that a server that hangs holds one thread of upkeep. What a process was sending as it died, the next sends again.
 """
 
 import contextlib
@@ -16,14 +17,15 @@ import smtplib
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.conf import settings
 from django.core.mail import EmailMessage, get_connection
 from django.db import connection, transaction
-from django.db.models import Q
+from django.db.models import Q, QuerySet
+from django.utils import translation
 
 from webtask_scheduler import vault
 from webtask_scheduler.access import actor
@@ -43,7 +45,13 @@ from webtask_scheduler.scheduler.models import (
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.rules import messages
 from webtask_scheduler.scheduler.sealing import HIDES_PATH, shown_url
-from webtask_scheduler.scheduler.services.channels import TestTooSoonError, may_be_told_late
+from webtask_scheduler.scheduler.services.channels import (
+    PausedError,
+    TestTooSoonError,
+    language_of,
+    may_be_mailed,
+    may_be_told_late,
+)
 from webtask_scheduler.scheduler.services.creating import NewTimer, schedule
 from webtask_scheduler.telemetry.events import event
 
@@ -62,10 +70,12 @@ LATE_SECONDS = 30.0
 ON_TIME_SECONDS = 2.0
 # The waits between attempts at a mail, a day together.
 MAIL_WAITS = tuple(timedelta(minutes=minutes) for minutes in (1, 5, 15, 60, 240, 480, 720))
-# While a process sends a mail, no other does. It has the time of a turn, and more.
+# While a process sends a mail, no other does: twice of what one takes at most, see `webtask_scheduler.mail`.
 MAIL_LEASE = timedelta(minutes=5)
-# Answers of a mail server from here on do not change with time.
+# Answers of a mail server from here on refuse, and from there on do so for good; and what it says as it hangs up.
+REFUSES = 400
 FOR_GOOD = 500
+HANGS_UP = 421
 PRUNE_ROWS = 1000
 # A receiver that passes our headers on makes no timers with them, so that a message cannot lead to calls that fail.
 DEPTH = 1
@@ -74,6 +84,8 @@ THROUGH = actor.NOTIFICATION
 RETRY = {"max_attempts": 8, "min_seconds": 10.0, "max_seconds": 1200.0}
 
 KIND, STATE = NotificationChannel.Kind, Notification.State
+# Whose account was ended is told nothing more.
+_OF_ACTIVE = Q(channel__owner__isnull=True) | Q(channel__owner__is_active=True)
 
 # Four probes of small indexes: what a turn costs where there is nothing to do.
 _LOOK = """
@@ -82,10 +94,13 @@ SELECT (SELECT min(active_since) FROM scheduler_notificationchannel WHERE paused
        EXISTS (SELECT FROM scheduler_toldfailure) AS awaited,
        EXISTS (SELECT FROM scheduler_notification WHERE state IN ('gathering', 'sending')) AS unsent
 """
-# Whoever has the row notices; another process leaves it alone.
-_CURSOR = """
-SELECT finished_at, delivery, told_failure FROM scheduler_notificationcursor WHERE id = 1 FOR UPDATE SKIP LOCKED
-"""
+# Whoever has the row notices; another process leaves it alone. A cursor in the future is of a clock that was put back:
+# nothing would be told until it came to that time, so what ended of late is read once more.
+_CURSOR = f"""
+SELECT CASE WHEN finished_at > clock_timestamp() THEN clock_timestamp() - interval '{WAIT_MOST_SECONDS} s'
+            ELSE finished_at END, delivery, told_failure
+  FROM scheduler_notificationcursor WHERE id = 1 FOR UPDATE SKIP LOCKED
+"""  # noqa: S608 - only a constant is put in
 _BEGIN = """
 INSERT INTO scheduler_notificationcursor (id, finished_at, delivery, told_failure)
 VALUES (1, %s, '00000000-0000-0000-0000-000000000000', 0) ON CONFLICT DO NOTHING
@@ -161,8 +176,15 @@ class Turn(NamedTuple):
     mails: int = 0
 
 
-def turn(*, seconds: float) -> Turn:
-    """Notice what is new, and send what may be sent, for at most `seconds`. Raises DatabaseError."""
+# Yields whether no other process does the same now.
+Alone = Callable[[], contextlib.AbstractContextManager[bool]]
+
+
+def turn(*, seconds: float, alone: Alone = lambda: contextlib.nullcontext(True)) -> Turn:
+    """Notice what is new, and send what may be sent, for at most `seconds`; mails while `alone`.
+
+    A mail that is begun in that time may take MAIL_LEASE. Raises DatabaseError.
+    """
     ends_at = time.monotonic() + seconds
     with connection.cursor() as cursor:
         cursor.execute(_LOOK)
@@ -184,7 +206,12 @@ def turn(*, seconds: float) -> Turn:
     made = 0
     while time.monotonic() < ends_at and (batch := _make()):
         made += batch
-    return Turn(found, made, _send_mails(ends_at))
+    mails = 0
+    # The connection that holds the lock is made only where there is a mail to send.
+    if _due_mails(states.database_now()).exists():
+        with alone() as is_alone:
+            mails = _send_mails(ends_at) if is_alone else 0
+    return Turn(found, made, mails)
 
 
 # Noticing
@@ -410,12 +437,14 @@ def _of(channel: NotificationChannel, **values: Any) -> Notification:
 def test(channel_id: int, *, visible: Mapping[str, Any]) -> Notification:
     """Send a test to a channel at once, at most one in the time between two messages.
 
-    Raises NotificationChannel.DoesNotExist, TestTooSoonError.
+    Raises NotificationChannel.DoesNotExist, PausedError, TestTooSoonError.
     """
     with transaction.atomic():
         channel = NotificationChannel.objects.select_for_update().get(pk=channel_id, **visible)
+        if channel.paused_at is not None:
+            raise PausedError
         now = states.database_now()
-        recent = Notification.objects.filter(channel=channel, gathered__has_key="test")
+        recent = Notification.objects.filter(channel=channel, gathered__has_key="test", created_at__lte=now)
         if recent.filter(created_at__gt=now - timedelta(seconds=settings.WEBTASK_NOTIFY_SECONDS)).exists():
             raise TestTooSoonError
         # Not one that gathers: it takes nothing more.
@@ -430,11 +459,12 @@ def _make() -> int:
     with transaction.atomic():
         now = states.database_now()
         rested = now - timedelta(seconds=settings.WEBTASK_NOTIFY_SECONDS)
-        may_tell = Q(channel__told_at__isnull=True) | Q(channel__told_at__lte=rested)
+        # Not in the future either: a clock that was put back must not keep a channel silent.
+        may_tell = Q(channel__told_at__isnull=True) | Q(channel__told_at__lte=rested) | Q(channel__told_at__gt=now)
         wanted = Notification.objects.select_for_update(skip_locked=True, of=("self", "channel"))
-        # `active_since` tells Django that there is a channel: rows of an outer join cannot be locked.
+        # `created_at` tells Django that there is a channel: rows of an outer join cannot be locked.
         waiting = wanted.filter(
-            may_tell, state=STATE.GATHERING, channel__active_since__lte=now, channel__paused_at=None
+            may_tell, _OF_ACTIVE, state=STATE.GATHERING, channel__created_at__isnull=False, channel__paused_at=None
         )
         found = list(waiting.select_related("channel").order_by("pk")[:SEND_ROWS])
         _hand_over(found, now=now)
@@ -450,7 +480,8 @@ def _hand_over(found: Sequence[Notification], *, now: datetime) -> None:
         if channel is None:
             raise ValueError("A notification without a channel is not sent.")
         told.append(channel.pk)
-        said = messages.message(one.gathered, channel=channel.name, base_url=settings.WEBTASK_PUBLIC_URL, now=now)
+        with translation.override(language_of(channel)):
+            said = messages.message(one.gathered, channel=channel.name, base_url=settings.WEBTASK_PUBLIC_URL, now=now)
         one.subject, one.text, one.made_at, one.state = said.subject, said.text, now, STATE.SENDING
         if one.kind == KIND.MAIL:
             one.next_attempt_at = now
@@ -512,13 +543,16 @@ class MailFailure(NamedTuple):
     is_away: bool = False
 
 
+def _due_mails(now: datetime) -> QuerySet[Notification]:
+    return Notification.objects.filter(_OF_ACTIVE, state=STATE.SENDING, next_attempt_at__lte=now, channel__isnull=False)
+
+
 def _take_mail() -> Notification | None:
     """Take the next mail that is due, so that no other process has it for MAIL_LEASE; None if there is none."""
     with transaction.atomic():
         now = states.database_now()
-        wanted = Notification.objects.select_for_update(skip_locked=True, of=("self",)).select_related("channel")
-        due = wanted.filter(state=STATE.SENDING, next_attempt_at__lte=now, channel__isnull=False)
-        one = due.order_by("pk").first()
+        wanted = _due_mails(now).select_for_update(skip_locked=True, of=("self",))
+        one = wanted.select_related("channel__owner").order_by("pk").first()
         if one is not None:
             one.attempts, one.next_attempt_at = one.attempts + 1, now + MAIL_LEASE
             one.save(update_fields=["attempts", "next_attempt_at"])
@@ -527,37 +561,70 @@ def _take_mail() -> Notification | None:
 
 def _sent_by(server: Any, one: Notification) -> MailFailure | None:
     """Send a mail; return why it did not go out, None if it did. Its id is the same in each attempt."""
+    channel = one.channel
+    if channel is None:
+        raise ValueError("A notification without a channel is not sent.")
     sender = settings.DEFAULT_FROM_EMAIL
     domain = sender.rpartition("@")[2].strip("> ") or "localhost"
     try:
-        address = one.channel.value if one.channel else ""
+        address = channel.value
+        if refusal := _refusal(one, address, channel.owner):
+            return refusal
         mail = EmailMessage(
             one.subject,
             one.text,
             sender,
             [address],
-            headers={"Message-ID": f"<notification-{one.pk}@{domain}>", "Auto-Submitted": "auto-generated"},
+            headers={
+                "Message-ID": f"<notification-{one.pk}@{domain}>",
+                "Auto-Submitted": "auto-generated",
+                "Content-Language": language_of(channel),
+            },
             connection=server,
         )
         # Kept open for the next one.
         server.open()
         mail.send()
-    except smtplib.SMTPRecipientsRefused as error:
-        code, said = next(iter(error.recipients.values()))
-        return MailFailure(f"The mail server refused the address: {code} {_text(said)}", is_final=code >= FOR_GOOD)
-    except smtplib.SMTPDataError as error:
-        refused = f"The mail server refused the mail: {error.smtp_code} {_text(error.smtp_error)}"
-        return MailFailure(refused, is_final=error.smtp_code >= FOR_GOOD)
     except (OSError, smtplib.SMTPException) as error:
-        # What the server told the operator's account is for the log alone.
-        with contextlib.suppress(Exception):
-            server.close()
-        event("mail_failed", level=logging.ERROR, error=" ".join(str(error).split())[:MESSAGE_MAX_LENGTH])
-        return MailFailure("The mail server cannot be reached, or takes no mail from this service.", is_away=True)
+        return _refused(error) or _away(server, error)
     except Exception as error:
         event("mail_failed", level=logging.ERROR, exc_info=error, error=type(error).__name__)
         return MailFailure(f"The mail could not be written: {type(error).__name__}.", is_final=True)
     return None
+
+
+def _refusal(one: Notification, address: str, owner: Any) -> MailFailure | None:
+    """Return why a mail is not to be sent at all."""
+    if one.attempts > len(MAIL_WAITS) + 1:
+        # Another attempt might end the next process too.
+        return MailFailure("Each process that sent it has ended meanwhile.", is_final=True)
+    if not may_be_mailed(address, owner):
+        # Rights were taken since the address was given.
+        return MailFailure("Mail may no longer be sent to this address.", is_final=True)
+    return None
+
+
+def _refused(error: Exception) -> MailFailure | None:
+    """Return what a server has against this one mail; None for what is wrong with the server."""
+    said: bytes | str
+    if isinstance(error, smtplib.SMTPRecipientsRefused):
+        what, (code, said) = "address", next(iter(error.recipients.values()))
+    elif isinstance(error, smtplib.SMTPDataError):
+        what, code, said = "mail", error.smtp_code, error.smtp_error
+    else:
+        return None
+    if code == HANGS_UP or code < REFUSES:
+        # It goes, or what it says is no answer of a mail server.
+        return None
+    return MailFailure(f"The mail server refused the {what}: {code} {_text(said)}", is_final=code >= FOR_GOOD)
+
+
+def _away(server: Any, error: Exception) -> MailFailure:
+    """Return that the server takes nothing now. What it told the operator's account is for the log alone."""
+    with contextlib.suppress(Exception):
+        server.close()
+    event("mail_failed", level=logging.ERROR, error=" ".join(str(error).split())[:MESSAGE_MAX_LENGTH])
+    return MailFailure("The mail server cannot be reached, or takes no mail from this service.", is_away=True)
 
 
 def _text(said: bytes | str) -> str:

@@ -181,6 +181,12 @@ def test_only_workers_call_out_and_only_to_public_addresses(of):
     assert chosen(policies["broker"], of) == everyone - {"migrate"}
     assert chosen(policies["calls"], of) == {"worker"}
     assert chosen(policies["requests"], of) == {"web"}
+    # Mail leaves upkeep, by the ports of mail, and reaches no machine until an overlay names one.
+    assert chosen(policies["mail"], of) == {"upkeep"}
+    (rule,) = policies["mail"]["spec"]["egress"]
+    assert {each["port"] for each in rule["ports"]} == {465, 587}
+    (to,) = rule["to"]
+    assert network(to["ipBlock"]["cidr"]) == network("192.0.2.3/32")
 
     (rule,) = policies["calls"]["spec"]["egress"]
     blocks = [to["ipBlock"] for to in rule["to"]]

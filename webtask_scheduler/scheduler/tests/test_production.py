@@ -66,6 +66,11 @@ def run(*words, **changed):
             "WEBTASK_ENCRYPTION_KEYS is a default that everybody knows",
         ),
         ({"DJANGO_SECURE_HSTS_SECONDS": "-1"}, "DJANGO_SECURE_HSTS_SECONDS is '-1'"),
+        (
+            {"WEBTASK_FLOWER_URL": "javascript:alert(1)"},
+            "WEBTASK_FLOWER_URL is 'javascript:alert(1)': it must be a URL",
+        ),
+        ({"FLOWER": "yes"}, "FLOWER is 'yes': it must be one of off, on"),
     ],
 )
 def test_missing_default_or_short_setting_stops_the_start_with_one_line(changed, said):
@@ -306,3 +311,32 @@ names = "REQUESTS_PER_SECOND TIMERS_WAITING RECURRING_PER_SECOND GAP_SECONDS BUL
 print(json.dumps([getattr(settings, f"WEBTASK_LIMIT_{name}") for name in names] + [settings.WEBTASK_PROXIES]))
 """
     assert json.loads(run("-c", program, DJANGO_SETTINGS_MODULE=module).stdout) == limits
+
+
+def test_pages_on_a_server_link_flower_where_it_is(tmp_path):
+    """The composition is rendered; what it tells web is read by the settings."""
+    if not shutil.which("docker"):
+        pytest.skip("There is no docker here to render the composition.")
+    shutil.copy(CHECKOUT / "docker-compose.production.yml", tmp_path)
+    shutil.copytree(CHECKOUT / ".envs" / ".production.example", tmp_path / ".envs" / ".production")
+    names = tmp_path / ".envs" / ".production" / ".compose"
+    said = names.read_text()
+    words = ["docker", "compose", "--file", "docker-compose.production.yml", "--env-file", str(names)]
+    for line, profile, link in (("", [], ""), ("FLOWER=off", [], ""), ("FLOWER=on", ["--profile=flower"], "/flower/")):
+        names.write_text(f"{said}\n{line}\n")
+        done = subprocess.run(
+            [*words, *profile, "config", "--format", "json"], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        services = json.loads(done.stdout)["services"]
+        assert ("flower" in services) == bool(link)
+        assert services["caddy"]["environment"]["FLOWER"] == services["web"]["environment"]["FLOWER"]
+        # Nobody else shows pages.
+        assert [name for name, one in services.items() if "FLOWER" in (one.get("environment") or {})] == [
+            *("caddy", "web")
+        ]
+        flower = {"FLOWER": services["web"]["environment"]["FLOWER"]}
+        asked = "from django.conf import settings; print(settings.WEBTASK_FLOWER_URL)"
+        assert run("-c", asked, **flower).stdout.strip() == link, line
+        own = run("-c", asked, **flower, WEBTASK_FLOWER_URL="https://flower.example.com")
+        assert own.stdout.strip() == "https://flower.example.com"

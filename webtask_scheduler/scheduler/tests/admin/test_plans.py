@@ -7,7 +7,7 @@ from django.db import connection
 from django_celery_beat.models import PeriodicTask
 
 from benchmarks import crowd, visits
-from webtask_scheduler.scheduler.models import Attempt, Delivery, Timer
+from webtask_scheduler.scheduler.models import Attempt, Delivery, Notification, NotificationChannel, Timer
 
 pytestmark = pytest.mark.django_db
 
@@ -16,6 +16,8 @@ LISTS = {
     Timer: "/admin/scheduler/timer/",
     Delivery: "/admin/scheduler/delivery/",
     Attempt: "/admin/scheduler/attempt/",
+    NotificationChannel: "/admin/scheduler/notificationchannel/",
+    Notification: "/admin/scheduler/notification/",
 }
 QUERIES = ("q=Invoice", "q=nothing-like-this", "q=01a1", "o=-4", "o=3", "p=2", *visits.ADMIN_QUERIES)
 

@@ -512,6 +512,11 @@ def test_real_answers_about_notifications_are_as_described(ask):
     changed = ask("PATCH", one, {"name": "Ops", "label": None, "paused": True}, where=where).json()
     assert (changed["name"], changed["label"], changed["paused"]) == ("Ops", None, True)
     assert changed["failures_in_row"] == 3
+    for language in ("ar", None):
+        assert ask("PATCH", one, {"language": language}, where=where).json()["language"] == language
+    ask("PATCH", one, {"language": "tlh"}, where=where)
+    # Nothing is sent while it is paused.
+    ask("POST", f"{one}/test", where=f"{where}/test")
     assert ask("PATCH", one, {"paused": False}, where=where).json()["paused"] is False
     for path, body in ((one, {"kind": "mail"}), ("/notification-channel/x", {})):
         ask("PATCH", path, body, where=where)

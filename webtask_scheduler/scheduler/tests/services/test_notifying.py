@@ -1,6 +1,7 @@
 """What failed is told once, in one message a channel and a minute, whoever is killed meanwhile."""
 
 import json
+import re
 import threading
 import uuid
 from datetime import timedelta
@@ -8,13 +9,14 @@ from datetime import timedelta
 import pytest
 from django.contrib.auth import get_user_model
 from django.db import connection, connections, transaction
-from django.utils import timezone
+from django.utils import timezone, translation
 
 from webtask_scheduler.scheduler import services, tasks
 from webtask_scheduler.scheduler.models import (
     Delivery,
     Notification,
     NotificationChannel,
+    NotificationCursor,
     State,
     Timer,
     ToldFailure,
@@ -24,9 +26,18 @@ from webtask_scheduler.scheduler.services import channels, notifying
 from webtask_scheduler.scheduler.services.channels import ChannelError, NewChannel
 from webtask_scheduler.scheduler.tests.support.acting import every, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import call_all, post
-from webtask_scheduler.scheduler.tests.support.mail import Mailbox
+from webtask_scheduler.scheduler.tests.support.mail import Mailbox, say
 
 pytestmark = pytest.mark.django_db
+
+
+# So many deliveries of a timer that just failed.
+FAILED = """
+INSERT INTO scheduler_delivery (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state,
+                                attempts, attempts_before, started_at, finished_at)
+SELECT gen_random_uuid(), %s, %s, 9 + n, 1, true, now(), now(), 'failed', 4, 0, now(), clock_timestamp()
+  FROM generate_series(1, %s) n
+"""
 
 
 def add(address, *, user=None, kind="webhook", **events):
@@ -106,14 +117,7 @@ def test_ten_thousand_failures_are_one_message_with_their_number(make_timer, rec
     turn()
     assert len(arrived(receiver)) == 1
     timer = make_timer("http://api.x.example/", recurrence=every(60))
-    sql(
-        "INSERT INTO scheduler_delivery (id, timer_id, flow, number, occurrence, extra, due_at, next_attempt_at, state,"
-        " attempts, attempts_before, started_at, finished_at)"
-        " SELECT gen_random_uuid(), %s, %s, n, 1, true, now(), now(), 'failed', 4, 0, now(), clock_timestamp()"
-        " FROM generate_series(10, 10009) n",
-        timer.pk,
-        timer.flow,
-    )
+    sql(FAILED, timer.pk, timer.flow, 10_000)
     assert turn() == notifying.Turn(noticed=10_000, made=0, mails=0)
     assert arrived(receiver) == []
     fail(make_timer("http://b.example/"))
@@ -472,7 +476,7 @@ def test_end_of_an_account_ends_its_channels(user, receiver):
 @pytest.fixture
 def mailbox(settings):
     with Mailbox() as box:
-        settings.EMAIL_BACKEND = "django.core.mail.backends.smtp.EmailBackend"
+        settings.EMAIL_BACKEND = "webtask_scheduler.mail.EmailBackend"
         settings.EMAIL_HOST, settings.EMAIL_PORT = "127.0.0.1", box.port
         settings.DEFAULT_FROM_EMAIL = "Timers <timers@example.com>"
         settings.WEBTASK_PUBLIC_URL = "https://timers.example.com"
@@ -584,3 +588,160 @@ def test_address_that_is_none_or_not_ones_own_is_refused(settings, user, mailbox
     settings.EMAIL_BACKEND = "django.core.mail.backends.dummy.EmailBackend"
     with pytest.raises(ChannelError, match="EMAIL_URL"):
         channels.add(NewChannel(kind="mail", address="me@example.com"), owner_id=user.pk)
+
+
+def test_server_that_hangs_up_in_between_is_away_and_the_next_mail_is_spared(make_timer, mailbox):
+    for number in range(2):
+        add(f"me{number}@example.com", kind="mail")
+    fail(make_timer())
+    for word, answer in (
+        (b"RCPT", b"421 4.3.2 going down\r\n"),
+        (b"DATA", b"421 4.3.2 going down\r\n"),
+        (b"RCPT", b"HTTP/1.1 400 Bad Request\r\n"),
+        (b"DATA", b"2222222\r\n"),
+    ):
+        mailbox.instead = {word: say(answer)}
+        assert turn().mails == 0
+        first, second = Notification.objects.order_by("pk")
+        assert "cannot be reached" in first.error
+        assert (first.state, second.state, second.attempts) == ("sending", "sending", 0)
+        Notification.objects.update(attempts=0)
+        wait_over()
+    mailbox.instead = {}
+    assert notifying.turn(seconds=20).mails == 2
+
+
+def test_mail_that_ends_each_process_is_given_up(make_timer, mailbox):
+    add("me@example.com", kind="mail")
+    fail(make_timer())
+    mailbox.answers = [b""]
+    turn()
+    for _ in range(len(notifying.MAIL_WAITS)):
+        # Taken, and nothing is written of what came of it.
+        wait_over()
+        assert notifying._take_mail() is not None
+    wait_over()
+    assert notifying.turn(seconds=20).mails == 0
+    (sent,) = Notification.objects.all()
+    assert (sent.state, sent.error) == ("failed", "Each process that sent it has ended meanwhile.")
+    assert mailbox.mails == []
+
+
+def test_server_that_hangs_holds_one_thread_of_upkeep(make_timer, mailbox, monkeypatch):
+    add("me@example.com", kind="mail")
+    fail(make_timer())
+    rested = timezone.now() - timedelta(seconds=0.2)
+    Delivery.objects.update(finished_at=rested)
+    with tasks._alone("mails") as alone:
+        assert alone
+        # What another process sends is left to it; what is noticed is not.
+        tasks.notify()
+        assert Notification.objects.get().state == "sending"
+        assert mailbox.connections == 0
+    tasks.notify()
+    assert Notification.objects.get().state == "sent"
+
+
+def test_who_lost_the_right_or_the_account_is_sent_no_mail(make_timer, mailbox, user, settings):
+    settings.WEBTASK_API_AUTH = "key"
+    settings.WEBTASK_MAIL_DOMAINS = ["team.example"]
+    add("all@team.example", kind="mail", user=user)
+    add("me@example.com", kind="mail", user=user)
+    fail(make_timer(owner_id=user.pk))
+    mailbox.answers = [b""]
+    assert turn().made == 2
+    user.is_active = False
+    user.save()
+    wait_over()
+    assert notifying.turn(seconds=20).mails == 0
+    assert mailbox.connections == 1
+    user.is_active = True
+    user.save()
+    settings.WEBTASK_MAIL_DOMAINS = []
+    assert notifying.turn(seconds=20).mails == 1
+    assert mailbox.recipients == ["me@example.com"]
+    assert Notification.objects.get(shown_address="all@team.example").error == (
+        "Mail may no longer be sent to this address."
+    )
+
+
+def test_nothing_is_called_any_more_for_a_channel_that_is_paused_moved_or_deleted(make_timer, receiver):
+    whose = {"owner__isnull": True}
+    ends = (
+        lambda channel: channels.switch(channel.pk, paused=True, visible=whose),
+        lambda channel: channels.edit(channel.pk, {"address": receiver.url("/other")}, visible=whose),
+        lambda channel: channels.delete(channel.pk, visible=whose),
+    )
+    for end in ends:
+        channel = add(receiver.url("/hook"))
+        fail(make_timer())
+        turn()
+        sent = Notification.objects.get(channel=channel)
+        call = Delivery.objects.get(timer=sent.call_timer)
+        # It failed once, and would be tried again for an hour.
+        run(status_code=500, error="status")
+        call.refresh_from_db()
+        assert (call.state, call.attempts) == ("scheduled", 1)
+        end(channel)
+        call.refresh_from_db()
+        assert call.state == "cancelled"
+        # What ended before stays as it ended.
+        NotificationChannel.objects.all().delete()
+        Notification.objects.all().delete()
+
+
+def test_mail_that_waits_goes_to_the_address_that_the_channel_has_by_then(make_timer, mailbox):
+    channel = add("full@example.com", kind="mail")
+    fail(make_timer())
+    turn()
+    channels.edit(channel.pk, {"address": "me@example.com"}, visible={"owner__isnull": True})
+    wait_over()
+    assert notifying.turn(seconds=20).mails == 1
+    assert mailbox.recipients == ["me@example.com"]
+    assert Notification.objects.get().shown_address == "me@example.com"
+
+
+def test_clock_that_was_put_back_silences_nobody(make_timer, receiver, hook):
+    fail(make_timer())
+    turn()
+    assert len(arrived(receiver)) == 1
+    ahead = timezone.now() + timedelta(days=1)
+    NotificationCursor.objects.update(finished_at=ahead)
+    NotificationChannel.objects.update(told_at=ahead)
+    Notification.objects.update(created_at=ahead)
+    Delivery.objects.filter(finished_at__isnull=False).delete()
+    fail(make_timer("http://later.example/"))
+    assert turn() == notifying.Turn(noticed=1, made=1, mails=0)
+    (body,) = arrived(receiver)
+    assert body["lost"]["hosts"] == {"later.example": 1}
+    assert turn().noticed == 0
+    NotificationChannel.objects.update(told_at=None)
+    notifying.test(hook.pk, visible={"owner__isnull": True})
+
+
+def test_channel_is_told_in_its_language_and_programs_in_none(make_timer, receiver, settings, mailbox, sql):
+    settings.LANGUAGE_CODE = "fr"
+    german = add(receiver.url("/hook-de"), language="de")
+    add(receiver.url("/hook-en"), language="en")
+    add("me@example.com", kind="mail")
+    timer = make_timer("http://a.example/", recurrence=every(60))
+    sql(FAILED, timer.pk, timer.flow, 1204)
+    # Whoever asks for the turn has no part in it.
+    with translation.override("ar"):
+        assert turn().made == 3
+    said = {call.path: json.loads(call.body) for call in call_all(receiver)}
+    # Numbers are written as each language has them.
+    assert "1.204" in said["/hook-de"]["subject"]
+    assert "1,204" in said["/hook-en"]["subject"]
+    assert said["/hook-en"]["subject"].startswith("a.example: 1,204 dead letters since ")
+    for name in said["/hook-de"].keys() - {"subject", "text"}:
+        assert said["/hook-de"][name] == said["/hook-en"][name], name
+    (mail,) = mailbox.mails
+    assert mail["Content-Language"] == "fr"
+    assert re.search("1[  \u202f]204", mail["Subject"])
+    # A language that is no longer offered gives way to the service's own.
+    NotificationChannel.objects.filter(pk=german.pk).update(language="xx")
+    german.refresh_from_db()
+    assert channels.language_of(german) == "fr"
+    with pytest.raises(ChannelError, match="en, ar, fr"):
+        add(receiver.url("/hook"), language="tlh")
