@@ -6,7 +6,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ("scheduler", "0024_past"),
+        ("scheduler", "0025_channel_language"),
     ]
 
     operations = [
