@@ -21,6 +21,7 @@ from webtask_scheduler.dashboard.punctuality import (
     counts_of,
     due_link,
     is_kept,
+    levels,
     outcomes,
     promise_text,
     share_of,
@@ -63,10 +64,12 @@ def overview(request: HttpRequest) -> HttpResponse:
     if sees_service(request):
         # Where something is wrong, the warnings above say it.
         seen = _seen()
+        counted = _counts(window)
         values |= {
             "verdict": None if facts.warnings() else _verdict(),
             "tiles": _tiles() + _more_tiles(seen),
-            "outcomes": outcomes(window, _counts(window)),
+            "outcomes": outcomes(window, counted),
+            "levels": levels(window, counted),
             "windows": SHOWN_WINDOWS,
             "window": window,
             "mine": "mine" in request.GET,
@@ -120,7 +123,7 @@ class Seen(NamedTuple):
 
 
 _kept: tuple[float, Seen] | None = None
-_counts_kept: dict[str, tuple[float, dict[int, dict[str, int]]]] = {}
+_counts_kept: dict[str, tuple[float, dict[int, dict[str, Any]]]] = {}
 
 
 def _seen() -> Seen:
@@ -132,7 +135,7 @@ def _seen() -> Seen:
     return _kept[1]
 
 
-def _counts(window: Window) -> dict[int, dict[str, int]]:
+def _counts(window: Window) -> dict[int, dict[str, Any]]:
     """Return what was counted in a window: of the last hour now, of longer ones at most KEPT_SECONDS ago."""
     if window is HOUR:
         return counts_of(window)

@@ -36,20 +36,24 @@ def lateness_since(since: datetime) -> list[int]:
 _STEPS = """
 SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succeeded)::bigint AS succeeded,
        sum(retried)::bigint AS retrying, sum(failed)::bigint AS failed, sum(missed)::bigint AS missed,
-       sum({all})::bigint AS total, sum({late})::bigint AS late
+       ARRAY[{places}]::bigint[] AS first_late
   FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
  GROUP BY 1 ORDER BY 1
-"""
+""".format(places=", ".join(f"coalesce(sum(first_late[{place}]), 0)" for place in range(1, histogram.BUCKETS + 1)))
 
 
-def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, int]]:
+def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, Any]]:
     """Return what was counted by steps since the epoch.
 
-    That is how many deliveries ended how, attempts that are followed by another, first attempts (`total`), and those of
-    them that began later than `within_seconds`, which is one of histogram.BOUNDS. Raises DatabaseError.
+    That is how many deliveries ended how, attempts that are followed by another, the histogram of the lateness of first
+    attempts (`first_late`), how many these are (`total`), and those of them that began later than `within_seconds`,
+    which is one of histogram.BOUNDS (`late`). Raises DatabaseError.
     """
-    statement = _STEPS.format(**_late_places(within_seconds))
-    return _dicts(statement, {"since": since, "step": step_seconds})
+    rows = _dicts(_STEPS, {"since": since, "step": step_seconds})
+    in_time = histogram.bucket_of(within_seconds) + 1
+    for row in rows:
+        row["total"], row["late"] = sum(row["first_late"]), sum(row["first_late"][in_time:])
+    return rows
 
 
 _TABLES = """

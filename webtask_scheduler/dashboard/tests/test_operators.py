@@ -630,7 +630,7 @@ def minute(ago, **counts):
     empty |= dict.fromkeys((*floats, *numbers, "led_seconds", "window_most"), 0)
     now = timezone.now().replace(second=0, microsecond=0)
     row = {"seconds": 60, "process": "w", "batch": new_id(), "stored_at": now, "slots": 1, "begins_at": now - ago}
-    Minute.objects.create(**row, **(empty | counts))
+    Minute.objects.create(**row | empty | counts)
 
 
 def test_overview_shows_how_deliveries_ended_over_a_window(client):
@@ -670,6 +670,39 @@ def test_punctuality_is_what_was_counted_in_the_window(client):
     all_at_work()
     assert "90 % of 100 calls" in text_of(client, "/")
     assert "Not always on time." in text_of(client, "/")
+
+
+def test_percentiles_are_drawn_over_time_with_gaps_and_said_as_bounds(client):
+    overview.forget()
+    for path in ("/punctuality?window=1h", "/"):
+        assert client.get(path).context["levels"] is None
+    # Two processes of one minute count as one; the minute between has no call.
+    minute(timedelta(minutes=5), first_late=[0, 0, 0, 40, 0, 0, 4] + [0] * 11)
+    minute(timedelta(minutes=5), process="v", first_late=[0, 0, 0, 50, 0, 0, 0, 0, 0, 6] + [0] * 8)
+    minute(timedelta(minutes=3), first_late=[0] * 17 + [1])
+    for path in ("/punctuality?window=1h", "/"):
+        page = client.get(path)
+        levels = page.context["levels"]
+        assert [percent for percent, _area in levels.areas] == [99, 95, 50]
+        assert [(calls, said) for _at, calls, said in levels.steps if calls] == [
+            (100, ["≤ 10 ms", "≤ 1 s", "≤ 1 s"]),
+            (1, ["> 1 h", "> 1 h", "> 1 h"]),
+        ], path
+        assert [area.count("M") for _percent, area in levels.areas] == [2, 2, 2]
+        text = page.content.decode()
+        assert "50 % ≤ 10 ms · 95 % ≤ 1 s · 99 % ≤ 1 s · Calls: 100</title>" in text
+        assert "UTC · Calls: 0</title>" in text
+    table = text_of(client, "/punctuality?window=1h").split('id="by-time"')[1].split("</table>")[0]
+    assert table.count("<tr>") == 61
+    assert '<td class="end" dir="ltr">≤ 10 ms</td>' in table
+    # The overview leads to the same window.
+    assert 'href="/punctuality?window=24h#by-time"' in text_of(client, "/?window=24h")
+    # What was folded into hours is in it too.
+    Minute.objects.all().delete()
+    minute(timedelta(days=4), seconds=3600, process="", first_late=[0] * 4 + [101] + [0] * 13)
+    for window, steps in (("7d", 42), ("30d", 30)):
+        levels = client.get(f"/punctuality?window={window}").context["levels"]
+        assert (len(levels.steps), sum(calls for _at, calls, _said in levels.steps)) == (steps, 101)
 
 
 def test_punctuality_says_what_is_left_of_what_may_be_late(client, settings):
