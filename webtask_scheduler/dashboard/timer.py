@@ -21,6 +21,7 @@ from django.views.decorators.http import require_POST, require_safe
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import is_live, list_before, show
+from webtask_scheduler.dashboard.history import CHANGES, LATEST, history_of
 from webtask_scheduler.dashboard.punctuality import share_of
 from webtask_scheduler.dashboard.rows import LOST, actions_of, shown
 from webtask_scheduler.dashboard.snippets import snippets
@@ -71,6 +72,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
             is_lost=any(one.delivery.state in LOST for one in deliveries),
         ),
         "every_ms": _pace(body, now=now),
+        "history": history_of(found, caller=caller, most=LATEST, changes_most=CHANGES),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
     }
     if is_live(request):

@@ -548,7 +548,7 @@ def test_statements_of_one_timer(client, make_timer, receiver, django_assert_max
     timer = make_timer(receiver.url("/x"), delay_seconds=-1)
     for _ in range(3):
         call_all(receiver)
-    with django_assert_max_num_queries(7):
+    with django_assert_max_num_queries(8):
         get(client, page_of(timer))
 
 
