@@ -28,7 +28,7 @@ from webtask_scheduler.dashboard.punctuality import (
     within_of,
 )
 from webtask_scheduler.dashboard.rows import rows
-from webtask_scheduler.dashboard.timers import unchanged_or
+from webtask_scheduler.dashboard.timers import owners_shown, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
 from webtask_scheduler.scheduler import facts, sealing
 from webtask_scheduler.scheduler.models import ErrorKind
@@ -60,7 +60,7 @@ def overview(request: HttpRequest) -> HttpResponse:
     window = next((one for one in SHOWN_WINDOWS if one.name == request.GET.get("window")), HOUR)
     wanted = search.Filter(owner_id=caller.owner_id, everyone=caller.sees_all)
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
-    values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)}
+    values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)} | owners_shown(request)
     if sees_service(request):
         # Where something is wrong, the warnings above say it.
         seen = _seen()
@@ -72,7 +72,6 @@ def overview(request: HttpRequest) -> HttpResponse:
             "levels": levels(window, counted),
             "windows": SHOWN_WINDOWS,
             "window": window,
-            "mine": "mine" in request.GET,
             "next_hour": seen.next_hour,
             "herds": seen.herds,
             "attention": _attention(seen),

@@ -393,6 +393,28 @@ def latest_ended(caller: Caller, *, limit: int) -> list[dict[str, Any]]:
     return _dicts(_ENDED, {"everyone": caller.sees_all, "owner": caller.owner_id, "most": ENDED_MOST, "limit": limit})
 
 
+# Deliveries that failed or were missed, among which those of a caller are looked for.
+LOST_LOOK = 1000
+# Along delivery_lost_idx, the latest first, until one is the caller's; a probe for the timer of each.
+_LAST_LOST = """
+SELECT lost.finished_at
+  FROM (SELECT timer_id, finished_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
+         ORDER BY finished_at DESC, id DESC LIMIT %(look)s) lost
+ CROSS JOIN LATERAL (SELECT owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer
+ WHERE %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+ ORDER BY lost.finished_at DESC LIMIT 1
+"""
+
+
+def last_lost(caller: Caller) -> datetime | None:
+    """Return when the caller's latest delivery ended that failed or was missed, dismissed or not; None for none.
+
+    It is looked for among the latest LOST_LOOK of all owners. Raises DatabaseError.
+    """
+    found = _dicts(_LAST_LOST, {"look": LOST_LOOK, "everyone": caller.sees_all, "owner": caller.owner_id})
+    return found[0]["finished_at"] if found else None
+
+
 def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
     with connection.cursor() as cursor:
         cursor.execute(statement, values)

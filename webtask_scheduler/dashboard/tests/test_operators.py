@@ -9,17 +9,20 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from django.contrib.auth import get_user_model
 from django.contrib.auth.models import Permission
+from django.db import connection
 from django.db.models.functions import Now
 from django.test import Client
 from django.utils import timezone
 
+from benchmarks.visits import scans_of
 from config.settings import base
 from webtask_scheduler.access.models import AuditEntry
-from webtask_scheduler.dashboard import overview
+from webtask_scheduler.dashboard import overview, queries
 from webtask_scheduler.scheduler import facts, services, tasks
 from webtask_scheduler.scheduler.models import Beat, BulkOperation, CallStop, Delivery, HostHour, Minute, State, new_id
 from webtask_scheduler.scheduler.queue.attempts import record_missed
 from webtask_scheduler.scheduler.services import many
+from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.tests.support.acting import begin
 from webtask_scheduler.scheduler.tests.support.api import bearer, call_all
 from webtask_scheduler.scheduler.tests.support.cases import each
@@ -265,6 +268,51 @@ def test_group_is_dismissed_and_counted_no_more(client, make_timer, receiver):
     assert Delivery.objects.filter(state=State.FAILED).count() == 3
     assert client.post("/dead/explode", cause).status_code == 404
     assert client.post("/dead/dismiss", {"host": "x"}).status_code == 404
+
+
+def test_no_dead_letters_say_when_the_last_one_was(client, user, make_timer, receiver, settings):
+    assert "No dead letters: nothing has failed" in text_of(client, "/dead")
+    fail(receiver, make_timer, "/status/503")
+    fail(receiver, make_timer, "/status/404", owner_id=user.pk)
+    assert client.get("/dead").context["groups"]
+    services.dismiss_many(list(Delivery.objects.values_list("pk", flat=True)))
+    Delivery.objects.filter(timer__owner=None).update(finished_at=timezone.now() - timedelta(days=3))
+    of_owner, of_nobody = (Delivery.objects.get(timer__owner=one).finished_at for one in (user, None))
+    shown = client.get("/dead")
+    assert shown.context["last_lost"] == of_nobody
+    assert f'datetime="{of_nobody:%FT%T}' in shown.content.decode()
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    assert client.get("/dead").context["last_lost"] == of_owner
+    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert client.get("/dead").context["last_lost"] is None
+    # What is sent again is lost no more.
+    client.force_login(user)
+    services.replay(Delivery.objects.get(timer__owner=user).timer_id)
+    assert client.get("/dead").context["last_lost"] is None
+
+
+def test_last_dead_letter_is_looked_for_along_its_index_and_not_for_ever(client, user, make_timer, receiver, settings):
+    fail(receiver, make_timer, "/status/503", owner_id=user.pk)
+    fail(receiver, make_timer, "/status/503")
+    services.dismiss_many(list(Delivery.objects.values_list("pk", flat=True)))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(noting(asked)):
+        assert queries.last_lost(Caller(owner_id=user.pk)) is not None
+        patch.setattr(queries, "LOST_LOOK", 1)
+        assert queries.last_lost(Caller(owner_id=user.pk)) is None
+        assert queries.last_lost(Caller(sees_all=True)) is not None
+    assert [scan for statement, values in asked for scan in scans_of(statement, values)] == []
+
+
+def noting(asked):
+    """Return a wrapper that notes each statement with its values."""
+
+    def note(execute, sql, params, many, context):
+        asked.append((sql, params))
+        return execute(sql, params, many, context)
+
+    return note
 
 
 def test_dismissal_is_undone_by_what_its_message_offers(client, user, make_timer, receiver, settings):

@@ -331,7 +331,7 @@ def test_list_is_filtered_by_its_address(client, make_timer):
         listed = text_of(get(client, f"/timers?{query}"))
         assert "nightly report" in listed, query
         assert ">other<" not in listed, query
-    assert "No timer fits." in text_of(get(client, "/timers?status=failed"))
+    assert "No timer fits." in text_of(get(client, "/timers?status=held"))
     assert get(client, "/timers?status=nonsense").status_code == 400
     assert get(client, "/timers?due_from=x").status_code == 400
     assert get(client, "/timers?cursor=x").status_code == 400

@@ -12,7 +12,7 @@ from webtask_scheduler.dashboard import rows
 from webtask_scheduler.dashboard.urls import urlpatterns
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.reading import read_timer
-from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, new_id
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer, new_id
 from webtask_scheduler.scheduler.tests.support.api import send
 
 pytestmark = pytest.mark.django_db
@@ -79,6 +79,14 @@ def full(client):
         "/" + re.sub(r"<(?:\w+:)?(\w+)>", lambda name: str(values[name[1]]), str(one.pattern)) for one in urlpatterns
     ]
     return [*paths, f"/timers/{lost.timer_id}/deliveries/{lost.number}", "/upcoming?view=week", "/nonsense"]
+
+
+def test_list_of_all_owners_keeps_to_its_budget(client, full, django_user_model):
+    Timer.objects.update(owner=django_user_model.objects.create_user("accounting@example.com", "x"))
+    client.force_login(django_user_model.objects.create_superuser("root@example.com", "x"))
+    sizes = {path: len(client.get(path, headers={"accept-language": "ar"}).content) for path in ("/timers", "/")}
+    assert all(size <= MOST[0] for size in sizes.values()), sizes
+    assert b"accounting@example.com" in client.get("/timers").content
 
 
 def test_every_page_keeps_to_its_budget(client, full):
