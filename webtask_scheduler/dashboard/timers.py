@@ -153,7 +153,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         is_first="cursor" not in request.GET,
         first=_with(request),
         live=_with(request, live="1", cursor=request.GET.get("cursor", ""), id=request.GET.get("id", "")),
-        curl=curl_of_list(request.build_absolute_uri("/timer"), filters(request).urlencode()),
+        curl=curl_of_list(request.build_absolute_uri("/timer"), filters(request).urlencode(), with_key=not is_open()),
     )
 
 

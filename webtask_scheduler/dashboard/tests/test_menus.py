@@ -225,7 +225,9 @@ def test_staff_narrow_the_list_to_one_owner(client, closed, people, make_timer):
     assert 'href="?owner=owner@example.com"' in client.get(f"/timers?live=1&ids={ids}").content.decode()
     assert 'href="/timers?owner=owner@example.com"' in client.get("/?live=1").content.decode()
     assert "/timers?status=failed&amp;owner=OWNER%40example.com" in text
-    assert page.context["curl"].endswith("/timer?status=scheduled&owner=OWNER%40example.com'")
+    address, key = page.context["curl"].split(" \\\n")
+    assert address.endswith("/timer?status=scheduled&owner=OWNER%40example.com'")
+    assert key == '  -H "Authorization: Bearer $WEBTASK_KEY"'
     exported = client.get(f"/timers/export.csv?{page.context['export']}").content.decode()
     assert "of the owner" in exported
     assert "of staff" not in exported
