@@ -140,6 +140,15 @@ def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, most: int =
     return found
 
 
+def outlines(bars: Sequence[Stack]) -> dict[str, str]:
+    """Return the parts of all bars by their states, as one path for each: a path for each part is half of a page."""
+    paths: dict[str, str] = {}
+    for part in itertools.chain.from_iterable(bar.parts for bar in bars):
+        shape = f"M{part.x:.1f} {part.y:.1f}v{part.height:.1f}h{part.width:.1f}v-{part.height:.1f}z"
+        paths[part.state] = paths.get(part.state, "") + shape
+    return paths
+
+
 class Column(NamedTuple):
     """One step of time of a chart: where it lies, and what is said of it."""
 

@@ -28,7 +28,7 @@ from webtask_scheduler.scheduler.services.caller import Caller
 # Deeds that the page of a timer shows, and those of one page of the list.
 LATEST, PAGE = 10, 25
 # Of each deed on the page of a timer, so many changes are shown; and of each value, so many characters.
-CHANGES, CHARACTERS = 4, 120
+CHANGES, CHARACTERS = 3, 120
 _WORDS = {
     "timer.edited": gettext_lazy("Edited"),
     "timer.moved": gettext_lazy("Moved"),

@@ -269,4 +269,6 @@ def _steps(window: Window) -> tuple[datetime, range]:
 
 
 def _step_text(number: int, window: Window) -> str:
-    return f"{datetime.fromtimestamp(number * window.step_seconds, UTC):%F %H:%M} UTC"
+    """Return when a step began; of the last hour without the day, which is said sixty times."""
+    shape = "%H:%M UTC" if window is HOUR else "%F %H:%M UTC"
+    return f"{datetime.fromtimestamp(number * window.step_seconds, UTC):{shape}}"

@@ -36,7 +36,7 @@ from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.wording import translated
 
 # Deliveries that the list shows, and those of the streak above it.
-DELIVERIES = 20
+DELIVERIES = 15
 STREAK = 60
 # Of each delivery, its first attempt and so many of its last.
 ATTEMPTS = 8

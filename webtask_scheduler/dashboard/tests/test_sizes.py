@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from django.contrib.staticfiles import finders
+from django.db import transaction
 from django.utils import timezone
 
-from webtask_scheduler.dashboard import rows
+from webtask_scheduler.access import audit
+from webtask_scheduler.dashboard import history, overview, rows
+from webtask_scheduler.dashboard.tests.test_operators import minute
 from webtask_scheduler.dashboard.urls import urlpatterns
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.reading import read_timer
@@ -70,6 +73,16 @@ def full(client):
         Attempt(delivery=one, number=1, meant_for=now, started_at=now, status_code=503, error="status")
         for one in [*old, *dead]
     )
+    # Edits of many fields, as many as the page of a timer shows; and calls of each minute of the last hour.
+    names = ("web_url", "name", "cron", "timezone", "max_occurrences", "labels")
+    with transaction.atomic():
+        for _ in range(history.LATEST + 1):
+            before, after = (dict.fromkeys(names, f"{given[0]['web_url']}/{part}") for part in "ab")
+            audit.record("timer.edited", kind="timer", of=of_one, before=before, after=after)
+    for number in range(60):
+        counts = {"succeeded": 1000, "failed": 20, "retried": 30, "missed": 10}
+        minute(timedelta(minutes=number), first_late=[0, 0, 900, 60, 10, 0, 0, 0, number] + [0] * 9, **counts)
+    overview.forget()
     bulk = send(client, "POST", "/timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
     BulkOperation.objects.update(matched=3)
     lost = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])[0]

@@ -555,7 +555,7 @@ def _owner_of(text: str, *, caller: Caller) -> int:
     Whoever does not see the timers of all is told nothing of who there is.
     """
     if not caller.sees_all:
-        raise OwnerError(_("Only who sees the timers of all owners can ask for those of one: leave it out."))
+        raise OwnerError(_("Only those who see the timers of all owners can ask for the timers of one. Leave it out."))
     is_id = text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004 - a bigint
     found = get_user_model().objects.filter(**{"pk": int(text)} if is_id else {"email__iexact": text})
     pk = found.values_list("pk", flat=True).first()
