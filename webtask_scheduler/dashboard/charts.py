@@ -149,14 +149,6 @@ def outlines(bars: Sequence[Stack]) -> dict[str, str]:
     return paths
 
 
-class Column(NamedTuple):
-    """One step of time of a chart: where it lies, and what is said of it."""
-
-    x: float
-    width: float
-    label: str
-
-
 class Mark(NamedTuple):
     """A line across a chart at a value, and how it is named."""
 
@@ -169,7 +161,8 @@ class Levels(NamedTuple):
 
     # The paths of their outlines.
     areas: list[str]
-    columns: list[Column]
+    # One for each step, without parts.
+    columns: list[Stack]
     marks: list[Mark]
     bound: Mark
 
@@ -211,7 +204,7 @@ def levels(
     count = max((len(found) for _, found in columns), default=0)
     return Levels(
         [outline(series) for series in reversed(range(count))],
-        [Column(round(number * step, 1), round(step, 1), label) for number, (label, _) in enumerate(columns)],
+        stacks([(label, ()) for label, _ in columns]),
         [Mark(place(value), label) for value, label in marks if value <= highest and value != bound[0]],
         Mark(place(bound[0]), bound[1]),
     )

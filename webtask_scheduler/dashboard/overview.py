@@ -68,7 +68,8 @@ def overview(request: HttpRequest) -> HttpResponse:
         values |= {
             "verdict": None if facts.warnings() else _verdict(),
             "tiles": _tiles() + _more_tiles(seen),
-            "outcomes": outcomes(window, counted),
+            # One column of a step says both.
+            "outcomes": outcomes(window, counted, with_lateness=True),
             "levels": levels(window, counted),
             "windows": SHOWN_WINDOWS,
             "window": window,

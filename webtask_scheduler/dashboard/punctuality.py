@@ -204,20 +204,29 @@ def levels(window: Window, counted: Mapping[int, Mapping[str, Any]]) -> Levels |
     steps: list[tuple[str, int, list[str]]] = []
     for number in _steps(window)[1]:
         late: Sequence[int] = counted.get(number, {}).get("first_late", ())
-        buckets = [bucket for percent in DRAWN if (bucket := histogram.percentile(late, percent)) is not None]
-        bounds = [histogram.bound_of(bucket) for bucket in buckets]
+        bounds = _bounds(late)
         said = [bound_text(bound) for bound in bounds]
         at = _step_text(number, window)
         steps.append((at, sum(late), said))
-        parts = [f"{percent} % {text}" for percent, text in zip(DRAWN, said, strict=False)]
-        parts.append(f"{_('Calls')}: {facts.shown_number(sum(late))}")
-        columns.append((" · ".join([at, *parts]), bounds))
+        calls = f"{_('Calls')}: {facts.shown_number(sum(late))}"
+        columns.append((" · ".join([at, *_late_said(bounds), calls]), bounds))
     if not any(bounds for _label, bounds in columns):
         return None
     marks = [(mark, bound_text(mark).removeprefix("≤ ")) for mark in MARKS]
     bound = settings.WEBTASK_SLO_SECONDS, promise_text()
     drawn = charts.levels(columns, marks=marks, bound=bound)
     return Levels(drawn, list(zip(reversed(DRAWN), drawn.areas, strict=True)), steps)
+
+
+def _bounds(late: Sequence[int]) -> list[float]:
+    """Return the bounds of the percentiles of DRAWN, in seconds; nothing for an empty histogram."""
+    buckets = [histogram.percentile(late, percent) for percent in DRAWN]
+    return [histogram.bound_of(bucket) for bucket in buckets if bucket is not None]
+
+
+def _late_said(bounds: Sequence[float]) -> list[str]:
+    """Return what is said of the percentiles of DRAWN, by their bounds."""
+    return [f"{percent} % {bound_text(bound)}" for percent, bound in zip(DRAWN, bounds, strict=False)]
 
 
 def bound_text(seconds: float) -> str:
@@ -238,15 +247,21 @@ def counts_of(window: Window) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in rows}
 
 
-def outcomes(window: Window, counted: Mapping[int, Mapping[str, int]]) -> list[charts.Stack]:
-    """Return bars of how deliveries ended, one for each step of a window; the last is the present one."""
+def outcomes(
+    window: Window, counted: Mapping[int, Mapping[str, Any]], *, with_lateness: bool = False
+) -> list[charts.Stack]:
+    """Return bars of how deliveries ended, one for each step of a window; the last is the present one.
+
+    With `with_lateness` each says the percentiles of first attempts too.
+    """
     numbers = _steps(window)[1]
     bars = []
     for number in numbers:
         row = counted.get(number, {})
         counts = [(state, row.get(state, 0)) for state in ("succeeded", "retrying", "failed", "missed")]
         said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
-        bars.append((f"{_step_text(number, window)} · {said or 0}", counts))
+        late = _late_said(_bounds(row.get("first_late", ()))) if with_lateness else []
+        bars.append((" · ".join([_step_text(number, window), said or "0", *late]), counts))
     return [
         bar._replace(link=due_link(number * window.step_seconds, window.step_seconds)) if bar.parts else bar
         for number, bar in zip(numbers, charts.stacks(bars), strict=True)

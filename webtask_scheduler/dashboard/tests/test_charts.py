@@ -27,7 +27,7 @@ def test_levels_are_logarithmic_and_a_gap_is_a_gap():
         f"M0.0 100V{one}H250.0V{ten}H500.0V100zM750.0 100V{hundred}H1000.0V100z",
     ]
     assert [(column.x, column.width, column.label) for column in found.columns] == [
-        (250.0 * number, 250.0, str(number)) for number in range(4)
+        (250.0 * number, 200.0, str(number)) for number in range(4)
     ]
 
 
