@@ -59,6 +59,16 @@ QUERIES: dict[str, Sequence[str]] = {
         "q=team=billing",
     ),
 }
+# The same for who sees all timers; each owner of `crowd` has one timer in 25.
+QUERIES_OF_ALL: dict[str, Sequence[str]] = {
+    "dashboard:timers": (
+        "owner=person-0@example.com",
+        "owner=person-0@example.com&name=nothing-like-this",
+        "owner=person-1@example.com&status=failed",
+        "owner=person-1@example.com&label=team=billing",
+        "owner=person-0@example.com&due_from={past}&due_to={now}",
+    ),
+}
 # The same for every list of the admin that can be searched, and for every field of its filters.
 SEARCHES = ("{timer_id}", "{timer_id:.10}", "shop.example", "Invoice 4", "nothing-like-this")
 FIELDS = ("shop.example", "nothing.example")
@@ -155,7 +165,7 @@ def visits(visitor: Visitor, *, of: Sequence[str] = (DASHBOARD, ADMIN)) -> Itera
     if DASHBOARD in of:
         # Whoever owns no timer is shown none.
         for page, path in _dashboard(samples if visitor.sees_all else {}):
-            yield from with_links(visitor, DASHBOARD, page, path, _queries(page, samples))
+            yield from with_links(visitor, DASHBOARD, page, path, _queries(page, samples, of_all=visitor.sees_all))
     if ADMIN in of:
         for page, path in _admin(samples):
             yield from with_links(visitor, ADMIN, page, path, [])
@@ -204,10 +214,11 @@ def _samples() -> dict[str, list[Any]]:
     }
 
 
-def _queries(page: str, samples: dict[str, list[Any]]) -> list[str]:
+def _queries(page: str, samples: dict[str, list[Any]], *, of_all: bool) -> list[str]:
     now = timezone.now()
     values = {"now": _instant(now), "past": _instant(now - timedelta(days=1)), "timer_id": str(samples["timer_id"][-1])}
-    return [query.format(**values) for query in QUERIES.get(page, ())]
+    queries = [*QUERIES.get(page, ()), *(QUERIES_OF_ALL.get(page, ()) if of_all else ())]
+    return [query.format(**values) for query in queries]
 
 
 def _instant(at: datetime) -> str:

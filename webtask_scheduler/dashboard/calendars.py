@@ -25,7 +25,7 @@ from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import upcoming
 from webtask_scheduler.dashboard.who import refused_turn
 from webtask_scheduler.scheduler.api.base import validated
-from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer, filter_of
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.models import Delivery, State, Timer
 from webtask_scheduler.scheduler.services import search
@@ -98,7 +98,7 @@ def _filter(request: HttpRequest, caller: Caller, *, now: datetime) -> search.Fi
             given.setlist(name, values)
     values = validated(FilterSerializer, given)
     values |= {"status": [State.SCHEDULED], "due_from": now, "due_to": now + timedelta(days=DAYS)}
-    return search.filter_of(values, caller=caller)
+    return filter_of(values, caller=caller)
 
 
 def _written(request: HttpRequest, timer_ids: Sequence[uuid.UUID], *, now: datetime, is_cut: bool) -> bytes:

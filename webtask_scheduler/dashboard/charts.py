@@ -140,6 +140,76 @@ def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, most: int =
     return found
 
 
+def outlines(bars: Sequence[Stack]) -> dict[str, str]:
+    """Return the parts of all bars by their states, as one path for each: a path for each part is half of a page."""
+    paths: dict[str, str] = {}
+    for part in itertools.chain.from_iterable(bar.parts for bar in bars):
+        shape = f"M{part.x:.1f} {part.y:.1f}v{part.height:.1f}h{part.width:.1f}v-{part.height:.1f}z"
+        paths[part.state] = paths.get(part.state, "") + shape
+    return paths
+
+
+class Mark(NamedTuple):
+    """A line across a chart at a value, and how it is named."""
+
+    y: float
+    label: str
+
+
+class Levels(NamedTuple):
+    """Series over time as areas, the highest first, which the next one covers from below; see `levels`."""
+
+    # The paths of their outlines.
+    areas: list[str]
+    # One for each step, without parts.
+    columns: list[Stack]
+    marks: list[Mark]
+    bound: Mark
+
+
+# Below the lowest mark and above the highest value there is so much room, as a factor: a name fits above a line.
+LEVELS_ROOM = 3.0
+
+
+def levels(
+    columns: Sequence[tuple[str, Sequence[float]]], *, marks: Sequence[tuple[float, str]], bound: tuple[float, str]
+) -> Levels:
+    """Return series over time, as steps, on a logarithmic scale.
+
+    A column is a label and a value of each series, none of them less than that of the series before; no values leave a
+    gap. `marks` are values that are drawn across the chart with their names, from the lowest up, as far as there are
+    values. The `bound` is always drawn. A value may be infinite: it is drawn at the top.
+    """
+    highest = max([bound[0], *(value for _, found in columns for value in found)])
+    highest = min(highest, max(bound[0], marks[-1][0]))
+    least, most = marks[0][0] / LEVELS_ROOM, highest * LEVELS_ROOM
+    step = WIDTH / max(1, len(columns))
+
+    def place(value: float) -> float:
+        share = math.log(min(value, most) / least) / math.log(most / least)
+        return round(CHART_HEIGHT * (1 - max(0.0, share)), 1)
+
+    def outline(series: int) -> str:
+        """Return the outline of a series from the bottom up, with one part for each time without a gap."""
+        path, is_open = "", False
+        for number, (_, found) in enumerate(columns):
+            if found:
+                begin = "" if is_open else f"M{number * step:.1f} {CHART_HEIGHT:g}"
+                path += f"{begin}V{place(found[series]):g}H{(number + 1) * step:.1f}"
+            elif is_open:
+                path += f"V{CHART_HEIGHT:g}z"
+            is_open = bool(found)
+        return path + (f"V{CHART_HEIGHT:g}z" if is_open else "")
+
+    count = max((len(found) for _, found in columns), default=0)
+    return Levels(
+        [outline(series) for series in reversed(range(count))],
+        stacks([(label, ()) for label, _ in columns]),
+        [Mark(place(value), label) for value, label in marks if value <= highest and value != bound[0]],
+        Mark(place(bound[0]), bound[1]),
+    )
+
+
 class Square(NamedTuple):
     x: float
     y: float

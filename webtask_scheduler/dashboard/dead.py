@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_POST, require_safe
 
-from webtask_scheduler.dashboard import charts
+from webtask_scheduler.dashboard import charts, queries
 from webtask_scheduler.dashboard.frame import show
 from webtask_scheduler.dashboard.who import caller_of, changer_of, may_stop_calls, page
 from webtask_scheduler.scheduler import services
@@ -81,6 +81,9 @@ def dead(request: HttpRequest) -> HttpResponse:
     else:
         groups = groups_of(found.found, mine="mine" in request.GET)[:GROUPS_SHOWN]
         values |= {"groups": groups, "may_stop": may_stop_calls(request)}
+        if not groups:
+            # What is no dead letter any more and was not sent again was dismissed.
+            values["last_lost"] = queries.last_lost(caller_of(request))
         if values["may_stop"]:
             hosts = {group["cause"].host for group in groups}
             values["stopped"] = set(CallStop.objects.filter(host__in=hosts).values_list("host", flat=True))

@@ -23,7 +23,7 @@ from webtask_scheduler.dashboard.timers import FILTERS, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, changer_of, may_change, page
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.api.base import validated
-from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer, filter_of
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.models import BulkOperation, State
 from webtask_scheduler.scheduler.rules.instants import instant_text, read_instant
@@ -161,7 +161,10 @@ def count(request: HttpRequest) -> HttpResponse:
         messages.error(request, _("Choose a filter first: this would be done to all timers."))
         return redirect("dashboard:timers")
     try:
-        stored = _stored(validated(FilterSerializer, wanted))
+        values = validated(FilterSerializer, wanted)
+        stored, found = _stored(values), filter_of(values, caller=changer_of(request))
+        # By the id: an address may be another's before the operation ends.
+        stored |= {"owner": str(found.owner_id)} if "owner" in stored else {}
     except exceptions.ValidationError as error:
         messages.error(request, "; ".join(one["detail"] for one in invalid(error.detail)["errors"]))
         return redirect("dashboard:timers")

@@ -24,13 +24,14 @@ from webtask_scheduler.dashboard.punctuality import (
     counts_of,
     due_link,
     is_kept,
+    levels,
     outcomes,
     promise_text,
     share_of,
     within_of,
 )
 from webtask_scheduler.dashboard.rows import rows
-from webtask_scheduler.dashboard.timers import unchanged_or
+from webtask_scheduler.dashboard.timers import owners_shown, unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, page, sees_service
 from webtask_scheduler.scheduler import facts, sealing
 from webtask_scheduler.scheduler.models import ErrorKind
@@ -62,19 +63,21 @@ def overview(request: HttpRequest) -> HttpResponse:
     window = next((one for one in SHOWN_WINDOWS if one.name == request.GET.get("window")), HOUR)
     wanted = search.Filter(owner_id=caller.owner_id, everyone=caller.sees_all)
     latest = rows(search.page(wanted, cursor="", limit=LATEST).timer_ids, caller=caller)
-    values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)}
+    values: dict[str, Any] = {"rows": latest, "ended": _ended(caller)} | owners_shown(request)
     timers = _troubled(caller)
     values["attention"] = _attention([], timers, [])
     if sees_service(request):
         # Where something is wrong, the warnings above say it.
         seen = _seen()
+        counted = _counts(window)
         values |= {
             "verdict": None if facts.warnings() else _verdict(),
             "tiles": _tiles() + _more_tiles(seen),
-            "outcomes": outcomes(window, _counts(window)),
+            # One column of a step says both.
+            "outcomes": outcomes(window, counted, with_lateness=True),
+            "levels": levels(window, counted),
             "windows": SHOWN_WINDOWS,
             "window": window,
-            "mine": "mine" in request.GET,
             "next_hour": seen.next_hour,
             "herds": seen.herds,
             "attention": _attention(_troubled_hosts(seen), timers, _stops()),
@@ -125,7 +128,7 @@ class Seen(NamedTuple):
 
 
 _kept: tuple[float, Seen] | None = None
-_counts_kept: dict[str, tuple[float, dict[int, dict[str, int]]]] = {}
+_counts_kept: dict[str, tuple[float, dict[int, dict[str, Any]]]] = {}
 
 
 def _seen() -> Seen:
@@ -137,7 +140,7 @@ def _seen() -> Seen:
     return _kept[1]
 
 
-def _counts(window: Window) -> dict[int, dict[str, int]]:
+def _counts(window: Window) -> dict[int, dict[str, Any]]:
     """Return what was counted in a window: of the last hour now, of longer ones at most KEPT_SECONDS ago."""
     if window is HOUR:
         return counts_of(window)

@@ -21,6 +21,9 @@ from webtask_scheduler.dashboard.who import page, sees_service
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules import histogram
 
+# Percentiles that are drawn over time, in per cent; and times that are marked beside them, in seconds.
+DRAWN = (50, 95, 99)
+MARKS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 3600.0)
 # Minutes, or folded hours, that are named as the worst.
 WORST = 10
 # A beat that led for less than this share of a minute was away for the rest.
@@ -74,6 +77,7 @@ def punctuality(request: HttpRequest) -> HttpResponse:
         worst=_worst(since),
         percentiles=_percentiles(late),
         lateness=_lateness(late),
+        levels=levels(window, counted),
         bounds=[bound_text(histogram.bound_of(bucket)).removeprefix("≤ ") for bucket in range(histogram.BUCKETS)],
         outcomes=outcomes(window, counted),
     )
@@ -184,6 +188,47 @@ def _lateness(late: Sequence[int]) -> list[charts.Stack]:
     return charts.stacks(bars)
 
 
+class Levels(NamedTuple):
+    """Percentiles of lateness over time: a drawing, and the same as a table."""
+
+    drawn: charts.Levels
+    # The percentiles with their areas, in the order in which they are drawn.
+    areas: list[tuple[int, str]]
+    # When a step began, its first attempts, and the bound of each percentile of DRAWN; no bounds where there was none.
+    steps: list[tuple[str, int, list[str]]]
+
+
+def levels(window: Window, counted: Mapping[int, Mapping[str, Any]]) -> Levels | None:
+    """Return the percentiles of first attempts in each step of a window; None where there was none in all of it."""
+    columns: list[tuple[str, list[float]]] = []
+    steps: list[tuple[str, int, list[str]]] = []
+    for number in _steps(window)[1]:
+        late: Sequence[int] = counted.get(number, {}).get("first_late", ())
+        bounds = _bounds(late)
+        said = [bound_text(bound) for bound in bounds]
+        at = _step_text(number, window)
+        steps.append((at, sum(late), said))
+        calls = f"{_('Calls')}: {facts.shown_number(sum(late))}"
+        columns.append((" · ".join([at, *_late_said(bounds), calls]), bounds))
+    if not any(bounds for _label, bounds in columns):
+        return None
+    marks = [(mark, bound_text(mark).removeprefix("≤ ")) for mark in MARKS]
+    bound = settings.WEBTASK_SLO_SECONDS, promise_text()
+    drawn = charts.levels(columns, marks=marks, bound=bound)
+    return Levels(drawn, list(zip(reversed(DRAWN), drawn.areas, strict=True)), steps)
+
+
+def _bounds(late: Sequence[int]) -> list[float]:
+    """Return the bounds of the percentiles of DRAWN, in seconds; nothing for an empty histogram."""
+    buckets = [histogram.percentile(late, percent) for percent in DRAWN]
+    return [histogram.bound_of(bucket) for bucket in buckets if bucket is not None]
+
+
+def _late_said(bounds: Sequence[float]) -> list[str]:
+    """Return what is said of the percentiles of DRAWN, by their bounds."""
+    return [f"{percent} % {bound_text(bound)}" for percent, bound in zip(DRAWN, bounds, strict=False)]
+
+
 def bound_text(seconds: float) -> str:
     """Return the bound of a bucket in few characters."""
     if seconds == float("inf"):
@@ -194,7 +239,7 @@ def bound_text(seconds: float) -> str:
     return f"≤ {seconds * 1000:g} ms"
 
 
-def counts_of(window: Window) -> dict[int, dict[str, int]]:
+def counts_of(window: Window) -> dict[int, dict[str, Any]]:
     """Return what was counted in each step of a window by the step's number."""
     rows = queries.steps_since(
         _steps(window)[0], step_seconds=window.step_seconds, within_seconds=settings.WEBTASK_SLO_SECONDS
@@ -202,15 +247,21 @@ def counts_of(window: Window) -> dict[int, dict[str, int]]:
     return {row["step"]: row for row in rows}
 
 
-def outcomes(window: Window, counted: Mapping[int, Mapping[str, int]]) -> list[charts.Stack]:
-    """Return bars of how deliveries ended, one for each step of a window; the last is the present one."""
+def outcomes(
+    window: Window, counted: Mapping[int, Mapping[str, Any]], *, with_lateness: bool = False
+) -> list[charts.Stack]:
+    """Return bars of how deliveries ended, one for each step of a window; the last is the present one.
+
+    With `with_lateness` each says the percentiles of first attempts too.
+    """
     numbers = _steps(window)[1]
     bars = []
     for number in numbers:
         row = counted.get(number, {})
         counts = [(state, row.get(state, 0)) for state in ("succeeded", "retrying", "failed", "missed")]
         said = " · ".join(f"{word_of(state)}: {facts.shown_number(count)}" for state, count in counts if count)
-        bars.append((f"{_step_text(number, window)} · {said or 0}", counts))
+        late = _late_said(_bounds(row.get("first_late", ()))) if with_lateness else []
+        bars.append((" · ".join([_step_text(number, window), said or "0", *late]), counts))
     return [
         bar._replace(link=due_link(number * window.step_seconds, window.step_seconds)) if bar.parts else bar
         for number, bar in zip(numbers, charts.stacks(bars), strict=True)
@@ -233,4 +284,6 @@ def _steps(window: Window) -> tuple[datetime, range]:
 
 
 def _step_text(number: int, window: Window) -> str:
-    return f"{datetime.fromtimestamp(number * window.step_seconds, UTC):%F %H:%M} UTC"
+    """Return when a step began; of the last hour without the day, which is said sixty times."""
+    shape = "%H:%M UTC" if window is HOUR else "%F %H:%M UTC"
+    return f"{datetime.fromtimestamp(number * window.step_seconds, UTC):{shape}}"

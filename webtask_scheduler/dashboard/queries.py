@@ -38,20 +38,24 @@ def lateness_since(since: datetime) -> list[int]:
 _STEPS = """
 SELECT floor(extract(epoch FROM begins_at) / %(step)s)::bigint AS step, sum(succeeded)::bigint AS succeeded,
        sum(retried)::bigint AS retrying, sum(failed)::bigint AS failed, sum(missed)::bigint AS missed,
-       sum({all})::bigint AS total, sum({late})::bigint AS late
+       ARRAY[{places}]::bigint[] AS first_late
   FROM scheduler_minute WHERE seconds IN (60, 3600) AND begins_at >= %(since)s
  GROUP BY 1 ORDER BY 1
-"""
+""".format(places=", ".join(f"coalesce(sum(first_late[{place}]), 0)" for place in range(1, histogram.BUCKETS + 1)))
 
 
-def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, int]]:
+def steps_since(since: datetime, *, step_seconds: int, within_seconds: float) -> list[dict[str, Any]]:
     """Return what was counted by steps since the epoch.
 
-    That is how many deliveries ended how, attempts that are followed by another, first attempts (`total`), and those of
-    them that began later than `within_seconds`, which is one of histogram.BOUNDS. Raises DatabaseError.
+    That is how many deliveries ended how, attempts that are followed by another, the histogram of the lateness of first
+    attempts (`first_late`), how many these are (`total`), and those of them that began later than `within_seconds`,
+    which is one of histogram.BOUNDS (`late`). Raises DatabaseError.
     """
-    statement = _STEPS.format(**_late_places(within_seconds))
-    return _dicts(statement, {"since": since, "step": step_seconds})
+    rows = _dicts(_STEPS, {"since": since, "step": step_seconds})
+    in_time = histogram.bucket_of(within_seconds) + 1
+    for row in rows:
+        row["total"], row["late"] = sum(row["first_late"]), sum(row["first_late"][in_time:])
+    return rows
 
 
 _TABLES = """
@@ -475,6 +479,28 @@ def troubled_timers(caller: Caller, *, most: int) -> list[dict[str, Any]]:
     if not caller.sees_all:
         values |= letters.ranges_of(caller)
     return _dicts(_TROUBLED.format(source=_DEAD_OF_ALL if caller.sees_all else _DEAD_OF_ONE), values)
+
+
+# Deliveries that failed or were missed, among which those of a caller are looked for.
+LOST_LOOK = 1000
+# Along delivery_lost_idx, the latest first, until one is the caller's; a probe for the timer of each.
+_LAST_LOST = """
+SELECT lost.finished_at
+  FROM (SELECT timer_id, finished_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
+         ORDER BY finished_at DESC, id DESC LIMIT %(look)s) lost
+ CROSS JOIN LATERAL (SELECT owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer
+ WHERE %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+ ORDER BY lost.finished_at DESC LIMIT 1
+"""
+
+
+def last_lost(caller: Caller) -> datetime | None:
+    """Return when the caller's latest delivery ended that failed or was missed, dismissed or not; None for none.
+
+    It is looked for among the latest LOST_LOOK of all owners. Raises DatabaseError.
+    """
+    found = _dicts(_LAST_LOST, {"look": LOST_LOOK, "everyone": caller.sees_all, "owner": caller.owner_id})
+    return found[0]["finished_at"] if found else None
 
 
 def _dicts(statement: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -72,7 +72,7 @@ def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller, changer: Caller | No
         if changer is not None:
             row["may_act"] = changer.sees_all or owner_id == changer.owner_id
             # What names the row: its box and its menu refer to it, for a long name three times is much of a page.
-            row["said"] = f"n{pk.hex[-12:]}"
+            row["said"] = f"n{pk.hex[-8:]}"
             row["menu"] = _menu_of(body, now=now) if row["may_act"] else LOOK
         found.append(row)
     return found

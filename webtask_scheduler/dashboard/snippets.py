@@ -60,6 +60,7 @@ def curl_of_call(url: str, *, method: str, headers: Mapping[str, str], body: str
     return " \\\n".join(lines)
 
 
-def curl_of_list(url: str, query: str) -> str:
-    """Return the request of the API that lists what a page lists."""
-    return f"curl {shlex.quote(f'{url}?{query}' if query else url)}"
+def curl_of_list(url: str, query: str, *, with_key: bool) -> str:
+    """Return the request of the API that lists what a page lists; `with_key` where the service asks for a key."""
+    key = ' \\\n  -H "Authorization: Bearer $WEBTASK_KEY"' if with_key else ""
+    return f"curl {shlex.quote(f'{url}?{query}' if query else url)}{key}"

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from django.views.decorators.http import require_POST, require_safe
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import is_live, list_before, show
+from webtask_scheduler.dashboard.history import CHANGES, LATEST, history_of
 from webtask_scheduler.dashboard.punctuality import share_of
 from webtask_scheduler.dashboard.rows import LOST, actions_of, shown
 from webtask_scheduler.dashboard.snippets import snippets
@@ -35,11 +36,15 @@ from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.wording import translated
 
 # Deliveries that the list shows, and those of the streak above it.
-DELIVERIES = 20
+DELIVERIES = 15
 STREAK = 60
 # Of each delivery, its first attempt and so many of its last.
 ATTEMPTS = 8
 MOMENTS = 5
+# Callbacks that are named, of as many of the latest deliveries.
+CALLBACKS = 5
+# The largest number that a delivery can have.
+NUMBER_MOST, NUMBER_DIGITS = 2**31 - 1, 10
 # How often the page asks for news: often while something is about to happen.
 SOON_SECONDS = 60
 QUICK_MS, SLOW_MS = 1000, 5000
@@ -55,12 +60,16 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
     if found is None or body is None:
         raise Http404
     now = timezone.now()
-    deliveries = _deliveries(found)
+    deliveries = _deliveries(found, most=STREAK)
+    before = _before(request)
+    listed = _deliveries(found, most=DELIVERIES + 1, before=before) if before else deliveries
     values: dict[str, Any] = {
         "timer": shown(body, now=now),
         "owner": found.owner,
-        "deliveries": deliveries[:DELIVERIES],
-        "has_older": len(deliveries) > DELIVERIES,
+        "deliveries": listed[:DELIVERIES],
+        # Where the list begins, if it is not at the latest, and where it goes on.
+        "before": before,
+        "older": listed[DELIVERIES - 1].delivery.number if len(listed) > DELIVERIES else 0,
         "streak": _streak(deliveries) if len(deliveries) > 1 else [],
         "streak_width": len(deliveries) * charts.STREAK_STEP,
         "may_act": may_change(request, found),
@@ -71,6 +80,7 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
             is_lost=any(one.delivery.state in LOST for one in deliveries),
         ),
         "every_ms": _pace(body, now=now),
+        "history": history_of(found, caller=caller, most=LATEST, changes_most=CHANGES),
         "moments": _moments(found, now=now) if body["finished_at"] is None else [],
     }
     if is_live(request):
@@ -84,8 +94,9 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         given={
             name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
             for name, value in given.items()
-            if name not in ("web_url", "name")
+            if name not in ("web_url", "name", "labels")
         },
+        around=_around(found, deliveries),
         snippets=snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open()),
         **values,
     )
@@ -108,9 +119,36 @@ class Delivered(NamedTuple):
         return self.attempts[-1] if self.attempts else None
 
 
-def _deliveries(found: Timer) -> list[Delivered]:
-    """Return the latest deliveries with their attempts, by two statements."""
-    deliveries = list(Delivery.objects.filter(timer=found.pk).order_by("-number")[:STREAK])
+def _before(request: HttpRequest) -> int:
+    """Return below which number the list of deliveries begins; 0 for the latest."""
+    text = request.GET.get("before", "")
+    return min(int(text), NUMBER_MOST) if text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS else 0
+
+
+def _around(found: Timer, deliveries: Sequence[Delivered]) -> dict[str, Any]:
+    """Return what a timer has to do with: its labels, the latest callbacks it led to, and what it is a callback of."""
+    options_given = found.options or {}
+    around: dict[str, Any] = {
+        "labels": [f"{name}={value}" for name, value in sorted(options_given.get("labels", {}).items())],
+        "request_id": options_given.get("request_id", ""),
+        "task_id": found.periodic_task_id,
+    }
+    if "callback_url" in options_given or "failure_callback_url" in options_given:
+        # Along timer_outcome_idx.
+        of = Timer.objects.filter(outcome_of__in=[one.delivery.pk for one in deliveries[:CALLBACKS]])
+        around["callbacks"] = sorted(of.values_list("created_at", "pk"), reverse=True)[:CALLBACKS]
+    if found.outcome_of is not None:
+        around["outcome_of"] = found.outcome_of
+        # It may be pruned before its callback.
+        of_delivery = Delivery.objects.filter(pk=found.outcome_of, timer__owner=found.owner_id)
+        around["reported"] = of_delivery.values_list("timer_id", "number").first()
+    return around
+
+
+def _deliveries(found: Timer, *, most: int, before: int = 0) -> list[Delivered]:
+    """Return the latest deliveries, or those before a number, with their attempts, by two statements."""
+    wanted_ones = Delivery.objects.filter(timer=found.pk, **({"number__lt": before} if before else {}))
+    deliveries = list(wanted_ones.order_by("-number")[:most])
     wanted = Q(number=1) | Q(number__gt=F("delivery__attempts") - ATTEMPTS)
     tried = [one.pk for one in deliveries if one.attempts]
     attempts: dict[uuid.UUID, list[Attempt]] = {}
@@ -155,9 +193,10 @@ def _streak(deliveries: list[Delivered]) -> list[tuple[int, charts.Square]]:
 
 
 def _streak_said(deliveries: list[Delivered]) -> dict[str, Any]:
-    """Return how many per cent of those that ended succeeded, and two percentiles of the lateness of first attempts."""
+    """Return how many per cent of those that ended succeeded, percentiles of lateness, and the mean of durations."""
     ended = [one.state for one in deliveries if one.state in (State.SUCCEEDED, *LOST)]
     late = sorted(one.first.lateness_ms for one in deliveries if one.first)
+    took = [one.last.duration_ms for one in deliveries if one.last and one.last.duration_ms is not None]
 
     def percentile(percent: int) -> float | None:
         return late[max(0, -(-len(late) * percent // 100) - 1)] if late else None
@@ -166,6 +205,7 @@ def _streak_said(deliveries: list[Delivered]) -> dict[str, Any]:
         "share": share_of(ended.count(State.SUCCEEDED), len(ended)),
         "p50": percentile(50),
         "p99": percentile(99),
+        "mean": sum(took) / len(took) if took else None,
     }
 
 

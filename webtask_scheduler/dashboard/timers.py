@@ -3,6 +3,7 @@
 import hashlib
 import re
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
@@ -10,22 +11,26 @@ from urllib.parse import urlencode
 
 from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.shortcuts import redirect, render
+from django.template.loader import render_to_string
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.formats import number_format
+from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 from django.views.decorators.http import require_POST, require_safe
 from rest_framework import exceptions
 
-from webtask_scheduler.dashboard import queries
+from webtask_scheduler.access.authentication import is_open
+from webtask_scheduler.dashboard import demo, queries
 from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
 from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, menus, rows
-from webtask_scheduler.dashboard.snippets import curl_of_list
-from webtask_scheduler.dashboard.who import caller_of, changer_of, page
+from webtask_scheduler.dashboard.snippets import curl_of_list, snippets
+from webtask_scheduler.dashboard.who import caller_of, changer_of, page, sees_all
 from webtask_scheduler.scheduler.api import cursors
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer
+from webtask_scheduler.scheduler.api.filtering import filter_of as filter_from
 from webtask_scheduler.scheduler.api.problems import invalid
 from webtask_scheduler.scheduler.models import HOST_MAX_LENGTH, BulkOperation, State, Timer
 from webtask_scheduler.scheduler.services import search
@@ -35,7 +40,10 @@ from webtask_scheduler.wording import translated
 # Timers that one export holds.
 EXPORT_MOST = 100_000
 # The names of the filter in the URL, as in the API.
-FILTERS = ("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix")
+FILTERS = (
+    *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
+    "owner",
+)
 # What each tab narrows the list by; of the names of all of them, the others are taken out.
 TABS: tuple[tuple[dict[str, str], Any], ...] = (
     ({}, gettext_lazy("All")),
@@ -51,6 +59,8 @@ TABS: tuple[tuple[dict[str, str], Any], ...] = (
     ({"status": "cancelled"}, gettext_lazy("Cancelled")),
 )
 NO_TAB = {"status": "", "retrying": "", "late": ""}
+# Statuses of which it is good that no timer has them, as is being late or tried again.
+TROUBLE = frozenset((State.FAILED, State.MISSED))
 # Columns that a browser may hide, and the cookie that keeps which.
 COLUMNS = (
     ("how", gettext_lazy("Schedule and labels")),
@@ -60,8 +70,8 @@ COLUMNS = (
 HIDDEN = "hidden"
 # The order by when a timer was made, where a status would give another.
 NEWEST = "newest"
-# Stands in the menus for the id of a timer, which the script puts in.
-ANY_ID = uuid.UUID(int=0)
+# Stands in the menus for the id of a timer, which the script puts in; addresses are made with another that is one.
+ANY_ID, _AN_ID = "{id}", uuid.UUID(int=0)
 # The beginning of an id names a minute or less of a service's timers; so many of them are looked at.
 ID_LEAST = 8
 ID_SCANNED = 2000
@@ -78,7 +88,7 @@ class Chip(NamedTuple):
 
 def filter_of(request: HttpRequest, caller: Caller) -> search.Filter:
     """Return the filter that the address says. Raises ValidationError."""
-    wanted = search.filter_of(validated(FilterSerializer, filters(request)), caller=caller)
+    wanted = filter_from(validated(FilterSerializer, filters(request)), caller=caller)
     # By the time when it was made, whatever its status.
     return replace(wanted, steady=True) if request.GET.get("sort") == NEWEST else wanted
 
@@ -112,8 +122,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         status=400 if error else 200,
         error=error,
         rows=listed,
-        menus=menus(listed),
-        any_id=ANY_ID,
+        menus=_menus(request, listed),
         tabs=_tabs(request, wanted),
         sorts=_sorts(request),
         kinds=_kinds(request),
@@ -134,6 +143,8 @@ def timers(request: HttpRequest) -> HttpResponse:
         export_most=EXPORT_MOST,
         export=_export(request),
         filtered=bool(filters(request)) or "id" in request.GET,
+        is_well=_is_well(request, wanted),
+        first_curl=_first_curl(request),
         next=_with(request, cursor=cursors.seal(found.next, request=cast("Any", request), caller=caller) or "")
         if found.next
         else "",
@@ -142,9 +153,21 @@ def timers(request: HttpRequest) -> HttpResponse:
         is_first="cursor" not in request.GET,
         first=_with(request),
         live=_with(request, live="1", cursor=request.GET.get("cursor", ""), id=request.GET.get("id", "")),
-        ids=",".join(row["task_id"] for row in listed),
-        curl=curl_of_list(request.build_absolute_uri("/timer"), filters(request).urlencode()),
+        curl=curl_of_list(request.build_absolute_uri("/timer"), filters(request).urlencode(), with_key=not is_open()),
     )
+
+
+def _is_well(request: HttpRequest, wanted: search.Filter | None) -> bool:
+    """Return whether the list asks for nothing but timers in trouble, so that it is good if there is none."""
+    if wanted is None or not filters(request) or not NO_TAB.keys() >= filters(request).keys():
+        return False
+    return TROUBLE.issuperset(wanted.statuses) and False not in (wanted.retrying, wanted.late)
+
+
+def _first_curl(request: HttpRequest) -> str:
+    """Return a call of the API that makes a timer, for who has none yet."""
+    given = {"web_url": demo.address(request) or "https://example.com/hook", "seconds": 10}
+    return snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open())[0].code
 
 
 def filters(request: HttpRequest) -> QueryDict:
@@ -172,6 +195,15 @@ def _with(request: HttpRequest, **changes: str) -> str:
     kept |= {name: request.GET[name] for name in ("mine", "sort") if request.GET.get(name)}
     parts = {name: value for name, value in (kept | changes).items() if value}
     return reverse("dashboard:timers") + (f"?{urlencode(parts)}" if parts else "")
+
+
+def _menus(request: HttpRequest, listed: Sequence[Mapping[str, Any]]) -> list[tuple[str, SafeString]]:
+    """Return the menus of rows by their kinds, with ANY_ID for the id of a timer: it stands there dozens of times."""
+    found = []
+    for menu in menus(listed):
+        text = render_to_string("dashboard/_menu.html", menu | {"timer_id": _AN_ID}, request)
+        found.append((menu["kind"], mark_safe(text.replace(str(_AN_ID), ANY_ID))))  # noqa: S308 - a template's
+    return found
 
 
 def _deeds() -> list[tuple[str, str, str]]:
@@ -332,8 +364,13 @@ def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> Htt
         newest = search.page(wanted, cursor="", limit=PAGE_ROWS)
         new = len(set(newest.timer_ids) - set(ids))
     shown = rows(ids, caller=caller, changer=changer_of(request))
-    answer = render(request, "dashboard/_rows.html", {"rows": shown, "ticks": True})
+    answer = render(request, "dashboard/_rows.html", {"rows": shown, "ticks": True} | owners_shown(request))
     return unchanged_or(request, answer, new=new)
+
+
+def owners_shown(request: HttpRequest) -> dict[str, bool]:
+    """Return what has rows say whose each timer is, for a fragment that is shown without the frame."""
+    return {"sees_all": sees_all(request), "mine": "mine" in request.GET}
 
 
 def unchanged_or(request: HttpRequest, answer: HttpResponse, *, new: int = 0) -> HttpResponse:

@@ -1,5 +1,6 @@
 """What templates of the dashboard write again and again: a state, an instant, a part of a URL."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from django import template
@@ -8,6 +9,8 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
+
+from webtask_scheduler.dashboard import charts
 
 register = template.Library()
 
@@ -68,6 +71,12 @@ def instant(at: Any, kind: str = "moment") -> SafeString:
     exact = f"{text[:10]} {text[11:23].rstrip('Z')} UTC"
     title = format_html(' title="{}"', exact) if exact != plain else ""
     return format_html('<time datetime="{}" data-kind="{}"{}>{}</time>', text, kind, title, plain)
+
+
+@register.filter
+def outlines(bars: Sequence[charts.Stack]) -> list[tuple[str, str]]:
+    """Return what a chart of bars draws: each state with its outline."""
+    return list(charts.outlines(bars).items())
 
 
 @register.filter

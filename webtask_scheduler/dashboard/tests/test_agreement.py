@@ -87,7 +87,7 @@ def _agree_on_each(client, sql):
         api = (body["status"], body["due_at"], body["next_attempt_at"], len(body["attempts"]), len(listed))
         parts = page.split('<details class="delivery"')[1:]
         # The latest promised delivery: the first that is no extra one.
-        latest = next(part for part in parts if 'class="tag"' not in part.partition("</summary>")[0])
+        latest = next(part for part in parts if ">extra</span>" not in part.partition("</summary>")[0])
         rows = len(re.findall(r"<tr><td>\d+</td>", latest))
         due = re.search(r'<span class="due"><time datetime="([^"]+)"', latest)[1]
         at = clock_at[1] if clock_at and waits_for else None

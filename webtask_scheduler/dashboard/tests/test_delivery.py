@@ -4,11 +4,12 @@ from datetime import timedelta
 
 import pytest
 from django.contrib.auth import get_user_model
-from django.db.models import F
+from django.db.models import Avg, F
 from django.utils import timezone
 
+from webtask_scheduler.dashboard.templatetags.dash import milliseconds
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import Attempt, Delivery, State
+from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer, new_id
 from webtask_scheduler.scheduler.tests.support.acting import put_back, run
 from webtask_scheduler.scheduler.tests.support.api import call_all
 
@@ -223,6 +224,63 @@ def test_streak_of_a_timer_links_its_deliveries(client, make_timer):
     for number in (1, 2, 3):
         assert f'<a href="{path_of(timer, number)}"><rect' in page
     assert "100 % succeeded" in page
+    took = Attempt.objects.aggregate(mean=Avg("duration_ms"))["mean"]
+    assert f'calls took on average: <span dir="ltr">{milliseconds(took)}</span>' in page
+
+
+def test_deliveries_of_a_timer_go_on_from_page_to_page(client, make_timer):
+    timer = make_timer(delay_seconds=-1)
+    run()
+    now = timezone.now()
+    Delivery.objects.bulk_create(
+        Delivery(
+            id=new_id(), timer=timer, number=number, occurrence=number, state=State.SUCCEEDED, due_at=now,
+            next_attempt_at=now, started_at=now, finished_at=now, attempts=1, replayed_at=now if number == 45 else None,
+        )
+        for number in range(2, 46)
+    )  # fmt: skip
+    page = client.get(f"/timers/{timer.pk}")
+    assert ">Replayed</span>" in page.content.decode()
+    seen, pages = [], 0
+    while True:
+        seen += [one.delivery.number for one in page.context["deliveries"]]
+        pages += 1
+        older = page.context["older"]
+        if not older:
+            break
+        assert f'href="?before={older}#deliveries"' in page.content.decode()
+        # What is drawn and what may be done stay those of the latest; and the news are of this page.
+        page = client.get(f"/timers/{timer.pk}?before={older}")
+        assert len(page.context["streak"]) == 45
+        assert f"live=1&amp;before={older}" in page.content.decode()
+    assert (seen, pages) == (list(range(45, 0, -1)), 3)
+    for bad in ("x", "-1", "0", "9" * 10, "9" * 40, "1\0"):
+        page = client.get(f"/timers/{timer.pk}", {"before": bad})
+        assert page.context["deliveries"][0].delivery.number == 45, bad
+
+
+def test_page_of_a_timer_leads_to_what_is_around_it(client, make_timer, receiver, django_assert_max_num_queries):
+    given = {"callback_url": receiver.url("/told"), "labels": {"team": "billing"}, "request_id": "order-1"}
+    timer = make_timer(receiver.url("/"), delay_seconds=-1, options=given)
+    call_all(receiver)
+    callback = Timer.objects.exclude(pk=timer.pk).get()
+    with django_assert_max_num_queries(10):
+        text = client.get(f"/timers/{timer.pk}").content.decode()
+    for link in (
+        f"/timers/{callback.pk}",
+        "/timers?label=team=billing",
+        f"/admin/django_celery_beat/periodictask/{timer.periodic_task_id}/change/",
+    ):
+        assert f'href="{link}"' in text, link
+    assert ">order-1</code>" in text
+    reported = f'href="/timers/{timer.pk}/deliveries/1"'
+    assert reported in client.get(f"/timers/{callback.pk}").content.decode()
+    # What it reports may be pruned before.
+    Attempt.objects.filter(delivery__timer=timer).delete()
+    Delivery.objects.filter(timer=timer).delete()
+    text = client.get(f"/timers/{callback.pk}").content.decode()
+    assert reported not in text
+    assert str(callback.outcome_of) in text
 
 
 def run_again(timer):

@@ -1,5 +1,7 @@
 """The menu of each row of the list of timers, its tabs and filters, and the form for one timer after another."""
 
+import html
+import json
 import re
 from datetime import UTC, datetime, timedelta
 
@@ -14,7 +16,7 @@ from django.utils import timezone
 from benchmarks.visits import scans_of
 from webtask_scheduler.dashboard import queries
 from webtask_scheduler.dashboard.timers import ANY_ID
-from webtask_scheduler.scheduler.models import Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer
 from webtask_scheduler.scheduler.services.caller import Caller
 
 pytestmark = pytest.mark.django_db
@@ -27,7 +29,7 @@ def menu_of(client, timer, query=""):
     kind, link = re.search(r'<a class="c-menu" data-menu="(\w+)" href="([^"]+)"', row).groups()
     assert link == f"/timers/{timer.pk}"
     menu = re.search(rf'<template id="menu-{kind}">(.*?)</template>', text, re.DOTALL)[1]
-    return menu.replace(str(ANY_ID), str(timer.pk))
+    return menu.replace(ANY_ID, str(timer.pk))
 
 
 def deeds(menu):
@@ -206,6 +208,56 @@ def test_hosts_and_tabs_read_no_whole_table(client, closed, people, make_timer, 
     assert len(statements) > 20
     # With a handful of rows the planner would rather read all; what it must not is have no other way.
     assert [scan for statement in statements for scan in scans_of(statement, None)] == []
+
+
+def test_staff_narrow_the_list_to_one_owner(client, closed, people, make_timer):
+    owner, staff = people["owner"], people["staff"]
+    for name, of in (("of the owner", owner), ("of staff", staff)):
+        make_timer(name=name, owner_id=of.pk)
+    client.force_login(staff)
+    page = client.get("/timers?owner=OWNER@example.com&status=scheduled")
+    assert [row["name"] for row in page.context["rows"]] == ["of the owner"]
+    text = page.content.decode()
+    assert 'name="owner"' in text
+    # Each row leads to its owner's, as the news of it do; and the filter stays with tabs, export and the call to copy.
+    assert 'href="?owner=owner@example.com"' in client.get("/timers").content.decode()
+    ids = ",".join(str(pk) for pk in Timer.objects.values_list("pk", flat=True))
+    assert 'href="?owner=owner@example.com"' in client.get(f"/timers?live=1&ids={ids}").content.decode()
+    assert 'href="/timers?owner=owner@example.com"' in client.get("/?live=1").content.decode()
+    assert "/timers?status=failed&amp;owner=OWNER%40example.com" in text
+    address, key = page.context["curl"].split(" \\\n")
+    assert address.endswith("/timer?status=scheduled&owner=OWNER%40example.com'")
+    assert key == '  -H "Authorization: Bearer $WEBTASK_KEY"'
+    exported = client.get(f"/timers/export.csv?{page.context['export']}").content.decode()
+    assert "of the owner" in exported
+    assert "of staff" not in exported
+    # What staff may not change is not begun for it.
+    client.post("/operations/count", {"action": "pause", "owner": "owner@example.com"})
+    assert not BulkOperation.objects.exists()
+    staff.user_permissions.add(Permission.objects.get(codename="change_periodictask"))
+    client.post("/operations/count", {"action": "pause", "owner": "owner@example.com"})
+    assert BulkOperation.objects.get().filter == {"owner": str(owner.pk)}
+    assert client.get("/timers?owner=nobody@example.com").status_code == 400
+    client.force_login(owner)
+    assert 'name="owner"' not in client.get("/timers").content.decode()
+    for name in ("staff@example.com", "nobody@example.com", "owner@example.com"):
+        assert client.get(f"/timers?owner={name}").status_code == 400
+
+
+def test_an_empty_list_says_which_kind_of_empty_it_is(client, make_timer):
+    empty = client.get("/timers").content.decode()
+    assert "No timer yet." in empty
+    curl = html.unescape(re.search(r'<code id="code-first">(.*?)</code>', empty, re.DOTALL)[1])
+    # What is there to copy does what it says.
+    body = json.loads(re.search(r"-d '(.*)'$", curl)[1])
+    assert client.post("/timer", body, "application/json").status_code == 201
+    assert "code-first" not in client.get("/timers").content.decode()
+    for query in ("status=failed", "status=failed,missed", "late=true", "retrying=true"):
+        assert "Nothing is wrong" in client.get(f"/timers?{query}").content.decode(), query
+    for query in ("status=paused", "status=failed&host=a.example", "status=failed,paused", "late=false&status=held"):
+        shown = client.get(f"/timers?{query}").content.decode()
+        assert "No timer fits." in shown, query
+        assert "Nothing is wrong" not in shown
 
 
 def test_times_are_links_that_set_the_filter(client, make_timer):

@@ -15,6 +15,7 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
+from benchmarks.visits import scans_of
 from config.settings import base
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import overview, queries
@@ -348,6 +349,51 @@ def test_group_is_dismissed_and_counted_no_more(client, make_timer, receiver):
     assert Delivery.objects.filter(state=State.FAILED).count() == 3
     assert client.post("/dead/explode", cause).status_code == 404
     assert client.post("/dead/dismiss", {"host": "x"}).status_code == 404
+
+
+def test_no_dead_letters_say_when_the_last_one_was(client, user, make_timer, receiver, settings):
+    assert "No dead letters: nothing has failed" in text_of(client, "/dead")
+    fail(receiver, make_timer, "/status/503")
+    fail(receiver, make_timer, "/status/404", owner_id=user.pk)
+    assert client.get("/dead").context["groups"]
+    services.dismiss_many(list(Delivery.objects.values_list("pk", flat=True)))
+    Delivery.objects.filter(timer__owner=None).update(finished_at=timezone.now() - timedelta(days=3))
+    of_owner, of_nobody = (Delivery.objects.get(timer__owner=one).finished_at for one in (user, None))
+    shown = client.get("/dead")
+    assert shown.context["last_lost"] == of_nobody
+    assert f'datetime="{of_nobody:%FT%T}' in shown.content.decode()
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    assert client.get("/dead").context["last_lost"] == of_owner
+    client.force_login(get_user_model().objects.create_user("other@example.com", "x"))
+    assert client.get("/dead").context["last_lost"] is None
+    # What is sent again is lost no more.
+    client.force_login(user)
+    services.replay(Delivery.objects.get(timer__owner=user).timer_id)
+    assert client.get("/dead").context["last_lost"] is None
+
+
+def test_last_dead_letter_is_looked_for_along_its_index_and_not_for_ever(client, user, make_timer, receiver, settings):
+    fail(receiver, make_timer, "/status/503", owner_id=user.pk)
+    fail(receiver, make_timer, "/status/503")
+    services.dismiss_many(list(Delivery.objects.values_list("pk", flat=True)))
+    asked = []
+    with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(noting(asked)):
+        assert queries.last_lost(Caller(owner_id=user.pk)) is not None
+        patch.setattr(queries, "LOST_LOOK", 1)
+        assert queries.last_lost(Caller(owner_id=user.pk)) is None
+        assert queries.last_lost(Caller(sees_all=True)) is not None
+    assert [scan for statement, values in asked for scan in scans_of(statement, values)] == []
+
+
+def noting(asked):
+    """Return a wrapper that notes each statement with its values."""
+
+    def note(execute, sql, params, many, context):
+        asked.append((sql, params))
+        return execute(sql, params, many, context)
+
+    return note
 
 
 def test_dismissal_is_undone_by_what_its_message_offers(client, user, make_timer, receiver, settings):
@@ -713,7 +759,7 @@ def minute(ago, **counts):
     empty |= dict.fromkeys((*floats, *numbers, "led_seconds", "window_most"), 0)
     now = timezone.now().replace(second=0, microsecond=0)
     row = {"seconds": 60, "process": "w", "batch": new_id(), "stored_at": now, "slots": 1, "begins_at": now - ago}
-    Minute.objects.create(**row, **(empty | counts))
+    Minute.objects.create(**row | empty | counts)
 
 
 def test_overview_shows_how_deliveries_ended_over_a_window(client):
@@ -753,6 +799,40 @@ def test_punctuality_is_what_was_counted_in_the_window(client):
     all_at_work()
     assert "90 % of 100 calls" in text_of(client, "/")
     assert "Not always on time." in text_of(client, "/")
+
+
+def test_percentiles_are_drawn_over_time_with_gaps_and_said_as_bounds(client):
+    overview.forget()
+    for path in ("/punctuality?window=1h", "/"):
+        assert client.get(path).context["levels"] is None
+    # Two processes of one minute count as one; the minute between has no call.
+    minute(timedelta(minutes=5), first_late=[0, 0, 0, 40, 0, 0, 4] + [0] * 11)
+    minute(timedelta(minutes=5), process="v", first_late=[0, 0, 0, 50, 0, 0, 0, 0, 0, 6] + [0] * 8)
+    minute(timedelta(minutes=3), first_late=[0] * 17 + [1])
+    # The overview says in the same columns how deliveries ended.
+    for path, calls in (("/punctuality?window=1h", " · Calls: 100"), ("/", "")):
+        page = client.get(path)
+        levels = page.context["levels"]
+        assert [percent for percent, _area in levels.areas] == [99, 95, 50]
+        assert [(calls, said) for _at, calls, said in levels.steps if calls] == [
+            (100, ["≤ 10 ms", "≤ 1 s", "≤ 1 s"]),
+            (1, ["> 1 h", "> 1 h", "> 1 h"]),
+        ], path
+        assert [area.count("M") for _percent, area in levels.areas] == [2, 2, 2]
+        text = page.content.decode()
+        assert f"50 % ≤ 10 ms · 95 % ≤ 1 s · 99 % ≤ 1 s{calls}</title>" in text
+        assert f"UTC{calls.replace('100', '0') or ' · 0'}</title>" in text
+    table = text_of(client, "/punctuality?window=1h").split('id="by-time"')[1].split("</table>")[0]
+    assert table.count("<tr>") == 61
+    assert '<td class="end" dir="ltr">≤ 10 ms</td>' in table
+    # The overview leads to the same window.
+    assert 'href="/punctuality?window=24h#by-time"' in text_of(client, "/?window=24h")
+    # What was folded into hours is in it too.
+    Minute.objects.all().delete()
+    minute(timedelta(days=4), seconds=3600, process="", first_late=[0] * 4 + [101] + [0] * 13)
+    for window, steps in (("7d", 42), ("30d", 30)):
+        levels = client.get(f"/punctuality?window={window}").context["levels"]
+        assert (len(levels.steps), sum(calls for _at, calls, _said in levels.steps)) == (steps, 101)
 
 
 def test_punctuality_says_what_is_left_of_what_may_be_late(client, settings):

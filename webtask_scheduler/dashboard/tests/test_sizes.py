@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 from django.contrib.staticfiles import finders
+from django.db import transaction
 from django.utils import timezone
 
-from webtask_scheduler.dashboard import queries, rows
+from webtask_scheduler.access import audit
+from webtask_scheduler.dashboard import history, overview, queries, rows
+from webtask_scheduler.dashboard.tests.test_operators import minute
 from webtask_scheduler.dashboard.urls import urlpatterns
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.api.reading import read_timer
-from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, HostHour, State, new_id
+from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, HostHour, State, Timer, new_id
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.tests.support.api import send
 
@@ -89,6 +92,16 @@ def full(client):
     second = {"due_from": instant_text(herds[0].due_at), "due_to": instant_text(herds[100].due_at)}
     spread = send(client, "POST", "/timer/bulk", {"action": "spread", "filter": second, "dry_run": True})
     services.step_bulk(BulkOperation.objects.get())
+    # Edits of many fields, as many as the page of a timer shows; and calls of each minute of the last hour.
+    names = ("web_url", "name", "cron", "timezone", "max_occurrences", "labels")
+    with transaction.atomic():
+        for _ in range(history.LATEST + 1):
+            before, after = (dict.fromkeys(names, f"{given[0]['web_url']}/{part}") for part in "ab")
+            audit.record("timer.edited", kind="timer", of=of_one, before=before, after=after)
+    for number in range(60):
+        counts = {"succeeded": 1000, "failed": 20, "retried": 30, "missed": 10}
+        minute(timedelta(minutes=number), first_late=[0, 0, 900, 60, 10, 0, 0, 0, number] + [0] * 9, **counts)
+    overview.forget()
     bulk = send(client, "POST", "/timer/bulk", {"action": "pause", "filter": {"host": "b.example"}, "dry_run": True})
     BulkOperation.objects.filter(action="pause").update(matched=3)
     lost = Delivery.objects.filter(timer__in=others[: rows.PAGE_ROWS])[0]
@@ -99,6 +112,14 @@ def full(client):
     ]
     more = ["/hosts?sort=late", f"/operations/{spread.json()['bulk_id']}"]
     return [*paths, f"/timers/{lost.timer_id}/deliveries/{lost.number}", "/upcoming?view=week", "/nonsense", *more]
+
+
+def test_list_of_all_owners_keeps_to_its_budget(client, full, django_user_model):
+    Timer.objects.update(owner=django_user_model.objects.create_user("accounting@example.com", "x"))
+    client.force_login(django_user_model.objects.create_superuser("root@example.com", "x"))
+    sizes = {path: len(client.get(path, headers={"accept-language": "ar"}).content) for path in ("/timers", "/")}
+    assert all(size <= MOST[0] for size in sizes.values()), sizes
+    assert b"accounting@example.com" in client.get("/timers").content
 
 
 def test_every_page_keeps_to_its_budget(client, full):

@@ -34,7 +34,7 @@ from webtask_scheduler.scheduler.api.fields import (
     TrueOrFalseField,
     WholeNumberField,
 )
-from webtask_scheduler.scheduler.api.filtering import FilterSerializer, PageSerializer
+from webtask_scheduler.scheduler.api.filtering import FilterSerializer, PageSerializer, filter_of
 from webtask_scheduler.scheduler.models import (
     BulkOperation,
 )
@@ -238,6 +238,10 @@ class BulksView(TimerAPIView):
             stored["status"] = values["filter"]["status"]
         if "url_prefix" in stored:
             stored["url_prefix"] = values["filter"]["url_prefix"]
+        wanted = filter_of(values["filter"], caller=caller_of(request))
+        if "owner" in stored:
+            # By the id: an address may be another's before the operation ends.
+            stored["owner"] = str(wanted.owner_id)
 
         def make() -> Response:
             caller = caller_of(request)

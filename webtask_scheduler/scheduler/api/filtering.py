@@ -1,6 +1,7 @@
 """Reads the filters and pages of the list of timers from a query."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from django.http import QueryDict
@@ -23,7 +24,12 @@ from webtask_scheduler.scheduler.models import (
     State,
 )
 from webtask_scheduler.scheduler.sealing import shown_url
+from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services.caller import Caller
+from webtask_scheduler.wording import translated
 
+# Of an e-mail address.
+OWNER_MAX_LENGTH = 254
 SHOWN_FIELDS = tuple(TimerSerializer().fields)
 CALL_FIELDS = tuple(CallSerializer().fields)
 
@@ -72,15 +78,32 @@ class FilterSerializer(StrictSerializer):
     )
     name = TextField(max_length=NAME_MAX_LENGTH, required=False, help_text="A part of the name, whatever the case.")
     url_prefix = TextField(max_length=URL_MAX_LENGTH, required=False, help_text="How the URL begins.")
+    owner = TextField(
+        max_length=OWNER_MAX_LENGTH,
+        required=False,
+        help_text="The e-mail address or the id of a user. Only for who sees the timers of all owners.",
+    )
 
     def validate_label(self, value: str) -> str:
         if "=" not in value:
             raise serializers.ValidationError(_("A label is asked for as key=value."))
         return value
 
+    def validate_owner(self, value: str) -> str:
+        # A plus sign that was not encoded in a query arrives as a space, which no address has.
+        return value.replace(" ", "+")
+
     def validate_url_prefix(self, value: str) -> str:
         # As URLs are stored.
         return shown_url(value)
+
+
+def filter_of(values: Mapping[str, Any], *, caller: Caller) -> search.Filter:
+    """Return a filter from the validated data of a FilterSerializer. Raises ValidationError."""
+    try:
+        return search.filter_of(values, caller=caller)
+    except search.OwnerError as error:
+        raise serializers.ValidationError({"owner": [translated(error)]}) from error
 
 
 class ListSerializer(FilterSerializer):

@@ -53,7 +53,7 @@ from webtask_scheduler.scheduler.api.document import (
     timer_answer,
 )
 from webtask_scheduler.scheduler.api.fields import TextField
-from webtask_scheduler.scheduler.api.filtering import ListSerializer
+from webtask_scheduler.scheduler.api.filtering import ListSerializer, filter_of
 from webtask_scheduler.scheduler.api.problems import (
     LoopDetected,
     PastDue,
@@ -349,7 +349,7 @@ class TimersView(TimerAPIView):
     def get(self, request: Request) -> Response:
         values = validated(ListSerializer, request.query_params)
         caller = caller_of(request)
-        wanted = search.filter_of(values, caller=caller)
+        wanted = filter_of(values, caller=caller)
         place = cursors.unseal(values.get("cursor", ""), request=request, caller=caller)
         fields = values.get("fields", ())
         body: dict[str, Any] = {"timers": [], "next": None}

@@ -318,6 +318,10 @@ def step_bulk(operation: BulkOperation) -> bool:
     try:
         wanted = search.stored_filter(operation.filter, caller=caller)
         page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
+    except search.OwnerError as error:
+        # The right to see all was taken away meanwhile, or the user is gone.
+        _end_bulk(operation, error=str(error))
+        return False
     except ValueError as error:
         # Stored by another version; it must not block the others.
         _end_bulk(operation, error=f"Its filter is not known to this version of the service: {error}")

@@ -16,6 +16,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Any, NamedTuple
 
+from django.contrib.auth import get_user_model
 from django.db import connection
 
 from webtask_scheduler.scheduler.models import LEASED, RECURRING, State
@@ -41,6 +42,10 @@ LATE_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 COUNT_SECONDS = 0.25
 COUNT_MOST = 10_000
+
+
+class OwnerError(ValueError):
+    """An owner that the caller may not ask for, or that is no user."""
 
 
 class CursorError(ValueError):
@@ -526,10 +531,11 @@ def _read(cursor: str, wanted: Filter) -> _Place:
 
 
 def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
-    """Return a filter from the validated data of a FilterSerializer."""
+    """Return a filter from the validated data of a FilterSerializer. Raises OwnerError."""
+    owner = values.get("owner", "")
     return Filter(
-        owner_id=caller.owner_id,
-        everyone=caller.sees_all,
+        owner_id=_owner_of(owner, caller=caller) if owner else caller.owner_id,
+        everyone=caller.sees_all and not owner,
         statuses=tuple(State(name) for name in values.get("status", ())),
         host=canonical_host(values.get("host", "")),
         label=values.get("label", ""),
@@ -543,11 +549,26 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
     )
 
 
+def _owner_of(text: str, *, caller: Caller) -> int:
+    """Return the id of the user with this e-mail address or id. Raises OwnerError.
+
+    Whoever does not see the timers of all is told nothing of who there is.
+    """
+    if not caller.sees_all:
+        raise OwnerError(_("Only those who see the timers of all owners can ask for the timers of one. Leave it out."))
+    is_id = text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004 - a bigint
+    found = get_user_model().objects.filter(**{"pk": int(text)} if is_id else {"email__iexact": text})
+    pk = found.values_list("pk", flat=True).first()
+    if pk is None:
+        raise OwnerError(_("There is no user with this e-mail address or id."))
+    return int(pk)
+
+
 # The names that `stored_filter` knows.
 _STORED = frozenset(
     (
         *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-        *("callbacks", "dead", "spread"),
+        *("owner", "callbacks", "dead", "spread"),
     )
 )
 
@@ -555,7 +576,7 @@ _STORED = frozenset(
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
     """Return the filter of a bulk operation from the data that the API checked when it began.
 
-    Raises ValueError if another version of this service stored a name that this one does not know.
+    Raises ValueError if another version of this service stored a name that this one does not know, and OwnerError.
     """
     unknown = stored.keys() - _STORED
     if unknown:

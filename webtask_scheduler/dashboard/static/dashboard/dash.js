@@ -76,7 +76,7 @@
   }
 
   // A row has a link to its timer's page, where all may be done; here it becomes a menu of the row's kind.
-  const ANY_ID = '00000000-0000-0000-0000-000000000000';
+  const ANY_ID = '{id}';
   const menuOf = (place) => {
     for (const link of all('a.c-menu', place)) {
       if (!document.getElementById(`menu-${link.dataset.menu}`)) continue;
@@ -167,7 +167,7 @@
     region.dataset.asking = '1';
     try {
       const url = new URL(region.dataset.live, location.href);
-      if (region.dataset.ids !== undefined) url.searchParams.set('ids', region.dataset.ids);
+      if (region.dataset.ids !== undefined) url.searchParams.set('ids', partsOf(region).map((part) => part.dataset.key).join(','));
       if (region.dataset.seen) url.searchParams.set('seen', region.dataset.seen);
       const answer = await fetch(url, { headers: { Accept: 'text/html' } });
       if (answer.status === 401) return location.reload();
