@@ -77,10 +77,12 @@ class Asker(threading.Thread):
             self.trouble = f"{type(error).__name__}: {error}"
 
     def _ask(self) -> None:
-        live, every, ids = (self._attribute(name) for name in ("live", "every", "ids"))
+        live, every = (self._attribute(name) for name in ("live", "every"))
         if not live:
             return
-        more = {"ids": ids} if ids else {}
+        # A list asks for the rows that it shows.
+        is_list = re.search(r"<ul[^>]*\sdata-ids", self._page)
+        more = {"ids": ",".join(re.findall(r'<li[^>]*\sdata-key="([^"]+)"', self._page))} if is_list else {}
         while True:
             # The pace that the page asks for.
             time.sleep(int(every) / 1000)
