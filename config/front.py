@@ -187,8 +187,9 @@ class Front:
                 event("request_failed", level=logging.ERROR, exc_info=True)
                 protocol.response_empty(500, [])
             finally:
-                if unread:
-                    # Granian closes the connection when nobody is left who might read the rest.
+                if unread or settings.WEB_ACCESS_LOG:
+                    # Granian closes the connection when nobody is left who might read the rest, and logs a request when
+                    # it has ended.
                     done.get_loop().call_soon_threadsafe(self._finish, done, length)
                 else:
                     self._done.append((done, length))

@@ -501,9 +501,9 @@ _LOSING = ("celery.app.trace", "django.request", "django_celery_beat.schedulers"
 def _without_traceback(record: LogRecord) -> bool:
     """Drop a traceback if one line is enough, and return False for a line that repeats another.
 
-    One line is enough for a worker's lost or full broker. Another part of Celery logs what a task raises; that keeps
-    its traceback, unless the database was lost, which is no fault of the task. Requests that fail because the database
-    is away are not logged one by one.
+    One line is enough for a worker's lost or full broker, and for a request that is refused. Another part of Celery
+    logs what a task raises; that keeps its traceback, unless the database was lost, which is no fault of the task.
+    Requests that fail because the database is away are not logged one by one.
     """
     if record.exc_info is None and record.name != "django.request":
         return True
@@ -514,7 +514,8 @@ def _without_traceback(record: LogRecord) -> bool:
     from webtask_scheduler.telemetry.events import Message
 
     error = record.exc_info[1] if record.exc_info else None
-    if record.name.startswith("celery.worker"):
+    # What is refused as suspicious is the sender's fault, whatever code found it.
+    if record.name.startswith(("celery.worker", "django.security")):
         record.exc_info = record.exc_text = None
     elif isinstance(error, OperationalError | InterfaceError) and record.name in _LOSING:
         task = getattr(record, "data", {}).get("name", "")

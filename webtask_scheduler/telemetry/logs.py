@@ -8,7 +8,7 @@ from typing import Any
 
 from webtask_scheduler.telemetry import origin
 from webtask_scheduler.telemetry.events import Message
-from webtask_scheduler.telemetry.redaction import scrub, traceback_text
+from webtask_scheduler.telemetry.redaction import one_line, scrub, traceback_text
 
 # The time between two lines of a library that reports each of its tries.
 SELDOM_SECONDS = 60.0
@@ -39,7 +39,7 @@ class LineFormatter(logging.Formatter):
     default_msec_format = "%s.%03d"
 
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{self.formatTime(record)} {record.levelname} {record.name}: {scrub(record.getMessage())}"
+        text = f"{self.formatTime(record)} {record.levelname} {record.name}: {one_line(scrub(record.getMessage()))}"
         request_id = origin.current().request_id
         if request_id:
             text += f" request_id={request_id}"

@@ -45,7 +45,17 @@ def said(error: BaseException) -> str:
         text = text.partition("\n")[0]
     if not kinds & _NAMES_ONLY:
         text = _QUOTES.sub("'…'", text)
-    return scrub(text)
+    return one_line(scrub(text))
+
+
+def one_line(text: str) -> str:
+    """Return a text in which what does not print, as ends of lines, is written as an escape.
+
+    So nothing that somebody sent can look like a line of its own, or change how a terminal shows the others.
+    """
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else repr(one)[1:-1] for one in text)
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:

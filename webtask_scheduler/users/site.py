@@ -1,14 +1,19 @@
 """The admin's site: who may enter it, and how one logs in, there and on the other pages."""
 
+import functools
 import logging
 import math
+from collections.abc import Callable, Iterable
+from datetime import MAXYEAR, MINYEAR
 from typing import Any
 
 from django import forms
 from django.conf import settings
-from django.contrib.admin import AdminSite
+from django.contrib.admin import AdminSite, ModelAdmin
 from django.contrib.admin.forms import AdminAuthenticationForm
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.auth.forms import AuthenticationForm
+from django.core.exceptions import BadRequest, ValidationError
 from django.http import HttpRequest, HttpResponse
 from django.utils.translation import gettext, ngettext
 from django.utils.translation import gettext_lazy as _
@@ -108,10 +113,43 @@ class Site(AdminSite):
         """Return whether a request comes from staff whose second factor, if there is one, was seen in this session."""
         return super().has_permission(request) and second_factor_seen(request.user)
 
+    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
+        """Wrap a view as Django does; refuse with 400 what no link or form of the admin sends."""
+        return super().admin_view(_sensible(view), cacheable)
+
     def login(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         shown = {"second_factor": settings.ADMIN_SECOND_FACTOR != "off"}
         response = super().login(request, shown | (extra_context or {}))
         return log_in_answered(request, response, path=f"/{settings.ADMIN_PATH}")
+
+
+def _sensible(view: Callable[..., Any]) -> Callable[..., Any]:
+    """Check what Django's admin takes as it comes, and would end with an error of the server."""
+    model_admin = getattr(view, "__self__", None)
+    if not isinstance(model_admin, ModelAdmin):
+        return view
+
+    @functools.wraps(view)
+    def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        for name, value in request.GET.items():
+            if name.endswith("year") and value.isdecimal() and not MINYEAR <= int(value[:5]) < MAXYEAR:
+                raise BadRequest(f"{name} is no year.")
+        if request.method == "POST":
+            _check_ids(model_admin.opts.pk, request.POST.getlist(ACTION_CHECKBOX_NAME))
+            for name in model_admin.get_autocomplete_fields(request):
+                _check_ids(model_admin.opts.get_field(name), filter(None, request.POST.getlist(name)))
+        return view(request, *args, **kwargs)
+
+    return checked
+
+
+def _check_ids(field: Any, values: Iterable[str]) -> None:
+    """Raise BadRequest for what cannot be a value of a field."""
+    for value in values:
+        try:
+            field.to_python(value)
+        except ValidationError:
+            raise BadRequest(f"{field.name} has an id that cannot be one.") from None
 
 
 def _too_often(seconds: float) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
+from celery.schedules import ParseException
 from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import flatten_fieldsets
@@ -624,6 +625,14 @@ class CrontabScheduleAdmin(BoundedAdmin, StockCrontabScheduleAdmin):  # type: ig
 
     form = ScheduleForm
     inlines = [PeriodicTaskInline]
+
+    @admin.display(description=_("human readable"))
+    def human_readable(self, crontab: CrontabSchedule) -> str:
+        # Also of what was just refused, which may mean nothing to Celery.
+        try:
+            return crontab.human_readable
+        except ParseException:
+            return NOTHING
 
 
 class IntervalScheduleAdmin(BoundedAdmin, StockIntervalScheduleAdmin):  # type: ignore[misc]

@@ -8,6 +8,7 @@ import sys
 import uuid
 
 import pytest
+from django.contrib.admin.exceptions import DisallowedModelAdminToField
 
 from webtask_scheduler.scheduler.tests.support.service import CHECKOUT
 from webtask_scheduler.telemetry import origin
@@ -108,6 +109,16 @@ def test_line_is_time_level_logger_event_and_fields(written):
 
 def test_line_break_in_a_value_makes_no_line(written):
     assert "\n" not in written(LineFormatter(), reason="a\n2026-01-01T00:00:00.000 ERROR x: forged")
+
+
+def test_what_others_log_and_raise_makes_no_line_and_no_colour(caplog):
+    sent = "x\n2026-01-01T00:00:00.000 ERROR x: forged\x1b[31m\x00\u202e"
+    error = DisallowedModelAdminToField(f"The field {sent} cannot be referenced.")
+    logging.getLogger("a.library").error("Refused: %s", sent, exc_info=error)
+    text = LineFormatter().format(caplog.records[-1])
+    assert text.count("forged") == 2
+    assert [line for line in text.split("\n") if line.startswith("2026-01-01")] == []
+    assert text.replace("\n", "").isprintable()
 
 
 def test_json_is_one_object_with_values_of_their_types(written):

@@ -1192,3 +1192,32 @@ def test_secrets_need_permissions_of_their_own(staff):
 
 def test_idempotency_keys_have_no_page(page):
     assert "dempotency" not in page("/admin/")
+
+
+def test_what_no_link_and_no_form_sends_is_refused_with_400(admin_client, admin_user, make_timer, subtests):
+    make_timer()
+    lists = ("django_celery_beat/periodictask", "scheduler/timer", "access/apikey", "users/user", "scheduler/callstop")
+    for path in lists:
+        for value in ("x", "\0", "9" * 23 if path == "scheduler/timer" else "1.5"):
+            with subtests.test(path, value=value):
+                sent = {"action": "delete_selected", "_selected_action": value}
+                assert admin_client.post(f"/admin/{path}/", sent).status_code == 400
+    for path in ("access/apikey", "access/limit", "scheduler/signingsecret"):
+        with subtests.test(path):
+            sent = {"owner": "x", "name": "a", "scopes": "timers"}
+            assert admin_client.post(f"/admin/{path}/add/", sent).status_code == 400
+    for path in ("access/apikey/?created_at__year=", "scheduler/timer/?created_at__year="):
+        for year in ("9" * 20, "0", "9999"):
+            with subtests.test(path, year=year):
+                assert admin_client.get(f"/admin/{path}{year}").status_code == 400
+    assert admin_client.get("/admin/access/apikey/?created_at__year=2026").status_code == 200
+
+
+def test_crontab_that_means_nothing_to_celery_is_an_error_of_the_form(admin_client):
+    fields = dict.fromkeys(("hour", "day_of_month", "month_of_year", "day_of_week"), "*")
+    answer = admin_client.post(
+        "/admin/django_celery_beat/crontabschedule/add/", {**fields, "minute": "-1", "timezone": "UTC"}
+    )
+    assert answer.status_code == 200
+    assert answer.context["adminform"].form.errors
+    assert not CrontabSchedule.objects.filter(minute="-1").exists()

@@ -62,6 +62,8 @@ BEYOND_SCHEMA = (
     "The URL must begin with http",
     "Choose at least one event.",
     "Only people who may see the whole service",
+    # Of whom else's timers are asked for.
+    "Only those who see the timers of all owners",
     "A name has at most",
     "A label is given as key=value",
     # Distances from now.

@@ -12,6 +12,7 @@ from django.db import connection, transaction
 
 from config import front
 from webtask_scheduler.scheduler.tests.support.service import running
+from webtask_scheduler.scheduler.tests.support.waiting import wait_until
 
 pytestmark = [pytest.mark.processes, pytest.mark.django_db(transaction=True)]
 
@@ -211,3 +212,12 @@ def answered(sockets, *, until, seconds):
         readable, _, _ = select.select([one for one in sockets if one not in found], [], [], 0.2)
         found |= {one: said(one) for one in readable}
     return found
+
+
+def test_line_of_a_request_is_written_when_it_is_answered():
+    with running() as service:
+        service.environment["WEB_ACCESS_LOG"] = "on"
+        service.start("web")
+        assert service.get("/timer/nothing-like-this")[0] == 404
+        # Before anybody asks for something else.
+        wait_until(lambda: "path='/timer/nothing-like-this' status=404" in service.log("web"))
