@@ -210,7 +210,9 @@ def _samples() -> dict[str, list[Any]]:
         "occurrence": [number],
         "operation_id": list(BulkOperation.objects.order_by("-pk").values_list("pk", flat=True)[:1]),
         "host": ["shop.example"],
-        "channel_id": list(NotificationChannel.objects.order_by("-pk").values_list("pk", flat=True)[:1]),
+        "channel_id": list(
+            NotificationChannel.objects.filter(owner__is_superuser=True).values_list("pk", flat=True)[:1]
+        ),
     }
 
 

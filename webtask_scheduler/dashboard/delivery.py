@@ -19,7 +19,7 @@ from django.views.decorators.http import require_POST, require_safe
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import charts
 from webtask_scheduler.dashboard.frame import is_live, show
-from webtask_scheduler.dashboard.snippets import curl_of_call
+from webtask_scheduler.dashboard.snippets import SHOWN_CHARACTERS, curl_of_call, cut
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, may_change, page
 from webtask_scheduler.scheduler import sealing, services
@@ -91,6 +91,7 @@ def delivery(request: HttpRequest, timer_id: uuid.UUID, number: int) -> HttpResp
     if state == State.SCHEDULED and found.attempts > found.attempts_before:
         state = "retrying"
     sent = _sent(timer, found, chosen)
+    is_long = len(sent["body"]) > SHOWN_CHARACTERS
     values: dict[str, Any] = {
         "timer": timer,
         "url": sealing.shown_url(timer.web_url),
@@ -107,8 +108,8 @@ def delivery(request: HttpRequest, timer_id: uuid.UUID, number: int) -> HttpResp
         "first": attempts[0] if attempts and attempts[0].number == 1 else None,
         "duplicates": _duplicates(found, attempts),
         "losses": _losses(found, attempts),
-        "sent": sent,
-        "curl": curl_of_call(sealing.shown_url(timer.web_url), **sent),
+        "sent": sent | {"body": cut(sent["body"])},
+        "curl": "" if is_long else curl_of_call(sealing.shown_url(timer.web_url), **sent),
         "may_replay": found.state in LOST and may_change(request, timer),
         "every_ms": 0 if found.finished_at else LIVE_MS,
         "sensitive": Options(timer.options or {}).sensitive,

@@ -53,8 +53,8 @@ _DOORS = {
 }
 # What moves a timer and changes nothing else of it.
 _WHEN = frozenset({*COLUMNS, "due_at", "max_occurrences"})
-# Values that are told by the word of the deed.
-_SAID_BY_WORD = frozenset({"status"})
+# Values that are told by the word of the deed, and by the other values that changed with them.
+_SAID_ALREADY = frozenset({"status", "sealed"})
 
 
 class Change(NamedTuple):
@@ -121,7 +121,7 @@ def _door(through: str) -> str:
 
 def _deed(entry: AuditEntry, keys: Mapping[str, str], *, changes_most: int) -> Deed:
     before, after = entry.before or {}, entry.after or {}
-    names = [name for name in {**before, **after} if name not in _SAID_BY_WORD]
+    names = [name for name in {**before, **after} if name not in _SAID_ALREADY]
     is_edit = entry.action in ("timer.edited", "timer.restored")
     changes = [_change(name, before, after) for name in names] if is_edit else []
     action = "timer.moved" if entry.action == "timer.edited" and names and _WHEN.issuperset(names) else entry.action

@@ -212,9 +212,10 @@ def undo(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     found = _visible(request, operation_id)
     if found.finished_at is None and _is_undone(request, found):
         found = services.stop_bulk(found.pk)
-        if not found.changed:
-            messages.info(request, _("It has changed no timer; there is nothing to undo."))
-            return redirect("dashboard:operation", operation_id=operation_id)
+    # Also where somebody else has just stopped it.
+    if not found.changed and _is_undone(request, found):
+        messages.info(request, _("It has changed no timer; there is nothing to undo."))
+        return redirect("dashboard:operation", operation_id=operation_id)
     opposite = _opposite(request, found)
     if opposite is None:
         raise Http404

@@ -6,6 +6,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from django.utils.translation import gettext as _
+
+# As much of a text as a page shows, and the longest request that it shows as a program.
+SHOWN_CHARACTERS, SNIPPET_CHARACTERS = 2000, 4000
+
 
 class Snippet(NamedTuple):
     id: str
@@ -49,6 +54,16 @@ def _javascript(url: str, body: Mapping[str, Any], *, with_key: bool, method: st
         f"  headers: {{'content-type': 'application/json'{key}}},\n  body: JSON.stringify({given}),\n}});\n"
         "if (!answer.ok) throw new Error(await answer.text());\nconsole.log((await answer.json()).task_id);"
     )
+
+
+def cut(text: str) -> str:
+    """Return a text, or its beginning and its length: a body may be longer than a page should be."""
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    return _("%(beginning)s… (%(count)s characters)") % {
+        "beginning": text[:SHOWN_CHARACTERS],
+        "count": f"{len(text):,}",
+    }
 
 
 def curl_of_call(url: str, *, method: str, headers: Mapping[str, str], body: str) -> str:

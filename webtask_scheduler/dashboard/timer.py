@@ -24,7 +24,7 @@ from webtask_scheduler.dashboard.frame import is_live, list_before, show
 from webtask_scheduler.dashboard.history import CHANGES, LATEST, history_of
 from webtask_scheduler.dashboard.punctuality import share_of
 from webtask_scheduler.dashboard.rows import LOST, actions_of, shown
-from webtask_scheduler.dashboard.snippets import snippets
+from webtask_scheduler.dashboard.snippets import SNIPPET_CHARACTERS, cut, snippets
 from webtask_scheduler.dashboard.timers import unchanged_or
 from webtask_scheduler.dashboard.who import caller_of, may_change, page
 from webtask_scheduler.scheduler import services
@@ -92,12 +92,14 @@ def timer(request: HttpRequest, timer_id: uuid.UUID) -> HttpResponse:
         title=body.get("name") or body["web_url"],
         at="timers",
         given={
-            name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            name: cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
             for name, value in given.items()
             if name not in ("web_url", "name", "labels")
         },
         around=_around(found, deliveries),
-        snippets=snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open()),
+        snippets=snippets(request.build_absolute_uri("/timer"), given, with_key=not is_open())
+        if len(json.dumps(given)) <= SNIPPET_CHARACTERS
+        else [],
         **values,
     )
 

@@ -124,6 +124,19 @@ def test_request_is_what_the_receiver_got(client, make_timer, receiver):
     assert f"curl -X PUT {timer.web_url}" in page.replace("&#x27;", "'")
 
 
+def test_of_a_long_request_the_pages_show_the_beginning(client, make_timer, receiver):
+    timer = make_timer(receiver.url(), delay_seconds=-1, options={"body": "a" * 200_000, "metadata": {"b": "b" * 9000}})
+    call_all(receiver)
+    assert len(receiver.calls[0].body) > 190_000
+    for path in (f"/timers/{timer.pk}", path_of(timer)):
+        page = client.get(path).content.decode()
+        assert len(page) < 60_000, path
+        assert "a" * 1900 in page
+        assert "characters)" in page
+    assert f"GET /timer/{timer.pk}" in client.get(f"/timers/{timer.pk}").content.decode()
+    assert len(client.get(f"/timer/{timer.pk}").json()["body"]) == 200_000
+
+
 def test_sensitive_timer_shows_what_the_api_shows(client, make_timer, receiver):
     timer = make_timer(receiver.url("/echo"), delay_seconds=-1, options={"body": "very secret", "sensitive": True})
     call_all(receiver)

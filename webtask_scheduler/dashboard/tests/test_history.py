@@ -90,6 +90,8 @@ def test_edit_says_what_was_and_what_is_and_no_secret(client):
     assert changes["name"] == ("order 17", "-")
     assert changes["web_url"][1] == "https://b.example/hook?…"
     assert [changes[name] for name in ("body", "metadata")] == [("", "")] * 2
+    # Which of them are encrypted is no news.
+    assert "sealed" not in changes
     assert deed.more == 0
     for more in ("", "/history"):
         page = (
