@@ -113,7 +113,7 @@ class Site(AdminSite):
         """Return whether a request comes from staff whose second factor, if there is one, was seen in this session."""
         return super().has_permission(request) and second_factor_seen(request.user)
 
-    def admin_view(self, view: Callable[..., Any], cacheable: bool = False) -> Callable[..., Any]:
+    def admin_view(self, view: Any, cacheable: bool = False) -> Any:
         """Wrap a view as Django does; refuse with 400 what no link or form of the admin sends."""
         return super().admin_view(_sensible(view), cacheable)
 
@@ -131,8 +131,9 @@ def _sensible(view: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(view)
     def checked(request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
-        for name, value in request.GET.items():
-            if name.endswith("year") and value.isdecimal() and not MINYEAR <= int(value[:5]) < MAXYEAR:
+        for name in request.GET:
+            year = request.GET.get(name, "")
+            if name.endswith("year") and year.isdecimal() and not MINYEAR <= int(year[:5]) < MAXYEAR:
                 raise BadRequest(f"{name} is no year.")
         if request.method == "POST":
             _check_ids(model_admin.opts.pk, request.POST.getlist(ACTION_CHECKBOX_NAME))

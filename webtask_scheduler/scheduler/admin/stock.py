@@ -630,7 +630,7 @@ class CrontabScheduleAdmin(BoundedAdmin, StockCrontabScheduleAdmin):  # type: ig
     def human_readable(self, crontab: CrontabSchedule) -> str:
         # Also of what was just refused, which may mean nothing to Celery.
         try:
-            return crontab.human_readable
+            return str(crontab.human_readable)
         except ParseException:
             return NOTHING
 

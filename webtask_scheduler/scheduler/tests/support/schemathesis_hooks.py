@@ -62,6 +62,8 @@ BEYOND_SCHEMA = (
     "The URL must begin with http",
     "Choose at least one event.",
     "Only people who may see the whole service",
+    # An answer's address, which is masked, given back as it is.
+    "*** stands for a value that is not shown",
     # Of whom else's timers are asked for.
     "Only those who see the timers of all owners",
     "A name has at most",
