@@ -83,6 +83,7 @@ def test_connection_that_is_made_too_late_is_not_used(monkeypatch, impatient):
     made = socket.create_connection
 
     def slow(*args, **kwargs):
+        # Longer than it is given here.
         time.sleep(0.6)
         return made(*args, **kwargs)
 
