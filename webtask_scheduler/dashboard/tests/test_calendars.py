@@ -18,11 +18,6 @@ pytestmark = pytest.mark.django_db
 URL = "http://user:pass@a.example/hook?token=hush"
 
 
-@pytest.fixture
-def closed(settings):
-    settings.WEBTASK_API_AUTH = "key"
-
-
 def at(hours):
     return (timezone.now() + timedelta(hours=hours)).replace(minute=0, second=0, microsecond=0).astimezone(UTC)
 

@@ -1,7 +1,6 @@
 """What was done to a timer, as its page and the list of its history say it."""
 
 import pytest
-from django.contrib.auth import get_user_model
 from django.db import connection, transaction
 from django_celery_beat.models import PeriodicTask
 
@@ -15,16 +14,6 @@ from webtask_scheduler.scheduler.tests.support.doors import act, saved
 
 pytestmark = pytest.mark.django_db
 FAR = "2030-01-01T00:00:00Z"
-
-
-@pytest.fixture
-def closed(settings):
-    settings.WEBTASK_API_AUTH = "key"
-
-
-@pytest.fixture
-def root(db):
-    return get_user_model().objects.create_superuser("root@example.com", "x")
 
 
 def listed(client, timer, query=""):

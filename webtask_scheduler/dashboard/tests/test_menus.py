@@ -52,11 +52,6 @@ def retry(timer, *, seconds):
 
 
 @pytest.fixture
-def closed(settings):
-    settings.WEBTASK_API_AUTH = "key"
-
-
-@pytest.fixture
 def people(db):
     make = get_user_model().objects
     staff = make.create_user("staff@example.com", "secret", is_staff=True)

@@ -24,11 +24,6 @@ def deeds():
     return list(AuditEntry.objects.filter(kind="channel").order_by("pk").values_list("action", "before", "after"))
 
 
-@pytest.fixture
-def closed(settings):
-    settings.WEBTASK_API_AUTH = "key"
-
-
 def test_channel_is_added_edited_paused_and_deleted_without_showing_its_secret(client):
     assert "nobody is told" in text_of(client.get(PAGE))
     assert client.post(f"{PAGE}/add", GIVEN).status_code == 302

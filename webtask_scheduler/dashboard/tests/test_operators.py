@@ -56,11 +56,6 @@ def finish(operation):
     return operation
 
 
-@pytest.fixture
-def root(db):
-    return get_user_model().objects.create_superuser("root@example.com", "x")
-
-
 def test_pages_of_operators_are_theirs(client, user, root, settings):
     settings.WEBTASK_API_AUTH = "key"
     client.force_login(user)

@@ -33,12 +33,6 @@ def text_of(answer):
 
 
 @pytest.fixture
-def closed(settings):
-    """The service asks for a key, and its pages for a log-in."""
-    settings.WEBTASK_API_AUTH = "key"
-
-
-@pytest.fixture
 def people(db):
     """An owner, another one, staff who may look, and a superuser."""
     make = get_user_model().objects

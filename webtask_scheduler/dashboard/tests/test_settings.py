@@ -23,16 +23,6 @@ def deeds():
     return list(AuditEntry.objects.exclude(kind="user").order_by("pk").values_list("action", "owner_id"))
 
 
-@pytest.fixture
-def closed(settings):
-    settings.WEBTASK_API_AUTH = "key"
-
-
-@pytest.fixture
-def root(db):
-    return get_user_model().objects.create_superuser("root@example.com", "x")
-
-
 def test_secret_is_made_shown_once_and_removed(client):
     answer = client.post("/settings/secrets", {"hosts": "b.example\n*.a.example", "secret": ""})
     (value,) = re.findall(r"whsec_[A-Za-z0-9+/=]+", text_of(answer))
