@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from django.db import OperationalError, connection, transaction
 
-from webtask_scheduler.scheduler.models import LANES, RECURRING
+from webtask_scheduler.scheduler.models import LANES, OWNER_BITS, RECURRING
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.rules.retry import GONE
 from webtask_scheduler.scheduler.services import letters
@@ -219,7 +219,7 @@ def waiting_of(caller: Caller) -> Waiting:
     if caller.sees_all:
         return Waiting(None)
     # As models.Timer.flow has the owner.
-    values = {"owner": (caller.owner_id or 0) & 0x1FF_FFFF, "lanes": LANES, "most": FLOWS_MOST + 1}
+    values = {"owner": (caller.owner_id or 0) & OWNER_BITS, "lanes": LANES, "most": FLOWS_MOST + 1}
     with connection.cursor() as cursor:
         cursor.execute(_FLOWS, values)
         flows = [row[0] for row in cursor.fetchall()]
@@ -544,7 +544,7 @@ _OWN_HOST = """
 def hosts_of(caller: Caller, *, begins: str) -> list[str]:
     """Return up to OPTIONS_MOST hosts of a caller's timers that begin so, among OPTIONS_LOOK. Raises DatabaseError."""
     values = {"begins": begins, "look": OPTIONS_LOOK, "most": OPTIONS_MOST, "timers": OPTION_TIMERS, "lanes": LANES}
-    values |= {"owner": caller.owner_id, "owner_bits": (caller.owner_id or 0) & 0x1FF_FFFF}
+    values |= {"owner": caller.owner_id, "owner_bits": (caller.owner_id or 0) & OWNER_BITS}
     found = _dicts(_HOST_OPTIONS.format(own="true" if caller.sees_all else _OWN_HOST), values)
     return [row["host"] for row in found]
 

@@ -111,9 +111,13 @@ LANES = 64
 MARKED_EVERY = 64
 
 
+# What a flow has of its owner's id: 25 bits, above the 32 of the host.
+OWNER_BITS = 0x1FF_FFFF
+
+
 def _flow() -> Any:
     """Return the expression of Timer.flow: six bits of lane, 25 of the owner's id, 32 of a hash of the host."""
-    owner: Any = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(0x1FF_FFFF)
+    owner: Any = Coalesce(F("owner_id"), 0, output_field=models.BigIntegerField()).bitand(OWNER_BITS)
     hashed = models.Func(F("host"), function="hashtext", output_field=models.IntegerField())
     host: Any = Cast(hashed, models.BigIntegerField()).bitand(0xFFFF_FFFF)
     lane: Any = owner.bitxor(host).bitand(LANES - 1)

@@ -14,7 +14,7 @@ from django.db import connection, transaction
 from django.db.models import Q
 
 from webtask_scheduler.access import audit
-from webtask_scheduler.scheduler.models import LANES, Delivery, Timer
+from webtask_scheduler.scheduler.models import LANES, OWNER_BITS, Delivery, Timer
 from webtask_scheduler.scheduler.queue import states
 from webtask_scheduler.scheduler.services import auditing
 from webtask_scheduler.scheduler.services.caller import Caller
@@ -94,7 +94,7 @@ def ranges_of(caller: Caller) -> dict[str, list[int]]:
     """Return the flows of a caller as ranges, each as what it begins after and its last; see models.Timer.flow."""
     if caller.sees_all:
         return {"after": [-1], "last": [2**63 - 1]}
-    owner = ((caller.owner_id or 0) & 0x1FF_FFFF) << 32
+    owner = ((caller.owner_id or 0) & OWNER_BITS) << 32
     begins = [(lane << 57) + owner for lane in range(LANES)]
     return {"after": [begin - 1 for begin in begins], "last": [begin + 0xFFFF_FFFF for begin in begins]}
 

@@ -13,7 +13,7 @@ from django.db import connection
 from django.utils.translation import gettext_lazy as _
 
 from webtask_scheduler.access import limits
-from webtask_scheduler.scheduler.models import LANES, RECURRING, BulkOperation, Timer
+from webtask_scheduler.scheduler.models import LANES, OWNER_BITS, RECURRING, BulkOperation, Timer
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence, moments_a_second
 from webtask_scheduler.scheduler.services.creating import NewTimer
 
@@ -53,7 +53,7 @@ SELECT cron, sum(coalesce(1 / every_seconds, 0))::float8 AS rate, count(*) AS co
 def count_waiting(owner_id: int | None, *, most: int) -> int:
     """Return how many deliveries of an owner are scheduled or paused, at most `most`. Raises DatabaseError."""
     # As models.Timer.flow has the owner.
-    values = {"lanes": LANES, "owner": (owner_id or 0) & 0x1FF_FFFF, "most": most}
+    values = {"lanes": LANES, "owner": (owner_id or 0) & OWNER_BITS, "most": most}
     with connection.cursor() as cursor:
         cursor.execute(_WAITING, values)
         return int(cursor.fetchone()[0])
