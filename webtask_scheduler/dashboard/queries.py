@@ -1,16 +1,16 @@
 """What pages read beside the services: read only, each along an index and bounded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.db import OperationalError, connection, transaction
 
-from webtask_scheduler.scheduler.models import LANES, OWNER_BITS, RECURRING
+from webtask_scheduler.scheduler.models import FINAL, LANES, OWNER_BITS, RECURRING, State
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.rules.retry import GONE
-from webtask_scheduler.scheduler.services import letters
+from webtask_scheduler.scheduler.services import letters, search
 from webtask_scheduler.scheduler.services.caller import Caller
 
 
@@ -374,41 +374,72 @@ def lost_since(now: datetime) -> tuple[int, int]:
     return row["day"], row["before"]
 
 
-# Ended deliveries among which those of a caller are looked for.
-ENDED_MOST = 200
-# Along delivery_finished_idx, the latest first; then one probe each for its timer and its last attempt.
-_ENDED = """
-SELECT ended.*, timer.name, timer.web_url, timer.host, last.started_at - last.meant_for AS late, last.duration_ms,
-       last.status_code, coalesce(last.error, '') AS error
-  FROM (SELECT id AS delivery_id, timer_id, number, state, finished_at FROM scheduler_delivery
-         WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT %(most)s) ended
-  JOIN scheduler_timer timer ON timer.id = ended.timer_id
-  LEFT JOIN LATERAL (SELECT started_at, meant_for, duration_ms, status_code, error FROM scheduler_attempt
-                      WHERE delivery_id = ended.delivery_id ORDER BY number DESC LIMIT 1) last ON true
- WHERE (%(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint)
- ORDER BY ended.finished_at DESC LIMIT %(limit)s
+# Deliveries of each state that are looked at for an owner's latest, and those of the owner that are taken.
+OWN_LOOK, OWN_MOST = 20_000, 50
+# Along delivery_past_flow_idx, which says whose each is, by due time; so one of a longer retry policy may end later.
+_OWN_LATEST = """
+(SELECT id FROM (SELECT id, flow, due_at FROM scheduler_delivery WHERE state = '{state}'
+                  ORDER BY due_at DESC, id DESC LIMIT %(look)s) seen
+  WHERE {near} ORDER BY due_at DESC LIMIT %(own)s)
 """
 
 
+def _own_latest(states: Iterable[State]) -> str:
+    """Return the query of the ids of an owner's latest deliveries in each of these final states."""
+    return " UNION ALL ".join(_OWN_LATEST.format(state=state.value, near=search.NEAR_OWNER) for state in states)
+
+
+def _own_values(caller: Caller) -> dict[str, Any]:
+    owner = {"owner": caller.owner_id, "owner_bits": (caller.owner_id or 0) & OWNER_BITS}
+    return owner | {"look": OWN_LOOK, "own": OWN_MOST}
+
+
+# The latest first, of all along delivery_finished_idx; then one probe each for its timer and its last attempt.
+_ENDED = """
+SELECT ended.*, timer.name, timer.web_url, timer.host, last.started_at - last.meant_for AS late, last.duration_ms,
+       last.status_code, coalesce(last.error, '') AS error
+  FROM ({source}) ended
+  JOIN LATERAL (SELECT name, web_url, host, owner_id FROM scheduler_timer WHERE id = ended.timer_id OFFSET 0) timer
+    ON %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+  LEFT JOIN LATERAL (SELECT started_at, meant_for, duration_ms, status_code, error FROM scheduler_attempt
+                      WHERE delivery_id = ended.delivery_id ORDER BY number DESC LIMIT 1) last ON true
+ ORDER BY ended.finished_at DESC LIMIT %(limit)s
+"""
+_ENDED_COLUMNS = "SELECT id AS delivery_id, timer_id, number, state, finished_at"
+_ENDED_OF_ALL = f"""
+{_ENDED_COLUMNS} FROM scheduler_delivery WHERE finished_at IS NOT NULL ORDER BY finished_at DESC LIMIT %(limit)s
+"""
+_ENDED_OF_ONE = f"""
+{_ENDED_COLUMNS} FROM ({_own_latest(FINAL)}) own
+  JOIN LATERAL (SELECT timer_id, number, state, finished_at FROM scheduler_delivery WHERE id = own.id OFFSET 0) one
+    ON finished_at IS NOT NULL
+"""  # noqa: S608 - only constants are put in
+
+
 def latest_ended(caller: Caller, *, limit: int) -> list[dict[str, Any]]:
-    """Return the deliveries of a caller that ended last, among the latest ENDED_MOST. Raises DatabaseError."""
-    return _dicts(_ENDED, {"everyone": caller.sees_all, "owner": caller.owner_id, "most": ENDED_MOST, "limit": limit})
+    """Return the deliveries of a caller that ended last: of an owner among the latest OWN_LOOK of each state.
+
+    Raises DatabaseError.
+    """
+    source = _ENDED_OF_ALL if caller.sees_all else _ENDED_OF_ONE
+    return _dicts(_ENDED.format(source=source), _own_values(caller) | {"everyone": caller.sees_all, "limit": limit})
 
 
-# Latest dead letters, of a caller or of all, among whose timers those that need attention are looked for; flows of an
-# owner that are looked at, and dead letters of each.
+# Latest dead letters among whose timers those that need attention are looked for; flows that are looked at, and dead
+# letters of each.
 TROUBLED_LOOK, TROUBLED_FLOWS, TROUBLED_OF_FLOW = 1000, 100, 50
 # So many failures in a row are worth a word; up to so many are counted.
 ROW_LEAST, ROW_MOST = 3, 50
 _DEAD = "state IN ('failed', 'missed') AND dismissed_at IS NULL"
-# Along delivery_lost_idx; for an owner along delivery_dead_idx, flow by flow as in services.letters.
-_DEAD_OF_ALL = """
+# Of all the latest, along delivery_lost_idx, and flow by flow too, along delivery_dead_idx as in services.letters: so a
+# host with very many does not hide the rest.
+_DEAD_LATEST = """
 SELECT timer_id, finished_at
   FROM (SELECT timer_id, finished_at, dismissed_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
          ORDER BY finished_at DESC, id DESC LIMIT %(look)s) latest
  WHERE dismissed_at IS NULL
 """
-_DEAD_OF_ONE = f"""
+_DEAD_BY_FLOW = f"""
 SELECT dead.timer_id, dead.finished_at FROM (
   WITH RECURSIVE step AS (
     SELECT begin.last, first.flow
@@ -472,34 +503,39 @@ def troubled_timers(caller: Caller, *, most: int) -> list[dict[str, Any]]:
     """Return recurring timers of a caller that an answer of 410 paused, and that failed ROW_LEAST times in a row.
 
     At most `most` of each, the latest first; `in_row` counts up to ROW_MOST. They are looked for among the timers of
-    the latest dead letters, TROUBLED_LOOK at most; those that were dismissed need none. Raises DatabaseError.
+    the latest dead letters of TROUBLED_FLOWS flows, and of all; those that were dismissed need none.
+
+    Raises DatabaseError.
     """
     values: dict[str, Any] = {"everyone": caller.sees_all, "owner": caller.owner_id, "most": most}
     values |= {"look": TROUBLED_LOOK, "flows": TROUBLED_FLOWS, "of_flow": TROUBLED_OF_FLOW}
-    if not caller.sees_all:
-        values |= letters.ranges_of(caller)
-    return _dicts(_TROUBLED.format(source=_DEAD_OF_ALL if caller.sees_all else _DEAD_OF_ONE), values)
+    source = f"({_DEAD_BY_FLOW}) UNION ALL ({_DEAD_LATEST})" if caller.sees_all else _DEAD_BY_FLOW
+    return _dicts(_TROUBLED.format(source=source), values | letters.ranges_of(caller))
 
 
-# Deliveries that failed or were missed, among which those of a caller are looked for.
-LOST_LOOK = 1000
-# Along delivery_lost_idx, the latest first, until one is the caller's; a probe for the timer of each.
-_LAST_LOST = """
-SELECT lost.finished_at
-  FROM (SELECT timer_id, finished_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
-         ORDER BY finished_at DESC, id DESC LIMIT %(look)s) lost
- CROSS JOIN LATERAL (SELECT owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer
- WHERE %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
- ORDER BY lost.finished_at DESC LIMIT 1
+# Of all along delivery_lost_idx.
+_LOST_OF_ALL = """
+SELECT finished_at FROM scheduler_delivery WHERE state IN ('failed', 'missed')
+ ORDER BY finished_at DESC, id DESC LIMIT 1
 """
+_LOST_OF_ONE = f"""
+SELECT lost.finished_at
+  FROM ({_own_latest((State.FAILED, State.MISSED))}) own
+  JOIN LATERAL (SELECT timer_id, state, finished_at FROM scheduler_delivery WHERE id = own.id OFFSET 0) lost
+    ON lost.state IN ('failed', 'missed')
+  JOIN LATERAL (SELECT owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer
+    ON timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
+ ORDER BY lost.finished_at DESC LIMIT 1
+"""  # noqa: S608 - as above
 
 
 def last_lost(caller: Caller) -> datetime | None:
     """Return when the caller's latest delivery ended that failed or was missed, dismissed or not; None for none.
 
-    It is looked for among the latest LOST_LOOK of all owners. Raises DatabaseError.
+    Of an owner it is looked for among the latest OWN_LOOK that failed, and as many that were missed. Raises
+    DatabaseError.
     """
-    found = _dicts(_LAST_LOST, {"look": LOST_LOOK, "everyone": caller.sees_all, "owner": caller.owner_id})
+    found = _dicts(_LOST_OF_ALL if caller.sees_all else _LOST_OF_ONE, _own_values(caller))
     return found[0]["finished_at"] if found else None
 
 

@@ -99,7 +99,7 @@ SELECT (SELECT extract(epoch FROM clock_timestamp() - max(seen_at))::float8 FROM
 """
 
 # What is counted, each with an order that an index gives, so that a count that stops early reads no other rows:
-# delivery_due_idx, delivery_lease_idx, delivery_held_idx, delivery_past_idx.
+# delivery_due_idx, delivery_lease_idx, delivery_held_idx, delivery_past_flow_idx.
 _WAITING = "state = 'scheduled' AND NOT extra"
 _COUNTED = {
     "waiting": (_WAITING, "next_attempt_at"),

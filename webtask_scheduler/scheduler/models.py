@@ -385,11 +385,11 @@ class Delivery(models.Model):
                 condition=Q(state__in=[State.FAILED, State.MISSED], dismissed_at__isnull=True),
             ),
             # Serves the lists of deliveries that no longer wait, by due time, in the order of their pages. It holds all
-            # that is asked of those that are passed over, so that 20,000 are looked through in some milliseconds.
+            # that is asked of those that are passed over, also whose they are, so that 20,000 take some milliseconds.
             models.Index(
                 fields=["state", "due_at", "id"],
-                include=["timer", "extra"],
-                name="delivery_past_idx",
+                include=["timer", "extra", "flow"],
+                name="delivery_past_flow_idx",
                 condition=Q(state__in=[*FINAL, State.PAUSED]),
             ),
         ]

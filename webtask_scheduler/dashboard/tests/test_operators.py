@@ -375,7 +375,7 @@ def test_last_dead_letter_is_looked_for_along_its_index_and_not_for_ever(user, m
     asked = []
     with pytest.MonkeyPatch.context() as patch, connection.execute_wrapper(noting(asked)):
         assert queries.last_lost(Caller(owner_id=user.pk)) is not None
-        patch.setattr(queries, "LOST_LOOK", 1)
+        patch.setattr(queries, "OWN_LOOK", 1)
         assert queries.last_lost(Caller(owner_id=user.pk)) is None
         assert queries.last_lost(Caller(sees_all=True)) is not None
     # So few rows are quickest read as a whole.
@@ -997,6 +997,30 @@ def test_overview_shows_each_the_troubled_timers_that_are_theirs(client, user, r
     assert [what for what, *_ in attention(client, "/?mine=1")] == ["bad.example", "theirs"]
 
 
+def test_many_dead_letters_of_a_host_do_not_hide_what_else_needs_attention(user, make_timer, monkeypatch):
+    failing = make_timer(
+        web_url="http://quiet.example/", delay_seconds=None, recurrence=every(60.0), name="quiet", options=ONCE
+    )
+    fail_again(failing, times=3)
+    for _ in range(5):
+        services.cancel(make_timer(web_url="http://loud.example/").pk)
+    loud = Delivery.objects.filter(timer__host="loud.example")
+    loud.update(state=State.FAILED, finished_at=timezone.now())
+    monkeypatch.setattr(queries, "TROUBLED_LOOK", 3)
+    monkeypatch.setattr(queries, "TROUBLED_OF_FLOW", 1)
+    assert [row["name"] for row in queries.troubled_timers(Caller(sees_all=True), most=10)] == ["quiet"]
+
+
+def test_owner_has_own_latest_deliveries_beside_many_of_others(user, make_timer):
+    mine = make_timer(owner_id=user.pk)
+    for timer in (mine, *(make_timer() for _ in range(12))):
+        services.cancel(timer.pk)
+    found = queries.latest_ended(Caller(owner_id=user.pk), limit=10)
+    assert [row["timer_id"] for row in found] == [mine.pk]
+    assert len(queries.latest_ended(Caller(sees_all=True), limit=10)) == 10
+    assert queries.latest_ended(Caller(owner_id=user.pk + 1), limit=10) == []
+
+
 def test_no_kind_of_trouble_hides_the_others():
     def lines(kind, count):
         return [{"what": f"{kind}{number}"} for number in range(count)]
@@ -1036,6 +1060,9 @@ def test_what_needs_attention_is_found_along_indexes_whatever_there_is(make_time
         (row,) = queries.troubled_timers(Caller(owner_id=user.pk, sees_all=everyone), most=10)
         assert row["name"] == "x"
         assert queries.running_by_host() == {}
+        caller = Caller(owner_id=user.pk, sees_all=everyone)
+        assert len(queries.latest_ended(caller, limit=10)) == 10
+        assert queries.last_lost(caller) is not None
     for one in caught:
         with connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN {one['sql']}")

@@ -160,7 +160,7 @@ def restore(dismissal: Dismissal, *, caller: Caller) -> int:
     then = {"dismissed_at__range": (dismissal.since, dismissal.until)}
     ids: list[uuid.UUID] = []
     for state in states.REPLAYABLE:
-        # Along delivery_past_idx, and then by their ids.
+        # Along delivery_past_flow_idx, and then by their ids.
         near = Delivery.objects.filter(state=state, due_at__range=(dismissal.due_from, dismissal.due_to))
         near_ids = near.order_by("due_at").values("pk")[:RESTORE_LOOK]
         ids += Delivery.objects.filter(pk__in=near_ids, **then, **caller.visible("timer__")).values_list(

@@ -439,6 +439,15 @@ def test_list_is_the_callers_own(client, mixed, user):
     assert listed(client) == []
 
 
+def test_owner_has_what_ended_before_deliveries_knew_their_owner(make_timer, user):
+    old, new, others = make_timer(owner_id=user.pk), make_timer(owner_id=user.pk), make_timer(owner_id=None)
+    Delivery.objects.update(state=State.SUCCEEDED, finished_at=timezone.now())
+    # As migration 0007 left those that had ended.
+    Delivery.objects.filter(timer__in=[old, others]).update(flow=0)
+    assert set(pages(Filter(owner_id=user.pk, statuses=(State.SUCCEEDED,)))) == {old.pk, new.pk}
+    assert pages(Filter(owner_id=None, statuses=(State.SUCCEEDED,))) == [others.pk]
+
+
 # Many
 
 
@@ -501,13 +510,13 @@ def _check_plans(sql, django_assert_max_num_queries):
         (Filter(), 50, 1, "scheduler_timer_pkey"),
         (Filter(statuses=(State.SCHEDULED,)), 50, 1, "delivery_due_idx"),
         # Where so few failed, one index of them is as good as the other.
-        (Filter(statuses=(State.FAILED,)), 50, 1, "delivery_(past|lost)_idx"),
+        (Filter(statuses=(State.FAILED,)), 50, 1, "delivery_(past_flow|lost)_idx"),
         (Filter(statuses=(State.RUNNING,)), 50, 1, "delivery_lease_idx"),
         (Filter(statuses=(State.SCHEDULED,), due_from=soon, due_to=later), 50, 1, "delivery_due_idx"),
         (Filter(due_from=soon, due_to=later), 50, 1, "delivery_due_idx"),
-        (Filter(statuses=(State.SUCCEEDED,), due_from=soon, due_to=later), 50, 1, "delivery_past_idx"),
+        (Filter(statuses=(State.SUCCEEDED,), due_from=soon, due_to=later), 50, 1, "delivery_past_flow_idx"),
         (Filter(host="h7.example"), 50, 2, "timer_host_idx"),
-        (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 1, "delivery_(past|lost)_idx"),
+        (Filter(host="h7.example", statuses=(State.FAILED,)), 50, 1, "delivery_(past_flow|lost)_idx"),
         (Filter(label="group=7"), 50, 2, "label_timer_idx"),
         (Filter(label="group=7", host="h7.example"), 34, 2, "label_timer_idx"),
         (Filter(due_to=later, statuses=(State.SCHEDULED,)), 50, 1, "delivery_again_idx"),
@@ -517,6 +526,13 @@ def _check_plans(sql, django_assert_max_num_queries):
         (Filter(host="h11.example", statuses=(State.RUNNING, State.FAILED)), 0, 4, ""),
         (Filter(owner_id=user.pk, statuses=(State.SCHEDULED,)), 2, 4, ""),
         (Filter(owner_id=user.pk, due_to=later), 3, 5, ""),
+        # Whose a delivery is that has ended stands in the index.
+        (
+            Filter(owner_id=user.pk, statuses=(State.SUCCEEDED,)),
+            1,
+            4,
+            "Only Scan.*past_flow_idx|owner_id",
+        ),
         # Where so few recur, one index of them is as good as the other.
         (Filter(recurring=True), 49, 2, "timer_(owner_)?recurring_idx"),
         (Filter(owner_id=user.pk), 3, 1, "scheduler_timer_owner_id"),
