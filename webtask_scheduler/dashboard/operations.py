@@ -25,16 +25,16 @@ from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.api.base import validated
 from webtask_scheduler.scheduler.api.filtering import FilterSerializer, filter_of
 from webtask_scheduler.scheduler.api.problems import invalid
-from webtask_scheduler.scheduler.models import BulkOperation, State
+from webtask_scheduler.scheduler.models import BulkOperation
 from webtask_scheduler.scheduler.rules.instants import instant_text, read_instant
 from webtask_scheduler.scheduler.services import search
 from webtask_scheduler.scheduler.services.caller import Caller
 
 SHOWN = 30
-# What takes an action back, and the status of the timers that it is done to.
+# What takes an action back.
 OPPOSITES = {
-    BulkOperation.Action.PAUSE.value: (BulkOperation.Action.RESUME, State.PAUSED),
-    BulkOperation.Action.RESUME.value: (BulkOperation.Action.PAUSE, State.SCHEDULED),
+    BulkOperation.Action.PAUSE.value: BulkOperation.Action.RESUME,
+    BulkOperation.Action.RESUME.value: BulkOperation.Action.PAUSE,
 }
 # Of more timers than these, the number is typed before they are cancelled.
 TYPED_ABOVE = 1000
@@ -67,6 +67,7 @@ def operation(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
         "asks_number": _asks_number(found),
         "may_repeat": _may_repeat(request, found),
         "opposite": _opposite(request, found),
+        "keeps": found.action in OPPOSITES and found.changes.exists(),
         "spreads": _spreads(found),
         **_spreading(request, found),
         "every_ms": 0 if found.finished_at else 1000,
@@ -219,7 +220,7 @@ def undo(request: HttpRequest, operation_id: uuid.UUID) -> HttpResponse:
     opposite = _opposite(request, found)
     if opposite is None:
         raise Http404
-    stored = _asked(found) | {"status": [OPPOSITES[found.action][1].value]}
+    stored = {"changed_by": str(found.pk)}
     return _begun(request, action=opposite.value, stored=stored, dry_run=True, mine=not found.everyone)
 
 
@@ -253,19 +254,14 @@ def _may_repeat(request: HttpRequest, found: BulkOperation) -> bool:
 
 def _opposite(request: HttpRequest, found: BulkOperation) -> BulkOperation.Action | None:
     """Return the action that takes an operation back; None where there is none, or nothing to take back."""
-    if not found.changed or not _may_repeat(request, found) or not _is_undone(request, found):
+    if found.finished_at is None or not _is_undone(request, found) or not found.changes.exists():
         return None
-    return OPPOSITES[found.action][0]
+    return OPPOSITES[found.action]
 
 
 def _is_undone(request: HttpRequest, found: BulkOperation) -> bool:
-    """Return whether there is an action that takes an operation back, whatever it has done so far.
-
-    Which timers it changed is not kept: the filter says it, with the status that they have now. It must say more than
-    that status, or the opposite would be done to all timers.
-    """
-    is_own = found.owner_id == caller_of(request).owner_id and not found.filter.get("callbacks")
-    return is_own and not found.dry_run and found.action in OPPOSITES and bool(_asked(found).keys() - {"status"})
+    """Return whether there is an action that takes an operation back, whatever it has done so far."""
+    return found.owner_id == caller_of(request).owner_id and not found.dry_run and found.action in OPPOSITES
 
 
 def _asks_number(found: BulkOperation) -> bool:
@@ -313,11 +309,8 @@ def _visible(request: HttpRequest, operation_id: uuid.UUID) -> BulkOperation:
 
 def _stored(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a filter as bulk operations store it: in the form that the API takes."""
-    return {
-        name: instant_text(value) if isinstance(value, datetime) else value
-        for name, value in values.items()
-        if value != ""
-    }
+    forms: dict[type, Any] = {datetime: instant_text, uuid.UUID: str}
+    return {name: forms.get(type(value), lambda one: one)(value) for name, value in values.items() if value != ""}
 
 
 def _query(stored: Mapping[str, Any]) -> str:

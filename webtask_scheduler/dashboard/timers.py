@@ -42,7 +42,7 @@ EXPORT_MOST = 100_000
 # The names of the filter in the URL, as in the API.
 FILTERS = (
     *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-    "owner",
+    *("owner", "changed_by"),
 )
 # What each tab narrows the list by; of the names of all of them, the others are taken out.
 TABS: tuple[tuple[dict[str, str], Any], ...] = (

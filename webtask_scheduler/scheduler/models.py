@@ -631,6 +631,19 @@ class BulkOperation(models.Model):
         return "failed" if self.error else "done"
 
 
+class BulkChange(models.Model):
+    """A timer that a bulk operation paused or resumed, so that just these are found, and it can be undone."""
+
+    # Its index serves the filter "changed_by", newest first.
+    pk = models.CompositePrimaryKey("operation", "timer")
+    operation = models.ForeignKey(BulkOperation, on_delete=models.CASCADE, related_name="changes", db_index=False)
+    # It has no constraint, because the timer may be pruned first.
+    timer = models.UUIDField()
+
+    def __str__(self) -> str:
+        return str(self.timer)
+
+
 class CallStop(models.Model):
     """A kill switch: while the row exists, no call is started to this host, or to any host if it is empty.
 

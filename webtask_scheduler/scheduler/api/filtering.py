@@ -9,6 +9,7 @@ from django.utils.translation import gettext as _
 from rest_framework import serializers
 
 from webtask_scheduler.scheduler.api.fields import (
+    IdField,
     InstantField,
     OneOfField,
     StrictSerializer,
@@ -84,6 +85,8 @@ class FilterSerializer(StrictSerializer):
         help_text="The e-mail address or the id of a user. Only for who sees the timers of all owners.",
     )
 
+    changed_by = IdField(required=False, help_text="The `bulk_id` of a bulk operation that paused or resumed it.")
+
     def validate_label(self, value: str) -> str:
         if "=" not in value:
             raise serializers.ValidationError(_("A label is asked for as key=value."))
@@ -102,8 +105,8 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> search.Filter:
     """Return a filter from the validated data of a FilterSerializer. Raises ValidationError."""
     try:
         return search.filter_of(values, caller=caller)
-    except search.OwnerError as error:
-        raise serializers.ValidationError({"owner": [translated(error)]}) from error
+    except search.PartError as error:
+        raise serializers.ValidationError({error.field: [translated(error)]}) from error
 
 
 class ListSerializer(FilterSerializer):

@@ -6,7 +6,7 @@ from typing import Any
 
 from webtask_scheduler.access import audit
 from webtask_scheduler.scheduler import sealing
-from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.rules.options import NAMES
 from webtask_scheduler.scheduler.rules.recurrence import COLUMNS
 from webtask_scheduler.scheduler.sealing import SEALED
@@ -49,15 +49,13 @@ def record_deed(action: str, timer: Timer, **told: Any) -> None:
     audit.record(action, kind=TIMER, of=timer.pk, owner_id=timer.owner_id, after=told)
 
 
-def record_switch(timer: Timer, before: str, after: str) -> None:
-    """Record that a timer was paused or resumed, by the states of its delivery before and after."""
-    if before != after:
-        action = "timer.paused" if after == State.PAUSED else "timer.resumed"
-        audit.record(
-            action,
-            kind=TIMER,
-            of=timer.pk,
-            owner_id=timer.owner_id,
-            before={"status": str(before)},
-            after={"status": str(after)},
-        )
+def record_switch(timer: Timer, before: str, after: str, *, enabled: bool) -> None:
+    """Record that a timer was resumed, or paused if not `enabled`, with the states of its delivery before and after."""
+    audit.record(
+        "timer.resumed" if enabled else "timer.paused",
+        kind=TIMER,
+        of=timer.pk,
+        owner_id=timer.owner_id,
+        before={"status": str(before)},
+        after={"status": str(after)},
+    )

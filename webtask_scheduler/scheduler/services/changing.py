@@ -151,9 +151,12 @@ def pause(timer_id: uuid.UUID) -> None:
         delivery = _promised(timer_id)
         before = delivery.state
         states.pause([delivery])
-        auditing.record_switch(timer, before, delivery.state)
+        task = PeriodicTask.objects.filter(timer=timer_id)
+        # One whose call is under way is paused after it.
+        if delivery.state != before or task.filter(enabled=True).exists():
+            auditing.record_switch(timer, before, delivery.state, enabled=False)
         # Pausing clears the last run, as the stock admin does: see `note_run_by_stock`.
-        PeriodicTask.objects.filter(timer=timer_id).update(enabled=False, last_run_at=None)
+        task.update(enabled=False, last_run_at=None)
     event("timer_paused", timer=timer_id)
 
 
@@ -167,8 +170,10 @@ def resume(timer_id: uuid.UUID) -> None:
         delivery = _promised(timer_id)
         before = delivery.state
         states.resume([delivery])
-        auditing.record_switch(timer, before, delivery.state)
-        PeriodicTask.objects.filter(timer=timer_id).update(enabled=True)
+        task = PeriodicTask.objects.filter(timer=timer_id)
+        if delivery.state != before or task.filter(enabled=False).exists():
+            auditing.record_switch(timer, before, delivery.state, enabled=True)
+        task.update(enabled=True)
     event("timer_resumed", timer=timer_id)
 
 

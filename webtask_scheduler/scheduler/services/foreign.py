@@ -212,7 +212,7 @@ def _obey_and_record(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bo
         return True
     auditing.record_edit(timer, before, auditing.state_of(timer, latest), action="timer.edited")
     if (state == State.PAUSED) != (latest.state == State.PAUSED):
-        auditing.record_switch(timer, state, latest.state)
+        auditing.record_switch(timer, state, latest.state, enabled=latest.state != State.PAUSED)
     return True
 
 

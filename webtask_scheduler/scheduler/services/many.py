@@ -19,6 +19,7 @@ from webtask_scheduler.access import actor, audit
 from webtask_scheduler.scheduler import mirror
 from webtask_scheduler.scheduler.models import (
     FINAL,
+    BulkChange,
     BulkOperation,
     Delivery,
     SigningSecret,
@@ -318,8 +319,8 @@ def step_bulk(operation: BulkOperation) -> bool:
     try:
         wanted = search.stored_filter(operation.filter, caller=caller)
         page = search.page(wanted, cursor=operation.cursor, limit=BULK_ROWS)
-    except search.OwnerError as error:
-        # The right to see all was taken away meanwhile, or the user is gone.
+    except search.PartError as error:
+        # The right to see all was taken away meanwhile, or what the filter names is gone.
         _end_bulk(operation, error=str(error))
         return False
     except ValueError as error:
@@ -365,7 +366,13 @@ def _bulk_page(operation: BulkOperation, timer_ids: Sequence[uuid.UUID], *, want
     tasks = (
         Timer.objects.filter(pk__in=timer_ids).exclude(periodic_task=None).values_list("periodic_task_id", flat=True)
     )
-    return _switch(list(tasks), enabled=operation.action == BulkOperation.Action.RESUME)[0].done
+    changed = _switch(list(tasks), enabled=operation.action == BulkOperation.Action.RESUME)[0].changed
+    BulkChange.objects.bulk_create(
+        # Of a deleted user's timers one may be met again.
+        (BulkChange(operation=operation, timer=timer_id) for timer_id in changed),
+        ignore_conflicts=True,
+    )
+    return len(changed)
 
 
 def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switched, dict[uuid.UUID, int | None]]:
@@ -376,6 +383,8 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switche
     live = [delivery for delivery in latest if not states.has_ended(delivery)]
     before = {delivery.timer_id: delivery.state for delivery in live}
     rows = PeriodicTask.objects.filter(pk__in=[tasks[delivery.timer_id] for delivery in live])
+    # One whose call is under way is paused after it.
+    other = set(rows.exclude(enabled=enabled).values_list("pk", flat=True))
     if enabled:
         states.resume(live)
         rows.update(enabled=True)
@@ -384,5 +393,9 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switche
         # As in `pause`.
         rows.update(enabled=False, last_run_at=None)
     ended = [delivery.timer_id for delivery in latest if states.has_ended(delivery)]
-    changed = [delivery.timer_id for delivery in live if delivery.state != before[delivery.timer_id]]
+    changed = [
+        delivery.timer_id
+        for delivery in live
+        if delivery.state != before[delivery.timer_id] or tasks[delivery.timer_id] in other
+    ]
     return Switched(done=len(live), ended=ended, changed=changed), {pk: owners[pk] for pk in changed}

@@ -45,6 +45,7 @@ def run(*, seconds: float) -> None:
     if settings.WEBTASK_RETENTION_DAYS:
         older_than = timedelta(days=settings.WEBTASK_RETENTION_DAYS)
         steps["hours"] = partial(rollups.prune, older_than=older_than)
+        steps["changes of bulk operations"] = partial(prune_bulk_changes, older_than=older_than)
         steps["bulk operations"] = partial(prune_bulk, older_than=older_than)
         steps["notifications"] = partial(notifying.prune, older_than=older_than)
         steps["timers"] = partial(prune, older_than=older_than)
@@ -206,14 +207,37 @@ SELECT count(*) FROM deliveries
 """  # noqa: S608
 
 
+def prune_bulk_changes(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
+    """Delete one batch of what bulk operations changed that ended longer ago than `older_than`; return how many."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH past AS MATERIALIZED (
+              SELECT change.operation_id, change.timer
+                FROM scheduler_bulkoperation operation
+                JOIN scheduler_bulkchange change ON change.operation_id = operation.id
+               WHERE operation.finished_at < statement_timestamp() - make_interval(secs => %s)
+               LIMIT %s FOR UPDATE OF change SKIP LOCKED)
+            DELETE FROM scheduler_bulkchange change USING past
+             WHERE change.operation_id = past.operation_id AND change.timer = past.timer
+            """,
+            [older_than.total_seconds(), limit],
+        )
+        return int(cursor.rowcount)
+
+
 def prune_bulk(*, older_than: timedelta, limit: int = SMALL_ROWS) -> int:
-    """Delete one batch of bulk operations that ended longer ago than `older_than`; return how many."""
+    """Delete one batch of bulk operations that ended longer ago than `older_than`; return how many.
+
+    Those whose changes are not deleted yet wait for `prune_bulk_changes`.
+    """
     with connection.cursor() as cursor:
         cursor.execute(
             """
             WITH past AS MATERIALIZED (
               SELECT id FROM scheduler_bulkoperation
                WHERE finished_at < statement_timestamp() - make_interval(secs => %s)
+                 AND NOT EXISTS (SELECT FROM scheduler_bulkchange WHERE operation_id = scheduler_bulkoperation.id)
                ORDER BY finished_at LIMIT %s FOR UPDATE SKIP LOCKED)
             DELETE FROM scheduler_bulkoperation operation USING past WHERE operation.id = past.id
             """,

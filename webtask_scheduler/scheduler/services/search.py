@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from django.contrib.auth import get_user_model
 from django.db import connection
 
-from webtask_scheduler.scheduler.models import LEASED, OWNER_BITS, RECURRING, State
+from webtask_scheduler.scheduler.models import LEASED, OWNER_BITS, RECURRING, BulkOperation, State
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.services.caller import Caller
@@ -42,10 +42,16 @@ LATE_SECONDS = 1.0
 LOOK_SECONDS = 0.5
 COUNT_SECONDS = 0.25
 COUNT_MOST = 10_000
+# Bulk operations that keep which timers they changed.
+KEPT_ACTIONS = (BulkOperation.Action.PAUSE, BulkOperation.Action.RESUME)
 
 
-class OwnerError(ValueError):
-    """An owner that the caller may not ask for, or that is no user."""
+class PartError(ValueError):
+    """A part of a filter that names what is not there, or what the caller may not ask for; `field` is its name."""
+
+    def __init__(self, field: str, said: str) -> None:
+        self.field = field
+        super().__init__(said)
 
 
 class CursorError(ValueError):
@@ -75,6 +81,8 @@ class Filter:
     # A part of the name; case is ignored.
     name: str = ""
     url_prefix: str = ""
+    # Paused or resumed by this bulk operation.
+    changed_by: uuid.UUID | None = None
     # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
     steady: bool = False
     callbacks: bool = False
@@ -89,12 +97,16 @@ class Filter:
     @property
     def fingerprint(self) -> str:
         parts = asdict(self)
-        for name, nothing in (("callbacks", False), ("dead", False), ("retrying", None), ("late", None)):
+        for name, nothing in _LATER_PARTS:
             # As without the part, so that an operation goes on that began before there was one.
             if parts[name] is nothing:
                 del parts[name]
         text = json.dumps(parts, default=str, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+# Parts that a filter has got since operations are stored, and what each is where it is not given.
+_LATER_PARTS = (("callbacks", False), ("dead", False), ("retrying", None), ("late", None), ("changed_by", None))
 
 
 class Looked(NamedTuple):
@@ -143,7 +155,8 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
     found: list[uuid.UUID] = []
     scanned, own, until, window = 0, 0, None, limit * SCAN_FACTOR
     states = _states(wanted)
-    is_owned = not (wanted.everyone or wanted.owner_id is None or wanted.by_delivery or wanted.label)
+    narrow = wanted.by_delivery or wanted.label or wanted.changed_by
+    is_owned = not (wanted.everyone or wanted.owner_id is None or narrow)
     most = scanned_most or (OWNED_MOST if is_owned else SCANNED_MOST)
     leads = [] if wanted.steady or scanned_most else _leads(wanted)
     while len(found) < limit and (scanned < most or time.monotonic() < deadline):
@@ -198,6 +211,7 @@ def _states(wanted: Filter) -> Sequence[State | None]:
 # Each source is read along one index: (id, key, timer_id), in the order of the key and the id.
 _TIMERS = "SELECT id, id AS key, id AS timer_id FROM scheduler_timer"
 _LABELLED = "SELECT timer_id AS id, timer_id AS key, timer_id FROM scheduler_timerlabel"
+_CHANGED = "SELECT timer AS id, timer AS key, timer AS timer_id FROM scheduler_bulkchange"
 _DELIVERIES = "SELECT id, {key} AS key, timer_id, flow FROM scheduler_delivery"
 # Each is looked up by its id: with OFFSET 0 no plan can read the whole table instead.
 _TIMER = """
@@ -285,7 +299,12 @@ def _near(wanted: Filter) -> str:
         conditions.append(
             "SELECT FROM scheduler_timerlabel WHERE label = %(label)s AND timer_id = seen.timer_id OFFSET 0"
         )
+    if wanted.changed_by:
+        conditions.append(f"{_IS_CHANGED} seen.timer_id OFFSET 0")
     return " AND ".join(f"EXISTS ({one})" for one in conditions)
+
+
+_IS_CHANGED = "SELECT FROM scheduler_bulkchange change WHERE operation_id = %(changed_by)s AND change.timer ="
 
 
 def _owned_by(wanted: Filter) -> str:
@@ -297,6 +316,8 @@ def _owned_by(wanted: Filter) -> str:
 
 def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
     after = "< %(after)s::uuid" if place.id else "IS NOT NULL"
+    if wanted.changed_by:
+        return f"{_CHANGED} WHERE operation_id = %(changed_by)s AND timer {after}", "id DESC", "id"
     if wanted.label:
         return f"{_LABELLED} WHERE label = %(label)s AND timer_id {after}", "id DESC", "id"
     where = f"id {after}"
@@ -379,7 +400,7 @@ class _Conditions(NamedTuple):
 def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
     """Return the conditions of a row that its index need not cover, filling in the values."""
     timer = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
-    values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label}
+    values |= {"owner": wanted.owner_id, "host": wanted.host, "label": wanted.label, "changed_by": wanted.changed_by}
     if wanted.host:
         timer.append("timer.host = %(host)s")
     if wanted.recurring is not None:
@@ -400,6 +421,8 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
             "EXISTS (SELECT 1 FROM scheduler_timerlabel label WHERE label.timer_id = timer.id"
             " AND label.label = %(label)s)"
         )
+    if wanted.changed_by:
+        timer.append(f"EXISTS ({_IS_CHANGED} timer.id)")
     owner = "true" if wanted.everyone else f"timer.{_owned_by(wanted)}"
     return _Conditions(owner, " AND ".join(timer), _condition_of_latest(wanted, values))
 
@@ -432,12 +455,14 @@ def _leads(wanted: Filter) -> list[str]:
         "label": "SELECT timer_id AS id FROM scheduler_timerlabel WHERE label = %(label)s",
         "host": "SELECT id FROM scheduler_timer WHERE host = %(host)s",
         "recurring": "SELECT id FROM scheduler_timer WHERE cron <> '' OR every_seconds IS NOT NULL",
+        "changed_by": "SELECT timer AS id FROM scheduler_bulkchange WHERE operation_id = %(changed_by)s",
     }
     narrow = {
         "owner": not wanted.everyone and wanted.owner_id is not None,
         "label": bool(wanted.label),
         "host": bool(wanted.host),
         "recurring": wanted.recurring is True,
+        "changed_by": wanted.changed_by is not None,
     }
     found = [leads[name] for name, is_narrow in narrow.items() if is_narrow]
     # By timer, pages are read along the only one.
@@ -447,7 +472,8 @@ def _leads(wanted: Filter) -> list[str]:
 def _few(wanted: Filter, leads: Sequence[str]) -> str | None:
     """Return the query that leads to the fewest timers; None if each leads to more than FEW."""
     counts = ", ".join(f"(SELECT count(*) FROM ({lead} LIMIT %(most)s) lead)" for lead in leads)  # noqa: S608 - as above
-    values = {"most": FEW + 1, "owner": wanted.owner_id, "label": wanted.label, "host": wanted.host}
+    values: dict[str, Any] = {"most": FEW + 1, "owner": wanted.owner_id, "label": wanted.label, "host": wanted.host}
+    values["changed_by"] = wanted.changed_by
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {counts}", values)
         number, lead = min(zip(cursor.fetchone(), leads, strict=True))
@@ -536,8 +562,8 @@ def _read(cursor: str, wanted: Filter) -> _Place:
 
 
 def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
-    """Return a filter from the validated data of a FilterSerializer. Raises OwnerError."""
-    owner = values.get("owner", "")
+    """Return a filter from the validated data of a FilterSerializer. Raises PartError."""
+    owner, changed_by = values.get("owner", ""), values.get("changed_by")
     return Filter(
         owner_id=_owner_of(owner, caller=caller) if owner else caller.owner_id,
         everyone=caller.sees_all and not owner,
@@ -551,21 +577,32 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
         late=values.get("late"),
         name=values.get("name", ""),
         url_prefix=values.get("url_prefix", ""),
+        changed_by=_operation_of(changed_by, caller=caller) if changed_by else None,
     )
 
 
+def _operation_of(found: uuid.UUID | str, *, caller: Caller) -> uuid.UUID:
+    """Return the id of a bulk operation that the caller may see and that keeps what it changed. Raises PartError."""
+    kept = BulkOperation.objects.filter(pk=found, action__in=KEPT_ACTIONS, **caller.visible())
+    pk = kept.values_list("pk", flat=True).first()
+    if pk is None:
+        raise PartError("changed_by", _("There is no bulk operation with this id that paused or resumed timers."))
+    return pk
+
+
 def _owner_of(text: str, *, caller: Caller) -> int:
-    """Return the id of the user with this e-mail address or id. Raises OwnerError.
+    """Return the id of the user with this e-mail address or id. Raises PartError.
 
     Whoever does not see the timers of all is told nothing of who there is.
     """
     if not caller.sees_all:
-        raise OwnerError(_("Only those who see the timers of all owners can ask for the timers of one. Leave it out."))
+        said = _("Only those who see the timers of all owners can ask for the timers of one. Leave it out.")
+        raise PartError("owner", said)
     is_id = text.isascii() and text.isdigit() and len(text) < 19  # noqa: PLR2004 - a bigint
     found = get_user_model().objects.filter(**{"pk": int(text)} if is_id else {"email__iexact": text})
     pk = found.values_list("pk", flat=True).first()
     if pk is None:
-        raise OwnerError(_("There is no user with this e-mail address or id."))
+        raise PartError("owner", _("There is no user with this e-mail address or id."))
     return int(pk)
 
 
@@ -573,7 +610,7 @@ def _owner_of(text: str, *, caller: Caller) -> int:
 _STORED = frozenset(
     (
         *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-        *("owner", "callbacks", "dead", "spread"),
+        *("owner", "changed_by", "callbacks", "dead", "spread"),
     )
 )
 
@@ -581,7 +618,7 @@ _STORED = frozenset(
 def stored_filter(stored: Mapping[str, Any], *, caller: Caller) -> Filter:
     """Return the filter of a bulk operation from the data that the API checked when it began.
 
-    Raises ValueError if another version of this service stored a name that this one does not know, and OwnerError.
+    Raises ValueError if another version of this service stored a name that this one does not know, and PartError.
     """
     unknown = stored.keys() - _STORED
     if unknown:

@@ -223,6 +223,30 @@ def test_bulk_operations_change_and_count_what_is_the_owners(ann, bob, action):
     assert list(Delivery.objects.filter(timer__owner=ann.user).order_by("pk").values()) == of_ann
 
 
+def test_what_a_bulk_operation_changed_is_found_by_its_owner(ann, bob):
+    def changed_by(of, operation):
+        return ask("GET", f"/timer?changed_by={operation}", of.key)
+
+    def done(body):
+        made = ask("POST", "/timer/bulk", bob.key, body).json()["bulk_id"]
+        while services.step_bulk(BulkOperation.objects.get(pk=made)):
+            pass
+        return made
+
+    paused = done({"action": "pause", "filter": {}})
+    assert [one["task_id"] for one in changed_by(bob, paused).json()["timers"]] == [str(bob.timer)]
+    # So it is undone.
+    resumed = done({"action": "resume", "filter": {"changed_by": paused}})
+    assert ask("GET", f"/timer/bulk/{resumed}", bob.key).json()["changed"] == 1
+    assert ask("GET", f"/timer/{bob.timer}", bob.key).json()["status"] == "scheduled"
+    # One that keeps nothing, is another's, or is none.
+    for of, operation in ((ann, paused), (bob, bob.bulk), (bob, uuid.uuid4()), (bob, "x")):
+        answer = changed_by(of, operation)
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (400, "changed_by"), operation
+    body = {"action": "cancel", "filter": {"changed_by": paused}}
+    assert ask("POST", "/timer/bulk", ann.key, body).status_code == 400
+
+
 def test_idempotency_key_of_another_owner_is_another_key(ann, bob):
     body = {"seconds": 60, "web_url": URL}
     first, second, again = (

@@ -4,10 +4,11 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.utils import timezone
 from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.scheduler import tasks
-from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, Delivery, Timer
+from webtask_scheduler.scheduler.models import TASK_NAME, Attempt, BulkChange, BulkOperation, Delivery, Timer
 from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes, start_attempts
 from webtask_scheduler.scheduler.services import retention
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
@@ -71,6 +72,19 @@ def test_timer_whose_task_was_deleted_goes_too(ended):
     timer = ended(31)
     PeriodicTask.objects.filter(timer=timer).delete()
     assert retention.prune(older_than=30 * DAYS) == 1
+
+
+def test_prunes_what_bulk_operations_changed_before_them(make_timer):
+    timers = [make_timer() for _ in range(3)]
+    ends = (NOW - 31 * DAYS, timezone.now())
+    old, new = [BulkOperation.objects.create(action="pause", filter={}, finished_at=at) for at in ends]
+    for operation in (old, new):
+        for timer in timers:
+            BulkChange.objects.create(operation=operation, timer=timer.pk)
+    assert retention.prune_bulk(older_than=30 * DAYS) == 0
+    assert [retention.prune_bulk_changes(older_than=30 * DAYS, limit=2) for _ in range(3)] == [2, 1, 0]
+    assert [retention.prune_bulk(older_than=30 * DAYS) for _ in range(2)] == [1, 0]
+    assert (BulkOperation.objects.get(), BulkChange.objects.count()) == (new, 3)
 
 
 def test_prunes_in_batches_oldest_first(ended):

@@ -13,7 +13,7 @@ from django.contrib.auth import get_user_model
 from django.utils import timezone
 
 from webtask_scheduler.scheduler import services
-from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, BulkChange, BulkOperation, Delivery, State, Timer
 from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
 from webtask_scheduler.scheduler.services import search
@@ -121,6 +121,7 @@ def fits(wanted, fact):
         and (wanted.late is None or wanted.late == is_late(latest))
         and wanted.name.lower() in timer.name.lower()
         and timer.web_url.startswith(wanted.url_prefix)
+        and (wanted.changed_by is None or timer.pk.int % 3 == 0)
     )
 
 
@@ -437,6 +438,24 @@ def test_list_is_the_callers_own(client, mixed, user):
     assert set(listed(client, limit=200)) == own | nobodys
     client.force_login(get_user_model().objects.create_user("stranger@example.com", "secret"))
     assert listed(client) == []
+
+
+def test_pages_of_what_an_operation_changed_hold_each_timer_that_fits_once(mixed, user, monkeypatch):
+    for name, value in (("SCANNED_MOST", 60), ("OWNED_MOST", 40), ("PATIENCE", 20), ("FEW", 80)):
+        monkeypatch.setattr(search, name, value)
+    facts = facts_of_all()
+    operation, other = [BulkOperation.objects.create(action="pause", filter={"host": "a.example"}) for _ in range(2)]
+    for timer_id in facts:
+        BulkChange.objects.create(operation=operation if timer_id.int % 3 == 0 else other, timer=timer_id)
+    names = ("statuses", "host", "label", "recurring", "steady")
+    for index, values in enumerate(itertools.product(*(CHOICES[name] for name in names))):
+        everyone, owner_id = index % 3 == 0, (None, user.pk)[index % 2]
+        narrow = dict(zip(names, values, strict=True))
+        wanted = Filter(**narrow, changed_by=operation.pk, everyone=everyone, owner_id=owner_id)
+        expected = {pk for pk, fact in facts.items() if fits(wanted, fact)}
+        found = pages(wanted, limit=max(3, len(expected) // 2))
+        assert len(found) == len(set(found)), wanted
+        assert set(found) == expected, wanted
 
 
 def test_owner_has_what_ended_before_deliveries_knew_their_owner(make_timer, user):
