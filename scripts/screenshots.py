@@ -162,6 +162,7 @@ def pages(first: dict[str, str]) -> dict[str, str]:
         "timers": "/timers",
         "timer": f"/timers/{first['Heartbeat']}",
         "timer-once": f"/timers/{first['Sale ends 1']}",
+        "verify": f"/timers/{first['Heartbeat']}/verify",
         "delivery": f"/timers/{first['Lead sync 0']}/deliveries/1",
         "new": "/timers/new",
         "edit": f"/timers/{first['Nightly report']}/edit",
