@@ -162,6 +162,7 @@ def pages(first: dict[str, str]) -> dict[str, str]:
         "timers": "/timers",
         "timer": f"/timers/{first['Heartbeat']}",
         "timer-once": f"/timers/{first['Sale ends 1']}",
+        "verify": f"/timers/{first['Heartbeat']}/verify",
         "delivery": f"/timers/{first['Lead sync 0']}/deliveries/1",
         "new": "/timers/new",
         "edit": f"/timers/{first['Nightly report']}/edit",
@@ -249,6 +250,7 @@ def main() -> int:
         from django.core.management import call_command
         from playwright.sync_api import sync_playwright
 
+        from webtask_scheduler.scheduler import services
         from webtask_scheduler.scheduler.tests.support.browser import CHROMIUM, FLAGS, MISSING
         from webtask_scheduler.scheduler.tests.support.service import running
 
@@ -257,6 +259,7 @@ def main() -> int:
         call_command("migrate", verbosity=0)
         fill_the_week_before()
         session = superuser_session()
+        services.add_secret(None, owner_id=None, hosts=["hooks.example.com"])
         with running("web", "worker", "beat") as service:
             made = [service.post(timer) for timer in timers()]
             refused = [body for status, body in made if status != 201]  # noqa: PLR2004 - created

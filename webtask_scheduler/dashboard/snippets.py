@@ -1,9 +1,10 @@
-"""The same request as a program sends it: with curl, in Python, in JavaScript."""
+"""Code to copy: a request as programs send it, and the functions by which a receiver verifies a signature."""
 
 import json
 import pprint
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from django.utils.translation import gettext as _
@@ -16,6 +17,28 @@ class Snippet(NamedTuple):
     id: str
     name: str
     code: str
+    # Of what verifies a signature: where the body's raw bytes are found, by framework.
+    bodies: Sequence[tuple[str, str]] = ()
+
+
+# The files of `verifying` are the blocks of docs/how-to/verify-a-signature.md, which a test runs in each language.
+_VERIFYING = Path(__file__).parent / "verifying"
+_BODIES: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = {
+    ("Python", "verify.py"): [
+        ("Django", "request.body"),
+        ("Flask", "request.get_data()"),
+        ("FastAPI", "await request.body()"),
+    ],
+    ("Node", "verify.mjs"): [("Express", 'express.raw({ type: "*/*" }) → request.body')],
+    ("Go", "verify.go"): [("net/http", "io.ReadAll(request.Body)")],
+    ("PHP", "verify.php"): [("PHP", "file_get_contents('php://input')")],
+    ("Ruby", "verify.rb"): [("Rails", "request.raw_post")],
+    ("Java", "Verify.java"): [("Spring", "@RequestBody byte[] body")],
+}
+VERIFYING = [
+    Snippet(f"verify-{name.lower()}", name, (_VERIFYING / f"{file}.txt").read_text().rstrip(), bodies)
+    for (name, file), bodies in _BODIES.items()
+]
 
 
 def snippets(url: str, body: Mapping[str, Any], *, with_key: bool, method: str = "POST") -> list[Snippet]:

@@ -25,6 +25,7 @@ from webtask_scheduler.dashboard import (
     timer,
     timers,
     upcoming,
+    verify,
 )
 
 app_name = "dashboard"
@@ -44,6 +45,7 @@ urlpatterns = [
     path("timers/<uuid:timer_id>/edit", edit.edit, name="edit"),
     path("timers/<uuid:timer_id>/edit/preview", edit.preview, name="edit_preview"),
     path("timers/<uuid:timer_id>/history", history.history, name="history"),
+    path("timers/<uuid:timer_id>/verify", verify.verify, name="verify"),
     path("timers/<uuid:timer_id>/<str:action>", timer.act, name="act"),
     path("timers/<uuid:timer_id>/deliveries/<int:number>", delivery.delivery, name="delivery"),
     path("timers/<uuid:timer_id>/deliveries/<int:number>/replay", delivery.replay, name="delivery-replay"),
@@ -69,6 +71,7 @@ urlpatterns = [
     path("upcoming", upcoming.upcoming, name="upcoming"),
     path("import", importing.imports, name="import"),
     path("settings", settings.settings, name="settings"),
+    path("settings/verify", verify.verify, name="verify-any"),
     path("settings/secrets", settings.add_secret, name="add_secret"),
     path("settings/secrets/<int:secret_id>/delete", settings.delete_secret, name="delete_secret"),
     path("settings/keys", settings.make_key, name="make_key"),

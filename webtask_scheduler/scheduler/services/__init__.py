@@ -72,6 +72,7 @@ from webtask_scheduler.scheduler.services.secrets import (
     canonical_hosts,
     delete_secret,
     room_for_secret,
+    signing_of,
 )
 from webtask_scheduler.scheduler.services.switches import (
     HOST_MOST,
@@ -140,6 +141,7 @@ __all__ = [
     "run_now",
     "schedule",
     "schedule_once",
+    "signing_of",
     "spread_many",
     "step_bulk",
     "stop_bulk",

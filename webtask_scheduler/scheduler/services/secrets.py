@@ -1,8 +1,9 @@
 """Manages the secrets that an owner's calls are signed with."""
 
 import re
+import uuid
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connection, transaction
 
@@ -12,6 +13,7 @@ from webtask_scheduler.scheduler.models import (
     SigningSecret,
 )
 from webtask_scheduler.scheduler.outgoing import signing
+from webtask_scheduler.scheduler.queue.attempts import SIGNS_HOST
 from webtask_scheduler.scheduler.services.switches import host_to_stop
 
 # Of the same hosts: a call is signed with each, so that receivers can rotate.
@@ -21,6 +23,29 @@ HOST_SETS_MOST = 10
 SECRET_HOSTS_MOST = 20
 WILDCARD = "*."
 _ADDRESS = re.compile(r"\[|[0-9.]+(:|$)")
+
+
+# Along the timer's key and signing_secret_owner_idx.
+_SIGNING = f"""
+SELECT count(*) FILTER (WHERE {SIGNS_HOST}), count(*)
+  FROM scheduler_timer timer
+  JOIN scheduler_signingsecret signing ON coalesce(signing.owner_id, 0) = coalesce(timer.owner_id, 0)
+ WHERE timer.id = %s
+"""  # noqa: S608 - a constant is put in
+
+
+class Signing(NamedTuple):
+    """How many secrets of its owner a timer's calls are signed with, and how many the owner has for any host."""
+
+    used: int
+    owned: int
+
+
+def signing_of(timer_id: uuid.UUID) -> Signing:
+    """Return how a timer's calls are signed now, by the condition that calls themselves are made by."""
+    with connection.cursor() as cursor:
+        cursor.execute(_SIGNING, [timer_id])
+        return Signing(*cursor.fetchone())
 
 
 def canonical_hosts(hosts: Sequence[str]) -> list[str]:
