@@ -428,6 +428,10 @@ def _add_filter(parser: CommandParser, *, paged: bool = True) -> None:
     parser.add_argument("--late", action="store_true", default=None, help=late)
     parser.add_argument("--name", help=_("a part of the name, whatever the case"))
     parser.add_argument("--url-prefix", help=_("how the URL begins"))
+    callback = parser.add_mutually_exclusive_group()
+    has, has_no = _("those with a callback_url or a failure_callback_url"), _("those with neither")
+    callback.add_argument("--has-callback", action="store_true", default=None, help=has)
+    callback.add_argument("--no-callback", dest="has_callback", action="store_false", default=None, help=has_no)
     if not paged:
         return
     said = _("timers to show, 50 if not given, at most %(most)s") % {"most": PAGE_MOST}
@@ -459,7 +463,10 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 
 def _filter_given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the given options of a filter as the API's fields."""
-    names = ("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix")
+    names = (
+        *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
+        "has_callback",
+    )
     return {name: options[name] for name in names if options[name] is not None}
 
 
