@@ -51,7 +51,7 @@ def count(wanted: search.Filter) -> Count:
 
 
 def rows(timer_ids: Sequence[uuid.UUID], *, caller: Caller, changer: Caller | None = None) -> list[dict[str, Any]]:
-    """Return timers that the caller may see as rows, in the order of the ids, by five statements at most.
+    """Return timers that the caller may see as rows, in the order of the ids, by six statements at most.
 
     With a `changer`, each row has what that caller may do with its timer as it is now.
     """

@@ -42,7 +42,7 @@ EXPORT_MOST = 100_000
 # The names of the filter in the URL, as in the API.
 FILTERS = (
     *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-    *("owner", "changed_by"),
+    *("has_callback", "owner", "changed_by"),
 )
 # What each tab narrows the list by; of the names of all of them, the others are taken out.
 TABS: tuple[tuple[dict[str, str], Any], ...] = (
@@ -360,7 +360,8 @@ def _changed(request: HttpRequest, wanted: search.Filter, caller: Caller) -> Htt
             continue
     new = 0
     # What few timers fit takes long to look for: not every two seconds.
-    if "cursor" not in request.GET and "id" not in request.GET and not (wanted.name or wanted.url_prefix):
+    is_rare = wanted.name or wanted.url_prefix or wanted.has_callback is not None
+    if "cursor" not in request.GET and "id" not in request.GET and not is_rare:
         newest = search.page(wanted, cursor="", limit=PAGE_ROWS)
         new = len(set(newest.timer_ids) - set(ids))
     shown = rows(ids, caller=caller, changer=changer_of(request))

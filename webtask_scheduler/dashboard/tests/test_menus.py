@@ -16,6 +16,7 @@ from django.utils import timezone
 from benchmarks.visits import scans_of
 from webtask_scheduler.dashboard import queries
 from webtask_scheduler.dashboard.timers import ANY_ID
+from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer
 from webtask_scheduler.scheduler.services.caller import Caller
 
@@ -161,6 +162,33 @@ def test_late_and_retrying_are_done_in_bulk(client, make_timer):
     assert client.post("/timer/bulk", body, content_type="application/json").status_code == 202
     answer = client.post("/operations/count", {"action": "pause", "retrying": "true"})
     assert "retrying=true" in client.get(answer["Location"]).content.decode()
+
+
+def test_timers_with_a_callback_are_found_by_the_form_and_done_in_bulk(client, closed, people, make_timer):
+    owner = people["owner"]
+    url = {"failure_callback_url": "http://a.example/failed"}
+    make_timer(name="calls", owner_id=owner.pk, options=url)
+    make_timer(name="alone", owner_id=owner.pk)
+    make_timer(name="theirs", owner_id=people["staff"].pk, options=url)
+    client.force_login(owner)
+    for value, name in (("true", "calls"), ("false", "alone")):
+        page = client.get(f"/timers?has_callback={value}&status=scheduled")
+        assert [row["name"] for row in page.context["rows"]] == [name]
+        (chip,) = page.context["chips"]
+        assert (chip.name, chip.value, chip.without) == ("has_callback", value, "/timers?status=scheduled")
+        text = page.content.decode()
+        assert f'<option value="{value}" selected>' in text
+        assert f"has_callback={value}" in html.unescape(page.context["curl"])
+        assert f'<input type="hidden" name="has_callback" value="{value}">' in text
+        assert f"/timers/export.csv?status=scheduled&has_callback={value}" in html.unescape(text)
+        assert name in b"".join(client.get(f"/timers/export.csv?has_callback={value}")).decode()
+    assert client.get("/timers?has_callback=soon").status_code == 400
+    answer = client.post("/operations/count", {"action": "pause", "has_callback": "false"})
+    operation = BulkOperation.objects.get()
+    assert operation.filter == {"has_callback": False}
+    services.step_bulk(operation)
+    assert operation.matched == 1
+    assert "has_callback=false" in client.get(answer["Location"]).content.decode()
 
 
 # Hosts and times

@@ -136,7 +136,8 @@ def reason_of(timer: Timer, delivery: Delivery | None, attempt: Attempt | None) 
     """Return why a timer has not been called successfully, in the sentence of the API."""
     if delivery is None:
         return NOTHING
-    return reasons.reason(timer.host, delivery, now=timezone.now(), last=attempt) or NOTHING
+    is_gone = delivery.pk in reasons.paused_by_gone([delivery])
+    return reasons.reason(timer.host, delivery, now=timezone.now(), last=attempt, is_gone=is_gone) or NOTHING
 
 
 def shown_lateness(attempt: Attempt | None) -> str:

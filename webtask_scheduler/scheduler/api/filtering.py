@@ -79,6 +79,9 @@ class FilterSerializer(StrictSerializer):
     )
     name = TextField(max_length=NAME_MAX_LENGTH, required=False, help_text="A part of the name, whatever the case.")
     url_prefix = TextField(max_length=URL_MAX_LENGTH, required=False, help_text="How the URL begins.")
+    has_callback = TrueOrFalseField(
+        required=False, help_text="Whether it has a `callback_url` or a `failure_callback_url`."
+    )
     owner = TextField(
         max_length=OWNER_MAX_LENGTH,
         required=False,

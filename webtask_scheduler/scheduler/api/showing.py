@@ -147,9 +147,16 @@ def stored_bodies(stored: Sequence[services.Scheduled], timers: Sequence[service
 
 
 def timer_body(
-    timer: Timer, delivery: Delivery, *, now: datetime, attempts: list[Attempt], with_options: bool = True
+    timer: Timer,
+    delivery: Delivery,
+    *,
+    now: datetime,
+    attempts: list[Attempt],
+    is_gone: bool,
+    with_options: bool = True,
 ) -> dict[str, Any]:
-    """Return a timer, with its latest promised delivery, in TimerSerializer's form."""
+    """Return a timer, with its latest promised delivery, in TimerSerializer's form. `is_gone` is as in `reason`."""
+    last = attempts[-1] if attempts else None
     body = {
         "task_id": str(timer.pk),
         "status": delivery.state,
@@ -159,7 +166,7 @@ def timer_body(
         "time_left_in_seconds": delivery.time_left_seconds(now=now),
         "next_attempt_at": instant_text(delivery.next_attempt_at) if delivery.state == State.SCHEDULED else None,
         "finished_at": delivery.finished_at and instant_text(delivery.finished_at),
-        "reason": reasons.reason(timer.host, delivery, now=now, last=attempts[-1] if attempts else None),
+        "reason": reasons.reason(timer.host, delivery, now=now, last=last, is_gone=is_gone),
         "attempts": AttemptSerializer(attempts, many=True).data if attempts else [],
     }
     if timer.name:
@@ -329,7 +336,8 @@ def searched_body(looked: search.Looked) -> dict[str, Any]:
 def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) -> list[dict[str, Any]]:
     """Return timers in TimerSerializer's form, in the order of the ids, with two queries for any number.
 
-    With `fields`, they have only these and `task_id`, and what is not asked for is not read either.
+    With `fields`, they have only these and `task_id`, and what is not asked for is not read either. Where timers are
+    paused, a third query says why.
     """
     with_options = not fields or not GIVEN.isdisjoint(fields)
     promised = Delivery.objects.filter(timer__in=timer_ids).select_related("timer").annotate(now=ClockTimestamp())
@@ -341,12 +349,14 @@ def show_timers(timer_ids: Sequence[uuid.UUID], fields: Collection[str] = ()) ->
         tried = [one.pk for one in latest.values() if one.attempts]
         for attempt in _last_attempts(delivery__in=tried).defer(*Attempt.DETAILS).order_by("delivery", "number"):
             attempts.setdefault(attempt.delivery_id, []).append(attempt)
+    gone = reasons.paused_by_gone(latest.values()) if not fields or "reason" in fields else frozenset()
     bodies = [
         timer_body(
             one.timer,
             one,
             now=one.now,  # type: ignore[attr-defined]  # the annotation above
             attempts=attempts.get(one.pk, []),
+            is_gone=one.pk in gone,
             with_options=with_options,
         )
         # Some may have been pruned in between.
@@ -401,4 +411,10 @@ def show_timer(timer_id: uuid.UUID, **visible: Any) -> dict[str, Any] | None:
     attempts = []
     if delivery.attempts:
         attempts = list(_last_attempts(delivery=delivery).defer(*Attempt.DETAILS).order_by("number"))
-    return timer_body(delivery.timer, delivery, now=delivery.now, attempts=attempts)  # type: ignore[attr-defined]
+    return timer_body(
+        delivery.timer,
+        delivery,
+        now=delivery.now,  # type: ignore[attr-defined]  # the annotation above
+        attempts=attempts,
+        is_gone=delivery.pk in reasons.paused_by_gone([delivery]),
+    )

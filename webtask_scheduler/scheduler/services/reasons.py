@@ -1,12 +1,16 @@
 """Says why a timer has not been called successfully yet: in the API, on pages and in the admin the same sentence."""
 
+import uuid
+from collections.abc import Iterable
 from datetime import datetime
 
+from django.db import connection
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_noop, ngettext
 
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.models import Attempt, Delivery, State, host_of
+from webtask_scheduler.scheduler.rules.retry import GONE
 
 NOT_YET = gettext_noop("Its moment has not come yet.")
 NOT_CLAIMED = gettext_noop("It is due and waits for a beat to claim it.")
@@ -18,9 +22,12 @@ def not_started(web_url: str, *, is_due: bool) -> str:
 
 
 def reason(  # noqa: PLR0911 - a sentence for each state
-    host: str, delivery: Delivery, *, now: datetime, last: Attempt | None
+    host: str, delivery: Delivery, *, now: datetime, last: Attempt | None, is_gone: bool
 ) -> str | None:
-    """Return in a sentence why a delivery was not called successfully; None if it was. `last` is its last attempt."""
+    """Return in a sentence why a delivery was not called successfully; None if it was.
+
+    `last` is its last attempt, and `is_gone` says whether it is one of `paused_by_gone`.
+    """
     if delivery.cancel_requested_at and not delivery.is_final:
         return _("It was cancelled while its call was in flight; that call may still land, no retry follows.")
     if not delivery.is_final and delivery.state != State.PAUSED:
@@ -29,6 +36,8 @@ def reason(  # noqa: PLR0911 - a sentence for each state
         return _("This service could not go on with it: %(fault)s") % {"fault": delivery.fault}
     match delivery.state:
         case State.PAUSED:
+            if is_gone:
+                return _("Its last call was answered 410 Gone, which paused it; resume it to let it go on.")
             return _("It is paused; resume it to let it go on.")
         case State.FAILED:
             given_up = ngettext(
@@ -42,6 +51,40 @@ def reason(  # noqa: PLR0911 - a sentence for each state
         case State.MISSED:
             return _("Its moment had passed by more than its allowed lateness.")
     return None
+
+
+# The transaction that records an answer of 410 also makes the next delivery, paused (queue.endings). Both rows have its
+# number in `xmin` until they are written again: an attempt never is, and a delivery is by whoever resumes or moves it.
+# So the two are equal only while nobody did. After a restore from a dump they differ, or they are equal to the timer's,
+# which is older than its second delivery; then it is not known, and nothing is said of the answer.
+# A delivery that was replayed since is an extra one. With OFFSET 0 no plan can read a whole table instead.
+_PAUSED_BY_GONE = f"""
+SELECT paused.id
+  FROM unnest(%(ids)s::uuid[]) AS one (id)
+  JOIN LATERAL (SELECT id, timer_id, number, xmin AS made_by FROM scheduler_delivery
+                 WHERE id = one.id AND state = 'paused' OFFSET 0) paused ON true
+  JOIN LATERAL (SELECT xmin AS written_by FROM scheduler_timer WHERE id = paused.timer_id OFFSET 0) timer
+    ON timer.written_by <> paused.made_by
+  JOIN LATERAL (SELECT id FROM scheduler_delivery
+                 WHERE timer_id = paused.timer_id AND number < paused.number AND (NOT extra OR replayed_at IS NOT NULL)
+                 ORDER BY number DESC LIMIT 1) before ON true
+  JOIN LATERAL (SELECT xmin AS made_by FROM scheduler_attempt
+                 WHERE delivery_id = before.id AND status_code = {GONE} AND error <> '' OFFSET 0) gone
+    ON gone.made_by = paused.made_by
+"""  # noqa: S608 - only a constant is put in
+
+
+def paused_by_gone(deliveries: Iterable[Delivery]) -> frozenset[uuid.UUID]:
+    """Return the ids of those that are paused because the call before was answered 410, and that nobody resumed since.
+
+    It is one statement, and none where no delivery is paused before its first call. Raises DatabaseError.
+    """
+    ids = [one.pk for one in deliveries if one.state == State.PAUSED and one.occurrence > 1 and not one.attempts]
+    if not ids:
+        return frozenset()
+    with connection.cursor() as cursor:
+        cursor.execute(_PAUSED_BY_GONE, {"ids": ids})
+        return frozenset(row[0] for row in cursor.fetchall())
 
 
 def _waits(  # noqa: PLR0911 - as above

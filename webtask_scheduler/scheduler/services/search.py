@@ -29,6 +29,8 @@ from webtask_scheduler.wording import sentence as _
 SCANNED_MOST = 20_000
 # The same, of an owner's timers: no index has them in order, so that many of others may be passed over.
 OWNED_MOST = 2_000
+# The same, where timers' options are read: each may be as large as a body.
+OPTIONS_MOST = 2_000
 # The first look reads this many times the wanted number of timers; a filter that few fit gets more.
 SCAN_FACTOR = 2
 SCAN_GROWTH = 5
@@ -81,6 +83,8 @@ class Filter:
     # A part of the name; case is ignored.
     name: str = ""
     url_prefix: str = ""
+    # Whether it has a callback_url or a failure_callback_url.
+    has_callback: bool | None = None
     # Paused or resumed by this bulk operation.
     changed_by: uuid.UUID | None = None
     # Visit each timer once although a bulk operation changes its status meanwhile. This takes more pages.
@@ -106,7 +110,10 @@ class Filter:
 
 
 # Parts that a filter has got since operations are stored, and what each is where it is not given.
-_LATER_PARTS = (("callbacks", False), ("dead", False), ("retrying", None), ("late", None), ("changed_by", None))
+_LATER_PARTS = (
+    *(("callbacks", False), ("dead", False)),
+    *((name, None) for name in ("retrying", "late", "has_callback", "changed_by")),
+)
 
 
 class Looked(NamedTuple):
@@ -147,8 +154,8 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
     """Return up to `limit` timers that fit, from `cursor` or from the beginning, newest first. Raises CursorError.
 
     A filter by status or due time orders by status: waiting timers soonest first, ended timers latest first. At least
-    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, and more until so many seconds have passed; or no more
-    than `scanned_most`.
+    SCANNED_MOST rows are looked at, or OWNED_MOST of an owner's, or OPTIONS_MOST if options are read, and more until so
+    many seconds have passed; or no more than `scanned_most`.
     """
     deadline = time.monotonic() + seconds
     place = _read(cursor, wanted)
@@ -158,6 +165,8 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
     narrow = wanted.by_delivery or wanted.label or wanted.changed_by
     is_owned = not (wanted.everyone or wanted.owner_id is None or narrow)
     most = scanned_most or (OWNED_MOST if is_owned else SCANNED_MOST)
+    if wanted.has_callback is not None:
+        most = min(most, OPTIONS_MOST)
     leads = [] if wanted.steady or scanned_most else _leads(wanted)
     while len(found) < limit and (scanned < most or time.monotonic() < deadline):
         if leads and scanned >= PATIENCE:
@@ -217,6 +226,8 @@ _DELIVERIES = "SELECT id, {key} AS key, timer_id, flow FROM scheduler_delivery"
 _TIMER = """
   SELECT id, owner_id, host, name, web_url, created_at, cron, every_seconds, outcome_of FROM scheduler_timer
 """
+# Options may be large, and are read from a place of their own: only for a filter that asks for them.
+_TIMER_WITH_OPTIONS = _TIMER.replace(" FROM ", ", options FROM ")
 _LATEST = """
   SELECT id, state, due_at, next_attempt_at, attempts FROM scheduler_delivery
    WHERE timer_id = timer.id AND NOT extra ORDER BY number DESC LIMIT 1
@@ -262,7 +273,7 @@ def _scan(
             WITH seen AS MATERIALIZED ({source} ORDER BY {order} LIMIT %(window)s),
             own AS MATERIALIZED (
               SELECT seen.*, timer.created_at, {conditions.timer} AS fits
-                FROM {passed} seen JOIN LATERAL ({_TIMER} WHERE id = seen.timer_id OFFSET 0) timer ON true
+                FROM {passed} seen JOIN LATERAL ({_timer(wanted)} WHERE id = seen.timer_id OFFSET 0) timer ON true
                WHERE {near} AND {conditions.owner}
             ),
             fit AS MATERIALIZED (
@@ -305,6 +316,10 @@ def _near(wanted: Filter) -> str:
 
 
 _IS_CHANGED = "SELECT FROM scheduler_bulkchange change WHERE operation_id = %(changed_by)s AND change.timer ="
+
+
+def _timer(wanted: Filter) -> str:
+    return _TIMER if wanted.has_callback is None else _TIMER_WITH_OPTIONS
 
 
 def _owned_by(wanted: Filter) -> str:
@@ -397,6 +412,10 @@ class _Conditions(NamedTuple):
     latest: str
 
 
+# As Options.calls_back: a name that is there has a value.
+_CALLS_BACK = "(timer.options -> 'callback_url' IS NOT NULL OR timer.options -> 'failure_callback_url' IS NOT NULL)"
+
+
 def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
     """Return the conditions of a row that its index need not cover, filling in the values."""
     timer = ["true" if wanted.callbacks else "timer.outcome_of IS NULL"]
@@ -423,6 +442,9 @@ def _conditions(wanted: Filter, values: dict[str, Any]) -> _Conditions:
         )
     if wanted.changed_by:
         timer.append(f"EXISTS ({_IS_CHANGED} timer.id)")
+    if wanted.has_callback is not None:
+        # Last, so that the options of timers that do not fit anyway are not read.
+        timer.append(_CALLS_BACK if wanted.has_callback else f"NOT {_CALLS_BACK}")
     owner = "true" if wanted.everyone else f"timer.{_owned_by(wanted)}"
     return _Conditions(owner, " AND ".join(timer), _condition_of_latest(wanted, values))
 
@@ -470,14 +492,15 @@ def _leads(wanted: Filter) -> list[str]:
 
 
 def _few(wanted: Filter, leads: Sequence[str]) -> str | None:
-    """Return the query that leads to the fewest timers; None if each leads to more than FEW."""
+    """Return the query that leads to the fewest timers; None if each leads to more than FEW, or OPTIONS_MOST."""
+    few = FEW if wanted.has_callback is None else min(FEW, OPTIONS_MOST)
     counts = ", ".join(f"(SELECT count(*) FROM ({lead} LIMIT %(most)s) lead)" for lead in leads)  # noqa: S608 - as above
-    values: dict[str, Any] = {"most": FEW + 1, "owner": wanted.owner_id, "label": wanted.label, "host": wanted.host}
+    values: dict[str, Any] = {"most": few + 1, "owner": wanted.owner_id, "label": wanted.label, "host": wanted.host}
     values["changed_by"] = wanted.changed_by
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {counts}", values)
         number, lead = min(zip(cursor.fetchone(), leads, strict=True))
-    return lead if number <= FEW else None
+    return lead if number <= few else None
 
 
 def _of_few(
@@ -506,7 +529,7 @@ def _of_few(
             WITH few AS MATERIALIZED ({lead}),
             fit AS MATERIALIZED (
               SELECT timer.id AS timer_id, latest.state, {columns}
-                FROM few JOIN LATERAL ({_TIMER} WHERE id = few.id OFFSET 0) timer ON true
+                FROM few JOIN LATERAL ({_timer(wanted)} WHERE id = few.id OFFSET 0) timer ON true
                 JOIN LATERAL ({_LATEST}) latest ON true
                WHERE {conditions.owner} AND {conditions.timer} AND {conditions.latest}
             )
@@ -577,6 +600,7 @@ def filter_of(values: Mapping[str, Any], *, caller: Caller) -> Filter:
         late=values.get("late"),
         name=values.get("name", ""),
         url_prefix=values.get("url_prefix", ""),
+        has_callback=values.get("has_callback"),
         changed_by=_operation_of(changed_by, caller=caller) if changed_by else None,
     )
 
@@ -610,7 +634,7 @@ def _owner_of(text: str, *, caller: Caller) -> int:
 _STORED = frozenset(
     (
         *("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix"),
-        *("owner", "changed_by", "callbacks", "dead", "spread"),
+        *("has_callback", "owner", "changed_by", "callbacks", "dead", "spread"),
     )
 )
 

@@ -222,7 +222,10 @@ def test_listing_shows_a_table_the_latest_first(run, make_timer):
 @db
 def test_listing_takes_the_filters_of_the_api(run, make_timer, django_user_model):
     owner = django_user_model.objects.create_user("me@example.com", "secret")
-    ours = make_timer(web_url="http://b.example/x", name="Our own", delay_seconds=3600, owner_id=owner.pk)
+    given = {"callback_url": URL}
+    ours = make_timer(
+        web_url="http://b.example/x", name="Our own", delay_seconds=3600, owner_id=owner.pk, options=given
+    )
     make_timer(web_url=URL, delay_seconds=60)
     soon = (datetime.now(UTC) + timedelta(minutes=30)).isoformat()
     for words in (
@@ -230,11 +233,14 @@ def test_listing_takes_the_filters_of_the_api(run, make_timer, django_user_model
         ["--name", "our"],
         ["--url-prefix", "http://b"],
         ["--due-from", soon],
+        ["--has-callback"],
         ["--status", "scheduled", "--status", "paused", "--once", "--due-from", soon],
     ):
         assert [one["task_id"] for one in json.loads(run("list", "--json", *words))["timers"]] == [str(ours.pk)]
     assert json.loads(run("list", "--json", "--recurring"))["timers"] == []
-    assert len(json.loads(run("list", "--json", "--due-to", soon))["timers"]) == 1
+    for words in (["--due-to", soon], ["--no-callback"]):
+        (other,) = json.loads(run("list", "--json", *words))["timers"]
+        assert other["task_id"] != str(ours.pk)
 
 
 @db

@@ -430,6 +430,10 @@ def _add_filter(parser: CommandParser, *, paged: bool = True) -> None:
     parser.add_argument("--url-prefix", help=_("how the URL begins"))
     changed = _("those that a bulk operation with this id paused or resumed")
     parser.add_argument("--changed-by", metavar="BULK_ID", help=changed)
+    callback = parser.add_mutually_exclusive_group()
+    has, has_no = _("those with a callback_url or a failure_callback_url"), _("those with neither")
+    callback.add_argument("--has-callback", action="store_true", default=None, help=has)
+    callback.add_argument("--no-callback", dest="has_callback", action="store_false", default=None, help=has_no)
     if not paged:
         return
     said = _("timers to show, 50 if not given, at most %(most)s") % {"most": PAGE_MOST}
@@ -462,7 +466,7 @@ def _fields(options: dict[str, Any]) -> dict[str, Any]:
 def _filter_given(options: dict[str, Any]) -> dict[str, Any]:
     """Return the given options of a filter as the API's fields."""
     names = ("status", "host", "label", "due_from", "due_to", "recurring", "retrying", "late", "name", "url_prefix")
-    return {name: options[name] for name in (*names, "changed_by") if options[name] is not None}
+    return {name: options[name] for name in (*names, "has_callback", "changed_by") if options[name] is not None}
 
 
 # Timers

@@ -7,14 +7,16 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 from django.db.migrations.recorder import MigrationRecorder
 from django.db.models import F
 from django.test.utils import CaptureQueriesContext
 
 from config.shared import missing_parts
-from webtask_scheduler.scheduler import facts
-from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, Worker
+from webtask_scheduler.scheduler import facts, services
+from webtask_scheduler.scheduler.models import Attempt, Beat, CallStop, ClockTimestamp, Delivery, State, Timer, Worker
+from webtask_scheduler.scheduler.queue.attempts import Outcome, record_outcomes
+from webtask_scheduler.scheduler.tests.support.acting import begin, every, put_back, run
 from webtask_scheduler.scheduler.tests.support.acting import claim as claim_due
 from webtask_scheduler.scheduler.tests.support.cases import each
 from webtask_scheduler.scheduler.tests.support.service import Service
@@ -337,6 +339,75 @@ def test_timer_names_what_it_waits_for(reason, make_timer):
     assert reason(timer) == "Calls to a.example are stopped by an operator; it is called when they are resumed."
     CallStop.objects.create(host="")
     assert reason(timer) == "All calls are stopped by an operator; it is called when they are resumed."
+
+
+GONE = "Its last call was answered 410 Gone, which paused it; resume it to let it go on."
+PAUSED = "It is paused; resume it to let it go on."
+
+
+# For real: that rows were written by one transaction is what tells why a timer is paused.
+@pytest.mark.django_db(transaction=True)
+def test_timer_that_a_410_paused_says_so_until_somebody_resumes_it(reason, make_timer, admin_client):
+    names = ("gone", "later", "by hand", "in flight", "taken for a success")
+    timers = [make_timer(delay_seconds=None, recurrence=every(60.0), name=name) for name in names]
+    gone, later, by_hand, in_flight, taken = timers
+    for timer in timers:
+        put_back(timer)
+    services.pause(by_hand.pk)
+    calls = begin().started
+    for timer in (in_flight, taken):
+        services.pause(timer.pk)
+    record_outcomes(
+        [
+            Outcome(call, call.started_at, 5, 410, "" if call.timer_id == taken.pk else "status", "", "")
+            for call in calls
+        ]
+    )
+    assert Delivery.objects.filter(state=State.PAUSED).count() == len(timers)
+    # Paused by hand during the call, it is paused by the answer too.
+    assert [reason(timer) for timer in timers] == [GONE, GONE, PAUSED, GONE, PAUSED]
+    listed = admin_client.get("/timer?fields=reason&status=paused").json()["timers"]
+    assert sorted(one["reason"] for one in listed) == [PAUSED] * 2 + [GONE] * 3
+    for address in (f"/timers/{gone.pk}", f"/admin/scheduler/timer/{gone.pk}/change/"):
+        assert GONE in admin_client.get(address).content.decode(), address
+    task = f"/admin/django_celery_beat/periodictask/{gone.periodic_task_id}/change/"
+    assert GONE in admin_client.get(task).content.decode()
+    # Neither a second pause nor a replay of what failed lets it go on.
+    services.pause(gone.pk)
+    assert reason(gone) == GONE
+    services.replay(gone.pk)
+    assert reason(gone) == GONE
+    run()
+    assert reason(gone) == GONE
+    # A person who resumes it and pauses it again is who paused it, however its last call was answered.
+    services.resume(later.pk)
+    assert reason(later) == "Its moment has not come yet."
+    services.pause(later.pk)
+    assert reason(later) == PAUSED
+    # Another name changes nothing of it.
+    Timer.objects.filter(pk=in_flight.pk).update(name="renamed")
+    assert reason(in_flight) == GONE
+    # All rows of one transaction: as after a restore from a dump.
+    with transaction.atomic():
+        Timer.objects.update(name="restored")
+        Delivery.objects.update(fault=None)
+        Attempt.objects.update(worker="restored")
+    assert [reason(timer) for timer in (gone, later, in_flight)] == [PAUSED] * 3
+
+
+@db
+def test_list_says_why_its_timers_are_paused_by_one_statement(client, make_timer, django_assert_num_queries):
+    def listed(statements):
+        with django_assert_num_queries(statements):
+            return {one["reason"] for one in client.get("/timer").json()["timers"]}
+
+    timers = [make_timer(delay_seconds=None, recurrence=every(60.0)) for _ in range(20)]
+    assert listed(3) == {"Its moment has not come yet."}
+    for timer in timers:
+        put_back(timer)
+    run(status_code=410, error="status")
+    # As before, the attempts of what is listed are not asked for, because there are none.
+    listed(4)
 
 
 @db

@@ -822,6 +822,20 @@ def test_status_of_a_bulk_filter_may_be_one_word(client):
 
 
 @db
+def test_bulk_finds_the_callers_timers_by_whether_they_call_back(client, user):
+    create(client, callback_url="http://a.example/done")
+    client.force_login(user)
+    create(client, failure_callback_url="http://me:secret@a.example/failed")
+    create(client, body={"callback_url": "http://a.example/"})
+    for has_callback in (True, False):
+        wanted = {"has_callback": has_callback, "status": ["scheduled"]}
+        location = bulk(client, {"action": "pause", "filter": wanted, "dry_run": True})
+        assert finish(client, location)["matched"] == 1
+        assert client.get(location).json()["filter"] == wanted
+    assert not Delivery.objects.filter(state=State.PAUSED).exists()
+
+
+@db
 def test_cancelling_for_a_deleted_user_is_not_stopped(client, user):
     user.deleted_at = timezone.now()
     user.save()
@@ -885,6 +899,7 @@ def test_bulk_is_taken_up_by_a_worker(client):
         ({"action": "cancel", "filter": {"status": [10**400]}}, ["filter.status.0"]),
         ({"action": "cancel", "filter": {"limit": 5}}, ["filter.limit"]),
         ({"action": "cancel", "filter": {"recurring": "true"}}, ["filter.recurring"]),
+        ({"action": "cancel", "filter": {"has_callback": None}}, ["filter.has_callback"]),
         ({"action": "cancel", "filter": {"label": "a=\0"}}, ["filter.label"]),
         ({"action": "cancel", "filter": {"host": "\ud800"}}, ["filter.host"]),
         ({"action": "cancel", "filter": {"due_to": "2026-01-05T09:00:00"}}, ["filter.due_to"]),
@@ -1084,6 +1099,7 @@ QUERY = [
     "late",
     "name",
     "url_prefix",
+    "has_callback",
     "limit",
 ]
 QUERY += ["cursor"]
