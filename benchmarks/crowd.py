@@ -190,7 +190,7 @@ def _people() -> list[int]:
 
 
 def _records(*, timers: int) -> None:
-    """Store bulk operations, and an entry of the audit log for every fourth timer."""
+    """Store bulk operations, what the latest changed, and an entry of the audit log for every fourth timer."""
     BulkOperation.objects.bulk_create(
         BulkOperation(
             action="pause",
@@ -202,6 +202,12 @@ def _records(*, timers: int) -> None:
         for number in range(300)
     )
     with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO scheduler_bulkchange (operation_id, timer)"
+            " SELECT (SELECT id FROM scheduler_bulkoperation ORDER BY id DESC LIMIT 1), id FROM scheduler_timer"
+            " WHERE outcome_of IS NULL ORDER BY id DESC LIMIT %s",
+            [timers // 10],
+        )
         cursor.execute(
             "INSERT INTO access_auditentry (at, action, kind, object_id, owner_id, user_id, name, key, address,"
             " through, request_id) SELECT now() - n * interval '1 s', 'timer.paused', 'timer', uuidv7()::text,"

@@ -74,6 +74,9 @@ QUERIES_OF_ALL: dict[str, Sequence[str]] = {
         "owner=person-4@example.com&label=team=billing",
         "owner=person-1@example.com&name=nothing-like-this",
         "owner=person-1@example.com&due_from={past}&due_to={now}",
+        "changed_by={operation_id}",
+        "changed_by={operation_id}&status=failed",
+        "changed_by={operation_id}&owner=person-1@example.com&status=scheduled",
     ),
 }
 # The same for every list of the admin that can be searched, and for every field of its filters.
@@ -225,7 +228,8 @@ def _samples() -> dict[str, list[Any]]:
 
 def _queries(page: str, samples: dict[str, list[Any]], *, of_all: bool) -> list[str]:
     now = timezone.now()
-    values = {"now": _instant(now), "past": _instant(now - timedelta(days=1)), "timer_id": str(samples["timer_id"][-1])}
+    values = {"now": _instant(now), "past": _instant(now - timedelta(days=1))}
+    values |= {name: str(samples[name][-1]) for name in ("timer_id", "operation_id")}
     queries = [*QUERIES.get(page, ()), *(QUERIES_OF_ALL.get(page, ()) if of_all else ())]
     return [query.format(**values) for query in queries]
 

@@ -64,8 +64,9 @@ BEYOND_SCHEMA = (
     "Only people who may see the whole service",
     # An answer's address, which is masked, given back as it is.
     "*** stands for a value that is not shown",
-    # Of whom else's timers are asked for.
+    # Of whom else's timers are asked for, and which operation is named.
     "Only those who see the timers of all owners",
+    "There is no bulk operation with this id that paused or resumed timers.",
     "A name has at most",
     "A label is given as key=value",
     # Distances from now.
