@@ -204,8 +204,9 @@ def _records(*, timers: int) -> None:
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO scheduler_bulkchange (operation_id, timer)"
-            " SELECT (SELECT id FROM scheduler_bulkoperation ORDER BY id DESC LIMIT 1), id FROM scheduler_timer"
-            " WHERE outcome_of IS NULL ORDER BY id DESC LIMIT %s",
+            " SELECT latest.id, timer.id FROM scheduler_timer timer,"
+            " (SELECT id FROM scheduler_bulkoperation ORDER BY id DESC LIMIT 1) latest"
+            " WHERE timer.outcome_of IS NULL ORDER BY timer.id DESC LIMIT %s",
             [timers // 10],
         )
         cursor.execute(
