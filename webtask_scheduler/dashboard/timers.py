@@ -24,7 +24,7 @@ from rest_framework import exceptions
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import demo, queries
 from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
-from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, look, menus, rows
+from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, counts, look, menus, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list, snippets
 from webtask_scheduler.dashboard.who import caller_of, changer_of, page, sees_all
 from webtask_scheduler.scheduler.api import cursors
@@ -227,21 +227,24 @@ class Tab(NamedTuple):
 
 
 def _tabs(request: HttpRequest, wanted: search.Filter | None) -> list[Tab]:
-    found, at = [], {name: value for name in NO_TAB if (value := request.GET.get(name, ""))}
-    for narrows, name in TABS:
-        number = ""
-        if wanted is not None and narrows:
-            # In the order that an index has, whatever the list's.
-            of_tab = replace(
-                wanted,
-                statuses=tuple(State(value) for value in narrows.get("status", "").split(",") if value),
-                retrying="retrying" in narrows or None,
-                late="late" in narrows or None,
-                steady=False,
-            )
-            number = str(count(of_tab))
-        found.append(Tab(_with(request, **(NO_TAB | narrows)), str(name), narrows == at, number))
-    return found
+    at = {name: value for name in NO_TAB if (value := request.GET.get(name, ""))}
+    of_tabs = [
+        # In the order that an index has, whatever the list's.
+        replace(
+            wanted,
+            statuses=tuple(State(value) for value in narrows.get("status", "").split(",") if value),
+            retrying="retrying" in narrows or None,
+            late="late" in narrows or None,
+            steady=False,
+        )
+        for narrows, _name in TABS
+        if wanted is not None and narrows
+    ]
+    numbers = map(str, counts(of_tabs))
+    return [
+        Tab(_with(request, **(NO_TAB | narrows)), str(name), narrows == at, next(numbers, "") if narrows else "")
+        for narrows, name in TABS
+    ]
 
 
 def _sorts(request: HttpRequest) -> list[tuple[str, str, bool]]:

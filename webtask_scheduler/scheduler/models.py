@@ -632,13 +632,19 @@ class BulkOperation(models.Model):
 
 
 class BulkChange(models.Model):
-    """A timer that a bulk operation paused or resumed, so that just these are found, and it can be undone."""
+    """A timer that a bulk operation paused or resumed, and nothing else since, so that it can be undone."""
 
     # Its index serves the filter "changed_by", newest first.
     pk = models.CompositePrimaryKey("operation", "timer")
     operation = models.ForeignKey(BulkOperation, on_delete=models.CASCADE, related_name="changes", db_index=False)
     # It has no constraint, because the timer may be pruned first.
     timer = models.UUIDField()
+
+    class Meta:
+        indexes = [
+            # Serves states.forget_changes.
+            models.Index(F("timer"), name="bulkchange_timer_idx"),
+        ]
 
     def __str__(self) -> str:
         return str(self.timer)

@@ -14,7 +14,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from benchmarks.visits import scans_of
-from webtask_scheduler.dashboard import queries
+from webtask_scheduler.dashboard import queries, rows
 from webtask_scheduler.dashboard.timers import ANY_ID
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import Attempt, BulkOperation, Delivery, State, Timer
@@ -224,8 +224,12 @@ def test_hosts_and_tabs_read_no_whole_table(client, closed, people, make_timer, 
     client.force_login(people["owner"])
     with CaptureQueriesContext(connection) as asked:
         client.get("/timers/hosts?host=a")
-        client.get("/timers?retrying=true")
-        client.get("/timers?late=true")
+        client.get("/timers?host=a.example")
+        with pytest.MonkeyPatch.context() as patch:
+            # As of an owner of many.
+            patch.setattr(rows, "TALLY_MOST", 0)
+            client.get("/timers?retrying=true")
+            client.get("/timers?late=true")
     sql("SET LOCAL enable_seqscan = off")
     statements = [one["sql"] for one in asked if "scheduler_" in one["sql"]]
     assert len(statements) > 20

@@ -25,6 +25,7 @@ from webtask_scheduler.scheduler import facts, services, tasks
 from webtask_scheduler.scheduler.models import (
     Attempt,
     Beat,
+    BulkChange,
     BulkOperation,
     CallStop,
     Delivery,
@@ -696,6 +697,31 @@ def test_undo_leaves_what_was_paused_before(client, make_timer):
     assert (undone.action, undone.matched, undone.changed) == ("resume", 3, 3)
     assert PeriodicTask.objects.get(enabled=False).timer == before
     assert list(Delivery.objects.filter(state=State.PAUSED).values_list("timer", flat=True)) == [before.pk]
+
+
+def test_undo_leaves_what_something_else_paused_since(client, make_timer):
+    by_hand, by_filter, edited, rest = (make_timer("http://a.example/", name=name) for name in "hfer")
+    gone = make_timer("http://a.example/", delay_seconds=None, recurrence=every(60.0), options=ONCE)
+    operation = finish(BulkOperation.objects.create(action="pause", filter={"host": "a.example"}))
+    for timer in (by_hand, by_filter, gone):
+        services.resume(timer.pk)
+    services.pause(by_hand.pk)
+    fail_again(gone, status_code=410)
+    other = finish(BulkOperation.objects.create(action="pause", filter={"name": "f"}))
+    for enabled in (True, False):
+        task = PeriodicTask.objects.get(timer=edited)
+        task.enabled = enabled
+        task.save()
+    assert Delivery.objects.filter(state=State.PAUSED).count() == 5
+    kept = BulkChange.objects.values_list("operation", "timer")
+    assert set(kept) == {(operation.pk, rest.pk), (other.pk, by_filter.pk)}
+    page = client.post(f"/operations/{operation.pk}/undo")["Location"]
+    finish(BulkOperation.objects.latest("created_at"))
+    client.post(f"{page}/begin")
+    assert finish(BulkOperation.objects.latest("created_at")).changed == 1
+    # Once it is undone, there is nothing more to undo.
+    assert client.post(f"/operations/{operation.pk}/undo").status_code == 404
+    assert list(Delivery.objects.filter(state=State.SCHEDULED).values_list("timer", flat=True)) == [rest.pk]
 
 
 def test_undo_is_offered_only_where_there_is_an_opposite(client, user, make_timer, settings):

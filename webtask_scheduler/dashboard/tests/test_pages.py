@@ -8,10 +8,11 @@ import uuid
 import pytest
 from django.contrib.auth import get_user_model
 from django.test import Client
+from django.utils import timezone
 
 from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.dashboard import exporting
-from webtask_scheduler.scheduler.models import Delivery, State, Timer
+from webtask_scheduler.scheduler.models import FINAL, Delivery, State, Timer
 from webtask_scheduler.scheduler.tests.support.api import call_all
 from webtask_scheduler.scheduler.tests.support.cases import each
 
@@ -378,6 +379,7 @@ def test_tabs_say_how_many_fit_as_far_as_was_counted(client, make_timer, monkeyp
     from webtask_scheduler.dashboard import rows
 
     monkeypatch.setattr(rows, "COUNT_MOST", 2)
+    monkeypatch.setattr(rows, "TALLY_MOST", 0)
     for number in range(3):
         make_timer(f"http://{'ab'[number % 2]}.example/")
     Delivery.objects.filter(timer=make_timer("http://a.example/")).update(state=State.PAUSED)
@@ -388,6 +390,33 @@ def test_tabs_say_how_many_fit_as_far_as_was_counted(client, make_timer, monkeyp
     assert counts("") == {"All": "", "Waiting": "2+", "Paused": "1"}
     assert counts("?host=b.example") == {"All": "", "Waiting": "1"}
     assert str(get(client, "/timers?host=a.example&status=paused").context["fit"]) == "1"
+
+
+def test_tabs_count_an_owner_s_few_timers_beside_many_of_others(client, make_timer, user, monkeypatch, settings):
+    from webtask_scheduler.dashboard import rows
+
+    settings.WEBTASK_API_AUTH = "key"
+    client.force_login(user)
+    soon = {state: make_timer("http://a.example/", owner_id=user.pk) for state in (State.SCHEDULED, *rows.PAST)}
+    for state, timer in soon.items():
+        finished_at = timezone.now() if state in FINAL else None
+        Delivery.objects.filter(timer=timer).update(state=state, finished_at=finished_at)
+    for state in soon:
+        for _ in range(3):
+            other = Delivery.objects.filter(timer=make_timer("http://a.example/"))
+            other.update(state=state, finished_at=timezone.now() if state in FINAL else None)
+    make_timer("http://b.example/", owner_id=user.pk)
+
+    def counts(query):
+        return {tab.name: tab.number for tab in get(client, f"/timers{query}").context["tabs"] if tab.number != "0"}
+
+    of_each = dict.fromkeys(("Paused", "Succeeded", "Failed", "Missed", "Cancelled"), "1")
+    monkeypatch.setattr(rows, "COUNT_SCANNED", 1)
+    assert counts("") == {"All": "", "Waiting": "2"} | of_each
+    assert counts("?host=a.example&status=failed") == {"All": "", "Waiting": "1"} | of_each
+    # Of an owner of many, what has ended is found along its index.
+    monkeypatch.setattr(rows, "TALLY_MOST", 2)
+    assert counts("") == {"All": "", "Waiting": "1+"} | of_each
 
 
 def test_status_is_in_the_order_that_is_asked_for(client, make_timer):

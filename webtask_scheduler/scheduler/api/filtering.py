@@ -87,8 +87,10 @@ class FilterSerializer(StrictSerializer):
         required=False,
         help_text="The e-mail address or the id of a user. Only for who sees the timers of all owners.",
     )
-
-    changed_by = IdField(required=False, help_text="The `bulk_id` of a bulk operation that paused or resumed it.")
+    changed_by = IdField(
+        required=False,
+        help_text="The `bulk_id` of a operation that paused or resumed it, if nothing else has since.",
+    )
 
     def validate_label(self, value: str) -> str:
         if "=" not in value:

@@ -1,4 +1,4 @@
-"""Adds a table of the timers that a bulk operation paused or resumed, so that it can be undone. Old code does not know it.
+"""Adds a table of the timers that a bulk operation paused or resumed, so it can be undone. Old code does not know it.
 
 What an operation of before changed is not known, and no undo is offered for it.
 """
@@ -21,5 +21,8 @@ class Migration(migrations.Migration):
                 ('timer', models.UUIDField()),
                 ('operation', models.ForeignKey(db_index=False, on_delete=django.db.models.deletion.CASCADE, related_name='changes', to='scheduler.bulkoperation')),
             ],
+            options={
+                'indexes': [models.Index(models.F('timer'), name='bulkchange_timer_idx')],
+            },
         ),
     ]

@@ -30,7 +30,7 @@ from webtask_scheduler.scheduler.queue.endings import (
 from webtask_scheduler.scheduler.queue.faults import is_away, park, set_fault
 from webtask_scheduler.scheduler.queue.leases import ASYNC_COMMIT, MEANT_FOR, RUNNING_LEASE_SECONDS
 from webtask_scheduler.scheduler.queue.rollups import process_name, tally
-from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS
+from webtask_scheduler.scheduler.queue.states import LOCK_TIMERS, forget_changes
 from webtask_scheduler.scheduler.rules import retry
 from webtask_scheduler.scheduler.rules.options import NO_OPTIONS, Options
 from webtask_scheduler.scheduler.sealing import opened
@@ -326,6 +326,8 @@ def record_outcomes(outcomes: Sequence[Outcome]) -> int:
     """
     endings = [_ending(outcome) for outcome in outcomes]
     written = _write([outcome.call for outcome in outcomes], outcomes, endings)
+    if paused := [outcome.call.timer_id for outcome, ending in zip(outcomes, endings, strict=True) if ending.pause]:
+        forget_changes(paused)
     _count(outcomes, endings, written)
     return written.number
 

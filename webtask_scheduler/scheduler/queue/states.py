@@ -22,14 +22,14 @@ by a statement that begins after the lock was taken, or is locked by the stateme
 """
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from django.db import connection
 from django.db.models import Max, Q
 
-from webtask_scheduler.scheduler.models import ClockTimestamp, Delivery, State, Timer
+from webtask_scheduler.scheduler.models import BulkChange, ClockTimestamp, Delivery, State, Timer
 
 # Not called yet, and not held back by its own row.
 HOLDABLE = (State.SCHEDULED, State.CLAIMED, State.HELD)
@@ -99,6 +99,11 @@ def pause(deliveries: Sequence[Delivery]) -> None:
 def resume(deliveries: Sequence[Delivery]) -> None:
     """Return paused deliveries to the queue. Raises DatabaseError."""
     _write(deliveries, State.SCHEDULED, of=(State.PAUSED,))
+
+
+def forget_changes(timer_ids: Iterable[uuid.UUID]) -> None:
+    """Forget which bulk operations paused or resumed these timers, since something else did. Raises DatabaseError."""
+    BulkChange.objects.filter(timer__in=list(timer_ids)).delete()
 
 
 def end(deliveries: Sequence[Delivery]) -> None:

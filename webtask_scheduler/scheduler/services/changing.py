@@ -155,6 +155,7 @@ def pause(timer_id: uuid.UUID) -> None:
         # One whose call is under way is paused after it.
         if delivery.state != before or task.filter(enabled=True).exists():
             auditing.record_switch(timer, before, delivery.state, enabled=False)
+            states.forget_changes([timer_id])
         # Pausing clears the last run, as the stock admin does: see `note_run_by_stock`.
         task.update(enabled=False, last_run_at=None)
     event("timer_paused", timer=timer_id)
@@ -173,6 +174,7 @@ def resume(timer_id: uuid.UUID) -> None:
         task = PeriodicTask.objects.filter(timer=timer_id)
         if delivery.state != before or task.filter(enabled=False).exists():
             auditing.record_switch(timer, before, delivery.state, enabled=True)
+            states.forget_changes([timer_id])
         task.update(enabled=True)
     event("timer_resumed", timer=timer_id)
 

@@ -213,6 +213,7 @@ def _obey_and_record(timer: Timer, delivery: Delivery, task: PeriodicTask) -> bo
     auditing.record_edit(timer, before, auditing.state_of(timer, latest), action="timer.edited")
     if (state == State.PAUSED) != (latest.state == State.PAUSED):
         auditing.record_switch(timer, state, latest.state, enabled=latest.state != State.PAUSED)
+        states.forget_changes([timer.pk])
     return True
 
 

@@ -398,4 +398,5 @@ def _switch(periodic_task_ids: Sequence[int], *, enabled: bool) -> tuple[Switche
         for delivery in live
         if delivery.state != before[delivery.timer_id] or tasks[delivery.timer_id] in other
     ]
+    states.forget_changes(changed)
     return Switched(done=len(live), ended=ended, changed=changed), {pk: owners[pk] for pk in changed}

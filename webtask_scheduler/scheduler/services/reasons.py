@@ -37,7 +37,7 @@ def reason(  # noqa: PLR0911 - a sentence for each state
     match delivery.state:
         case State.PAUSED:
             if is_gone:
-                return _("Its last call was answered 410 Gone, which paused it; resume it to let it go on.")
+                return _("A call was answered 410 Gone, which paused it; resume it to let it go on.")
             return _("It is paused; resume it to let it go on.")
         case State.FAILED:
             given_up = ngettext(

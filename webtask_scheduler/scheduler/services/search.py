@@ -203,6 +203,49 @@ def count(wanted: Filter) -> Count:
     return Count(min(len(found.timer_ids), COUNT_MOST), found.next is not None)
 
 
+class Tally(NamedTuple):
+    """How many timers there are in a state, and whether they are retrying and late."""
+
+    state: State
+    retrying: bool
+    late: bool
+    timers: int
+
+
+def tally(wanted: Filter, *, most: int) -> list[Tally] | None:
+    """Return how an owner's timers that fit are, whatever the filter says of that; None if the owner has over `most`.
+
+    Beside others' many it is exact, where `count` stops before it has seen an owner's few.
+    """
+    if wanted.everyone:
+        return None
+    values: dict[str, Any] = {"most": most + 1}
+    of_all = replace(wanted, statuses=(), retrying=None, late=None)
+    conditions = _conditions(of_all, values)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            WITH few AS MATERIALIZED (
+              SELECT id FROM scheduler_timer timer WHERE {conditions.owner} LIMIT %(most)s),
+            fit AS (
+              SELECT latest.state, latest.state = 'scheduled' AND {_RETRYING} AS retrying,
+                     latest.state = 'scheduled' AND latest.{_LATE} AS late
+                FROM (SELECT id FROM few WHERE (SELECT count(*) FROM few) < %(most)s) few
+                JOIN LATERAL ({_timer(of_all)} WHERE id = few.id OFFSET 0) timer ON true
+                JOIN LATERAL ({_LATEST}) latest ON true
+               WHERE {conditions.timer} AND {conditions.latest}
+            )
+            SELECT (SELECT count(*) FROM few), fit.* FROM (SELECT) always
+              LEFT JOIN (SELECT state, retrying, late, count(*) AS timers FROM fit GROUP BY 1, 2, 3) fit ON true
+            """,  # noqa: S608 - only constants are put in
+            values,
+        )
+        rows = cursor.fetchall()
+    if rows[0][0] > most:
+        return None
+    return [Tally(State(state), *rest) for _few, state, *rest in rows if state is not None]
+
+
 def _text(key: Any) -> str:
     return key.isoformat() if isinstance(key, datetime) else str(key)
 

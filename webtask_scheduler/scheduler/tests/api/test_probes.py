@@ -341,7 +341,7 @@ def test_timer_names_what_it_waits_for(reason, make_timer):
     assert reason(timer) == "All calls are stopped by an operator; it is called when they are resumed."
 
 
-GONE = "Its last call was answered 410 Gone, which paused it; resume it to let it go on."
+GONE = "A call was answered 410 Gone, which paused it; resume it to let it go on."
 PAUSED = "It is paused; resume it to let it go on."
 
 
@@ -367,7 +367,7 @@ def test_timer_that_a_410_paused_says_so_until_somebody_resumes_it(reason, make_
     # Paused by hand during the call, it is paused by the answer too.
     assert [reason(timer) for timer in timers] == [GONE, GONE, PAUSED, GONE, PAUSED]
     listed = admin_client.get("/timer?fields=reason&status=paused").json()["timers"]
-    assert sorted(one["reason"] for one in listed) == [PAUSED] * 2 + [GONE] * 3
+    assert sorted(one["reason"] for one in listed) == [GONE] * 3 + [PAUSED] * 2
     for address in (f"/timers/{gone.pk}", f"/admin/scheduler/timer/{gone.pk}/change/"):
         assert GONE in admin_client.get(address).content.decode(), address
     task = f"/admin/django_celery_beat/periodictask/{gone.periodic_task_id}/change/"

@@ -182,7 +182,7 @@ def test_signature_is_verified_in_each_language_as_the_page_shows(language, tmp_
     if language in COMPILERS:
         subprocess.run(COMPILERS[language], cwd=tmp_path, env=environment, check=True, timeout=200)
 
-    def says(secret: str, message_id: str, timestamp: int, signatures: str, body: bytes) -> str:
+    def says(secret: str, message_id: str, timestamp: int | str, signatures: str, body: bytes) -> str:
         words = [*command, secret, message_id, str(timestamp), signatures, b64encode(body).decode()]
         done = subprocess.run(
             words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60, check=False
@@ -203,3 +203,6 @@ def test_signature_is_verified_in_each_language_as_the_page_shows(language, tmp_
     assert says(old, "01a3", now, signed(old), body) == "false", "another id"
     assert says(old, "01a2", now - 1000, signed(old, at=now - 1000), body) == "false", "long ago"
     assert says(old, "01a2", now, "v1,", body) == "false", "no signature"
+    # Nobody without a secret must be able to break a receiver.
+    for digits in (20, 400, 5000):
+        assert says(old, "01a2", "9" * digits, signed(old), body) == "false", "no time"
