@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 from django.db import OperationalError, connection, transaction
 
-from webtask_scheduler.scheduler.models import FINAL, LANES, OWNER_BITS, RECURRING, State
+from webtask_scheduler.scheduler.models import FINAL, LANES, OWNER_BITS, RECURRING, Delivery, State
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.rules.retry import GONE
-from webtask_scheduler.scheduler.services import letters, search
+from webtask_scheduler.scheduler.services import letters, reasons, search
 from webtask_scheduler.scheduler.services.caller import Caller
 
 
@@ -510,7 +510,14 @@ def troubled_timers(caller: Caller, *, most: int) -> list[dict[str, Any]]:
     values: dict[str, Any] = {"everyone": caller.sees_all, "owner": caller.owner_id, "most": most}
     values |= {"look": TROUBLED_LOOK, "flows": TROUBLED_FLOWS, "of_flow": TROUBLED_OF_FLOW}
     source = f"({_DEAD_BY_FLOW}) UNION ALL ({_DEAD_LATEST})" if caller.sees_all else _DEAD_BY_FLOW
-    return _dicts(_TROUBLED.format(source=source), values | letters.ranges_of(caller))
+    found = _dicts(_TROUBLED.format(source=source), values | letters.ranges_of(caller))
+    if not (gone := [row["id"] for row in found if row["is_gone"]]):
+        return found
+    # Not those that somebody resumed, and then paused.
+    paused = list(Delivery.objects.promised().filter(timer__in=gone, state=State.PAUSED))
+    by_gone = reasons.paused_by_gone(paused)
+    still = {one.timer_id for one in paused if one.pk in by_gone}
+    return [row for row in found if not row["is_gone"] or row["id"] in still]
 
 
 # Of all along delivery_lost_idx.

@@ -999,6 +999,8 @@ def attention(client, path="/"):
     return [(one["what"], one["state"], one["said"]) for one in client.get(path).context["attention"]]
 
 
+# What an answer of 410 paused is known by the transaction.
+@pytest.mark.django_db(transaction=True)
 def test_overview_names_timers_that_a_410_paused_and_those_that_fail_in_a_row(client, make_timer):
     def recurring(name, **more):
         return make_timer(delay_seconds=None, recurrence=every(60.0), name=name, options=ONCE, **more)
@@ -1019,6 +1021,13 @@ def test_overview_names_timers_that_a_410_paused_and_those_that_fail_in_a_row(cl
     assert attention(client) == [paused, ("thrice", "failed", "failed 3 times in a row")]
     page = text_of(client, "/")
     assert f'<a href="/timers/{gone.pk}">gone</a>' in page
+    # Resumed and paused by hand, it is not paused by its answer any more.
+    services.resume(gone.pk)
+    services.pause(gone.pk)
+    assert attention(client) == [("thrice", "failed", "failed 3 times in a row")]
+    services.resume(gone.pk)
+    fail_again(gone, status_code=410)
+    assert attention(client) == [paused, ("thrice", "failed", "failed 3 times in a row")]
     # One more, and one that was dismissed as it came; a success ends it.
     fail_again(thrice)
     services.dismiss(gone.pk)
