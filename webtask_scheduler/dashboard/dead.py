@@ -25,7 +25,8 @@ from webtask_scheduler.scheduler.services import letters
 from webtask_scheduler.scheduler.services.letters import Letter
 
 LOST = (State.FAILED, State.MISSED)
-GROUPS_SHOWN, LETTERS_SHOWN = 50, 50
+# Groups of one page, and deliveries of a group.
+GROUPS_SHOWN, LETTERS_SHOWN = 30, 50
 # The least time that a drawing of a group covers, and its columns.
 DRAWN_LEAST, COLUMNS = timedelta(hours=1), 24
 # Over how many seconds replays may be spread, and how that is said.
@@ -79,8 +80,17 @@ def dead(request: HttpRequest) -> HttpResponse:
         listed = _of(found.found, cause)
         values |= {"cause": cause, "deliveries": listed[:LETTERS_SHOWN], "count": len(listed)}
     else:
-        groups = groups_of(found.found, mine="mine" in request.GET)[:GROUPS_SHOWN]
+        mine, total = "mine" in request.GET, len({Cause.of(letter) for letter in found.found})
+        begins = _place(request.GET.get("from", ""))
+        # There may be fewer than when the address was made.
+        begins = begins if begins < total else 0
+        groups = groups_of(found.found, mine=mine, begins=begins, most=GROUPS_SHOWN)
         values |= {"groups": groups, "may_stop": may_stop_calls(request)}
+        if total > len(groups):
+            query = {"mine": "1"} if mine else {}
+            ends = begins + len(groups)
+            values |= {"first": begins + 1, "last": ends, "total": total, "start": f"?{urlencode(query)}"}
+            values["following"] = f"?{urlencode(query | {'from': ends})}" if ends < total else ""
         if not groups:
             # What is no dead letter any more and was not sent again was dismissed.
             values["last_lost"] = queries.last_lost(caller_of(request))
@@ -88,6 +98,11 @@ def dead(request: HttpRequest) -> HttpResponse:
             hosts = {group["cause"].host for group in groups}
             values["stopped"] = set(CallStop.objects.filter(host__in=hosts).values_list("host", flat=True))
     return show(request, "dead.html", title=_("Dead letters"), at="dead", **values)
+
+
+def _place(text: str) -> int:
+    """Return the number in an address, of the group before the first one; 0 where it is none."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 6 else 0  # noqa: PLR2004
 
 
 def _cause(values: Any) -> Cause | None:
@@ -100,12 +115,13 @@ def _of(found: Iterable[Letter], cause: Cause) -> list[Letter]:
     return sorted((one for one in found if Cause.of(one) == cause), key=lambda one: one.finished_at, reverse=True)
 
 
-def groups_of(found: Iterable[Letter], *, mine: bool) -> list[dict[str, Any]]:
-    """Return the groups, the largest first."""
+def groups_of(found: Iterable[Letter], *, mine: bool, begins: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+    """Return the groups, the largest first; of many, `most` after the first `begins`."""
     ended: dict[Cause, list[datetime]] = defaultdict(list)
     for letter in found:
         ended[Cause.of(letter)].append(letter.finished_at)
-    listed = [
+    largest = sorted(ended.items(), key=lambda group: (-len(group[1]), group[0]))
+    return [
         {
             "cause": cause,
             "count": len(moments),
@@ -114,9 +130,8 @@ def groups_of(found: Iterable[Letter], *, mine: bool) -> list[dict[str, Any]]:
             "bars": _drawn(cause, moments),
             "link": f"{reverse('dashboard:dead')}?{urlencode(_query(cause, mine=mine))}",
         }
-        for cause, moments in ended.items()
+        for cause, moments in largest[begins : None if most is None else begins + most]
     ]
-    return sorted(listed, key=lambda group: (-group["count"], group["cause"]))
 
 
 def _drawn(cause: Cause, moments: Sequence[datetime]) -> list[charts.Stack]:

@@ -20,7 +20,7 @@ from django_celery_beat.models import PeriodicTask
 from benchmarks.visits import scans_of
 from config.settings import base
 from webtask_scheduler.access.models import AuditEntry
-from webtask_scheduler.dashboard import overview, queries
+from webtask_scheduler.dashboard import dead, overview, queries
 from webtask_scheduler.scheduler import facts, services, tasks
 from webtask_scheduler.scheduler.models import (
     Attempt,
@@ -336,6 +336,19 @@ def test_dead_letters_are_grouped_by_cause(client, make_timer, receiver, django_
     assert text_of(client, "/dead?host=x&state=failed&code=9x")
     # The badge counts them on every page.
     assert client.get("/timers").context["dead_count"] == 4
+
+
+def test_many_groups_of_dead_letters_are_shown_page_by_page(client, make_timer, receiver, monkeypatch):
+    monkeypatch.setattr(dead, "GROUPS_SHOWN", 2)
+    fail(receiver, make_timer, *["/status/503"] * 3, *["/status/404"] * 2, "/status/400")
+    assert groups_of(client) == [("404", 2), ("503", 3)]
+    page = text_of(client, "/dead")
+    assert "Groups 1 to 2 of 3, the largest first" in page
+    following = html.unescape(re.search(r'rel="next" href="([^"]+)"', page)[1])
+    assert groups_of(client, following) == [("400", 1)]
+    assert "Groups 3 to 3 of 3" in text_of(client, f"/dead{following}")
+    for odd in ("99", "x", "-1", "9" * 9, "²"):
+        assert groups_of(client, f"?from={odd}") == [("404", 2), ("503", 3)], odd
 
 
 def test_group_is_dismissed_and_counted_no_more(client, make_timer, receiver):
