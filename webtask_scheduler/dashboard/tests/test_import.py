@@ -113,6 +113,7 @@ def test_import_needs_its_token_and_is_for_the_one_who_sends_it(user, settings):
     assert Timer.objects.get().owner == user
 
 
+@pytest.mark.usefixtures("empty_store")
 def test_limit_of_the_owner_holds_for_all_lines_together(client, settings):
     settings.WEBTASK_LIMIT_TIMERS_WAITING = 2
     text = "\n".join(f"@daily {URL}/{number}" for number in range(3))
