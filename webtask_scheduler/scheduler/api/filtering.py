@@ -89,7 +89,7 @@ class FilterSerializer(StrictSerializer):
     )
     changed_by = IdField(
         required=False,
-        help_text="The `bulk_id` of a operation that paused or resumed it, if nothing else has since.",
+        help_text="The `bulk_id` of an operation that paused or resumed it, if nothing else has since.",
     )
 
     def validate_label(self, value: str) -> str:

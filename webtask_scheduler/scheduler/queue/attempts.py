@@ -326,9 +326,10 @@ def record_outcomes(outcomes: Sequence[Outcome]) -> int:
     """
     endings = [_ending(outcome) for outcome in outcomes]
     written = _write([outcome.call for outcome in outcomes], outcomes, endings)
+    _count(outcomes, endings, written)
+    # Last, and by a statement of its own: nothing that was recorded depends on it.
     if paused := [outcome.call.timer_id for outcome, ending in zip(outcomes, endings, strict=True) if ending.pause]:
         forget_changes(paused)
-    _count(outcomes, endings, written)
     return written.number
 
 
