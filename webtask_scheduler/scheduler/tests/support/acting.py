@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.utils import timezone
-from django_celery_beat.models import ClockedSchedule
+from django_celery_beat.models import ClockedSchedule, PeriodicTask
 
 from webtask_scheduler.dispatch.queue import Claim, Portion
 from webtask_scheduler.scheduler import services
@@ -35,7 +35,9 @@ def put_back(timer: Any, seconds: float = 1.0) -> datetime:
     """Let what a timer, or the one of an id, waits for be due, everywhere it is written; return the moment."""
     moment = timezone.now() - timedelta(seconds=seconds)
     Delivery.objects.filter(timer=timer, finished_at=None).update(due_at=moment, next_attempt_at=moment)
-    ClockedSchedule.objects.filter(periodictask__timer=timer).update(clocked_time=moment)
+    # By its key: a join of tables that nothing has analysed yet may look through all pairs of their rows.
+    task = PeriodicTask.objects.get(timer=timer)
+    ClockedSchedule.objects.filter(pk=task.clocked_id).update(clocked_time=moment)
     return moment
 
 
