@@ -10,7 +10,7 @@ from django.db import OperationalError, connection, transaction
 from webtask_scheduler.scheduler.models import FINAL, LANES, OWNER_BITS, RECURRING, Delivery, State
 from webtask_scheduler.scheduler.rules import histogram
 from webtask_scheduler.scheduler.rules.retry import GONE
-from webtask_scheduler.scheduler.services import letters, reasons, search
+from webtask_scheduler.scheduler.services import flows, reasons, search
 from webtask_scheduler.scheduler.services.caller import Caller
 
 
@@ -139,26 +139,9 @@ def stages_since(since: datetime) -> dict[str, Any]:
 PART_MOST = 300
 # A second with at least so many calls is a herd; so many herds are named, and so many calls of each are counted.
 HERD_LEAST, HERDS_MOST, HERD_MOST = 100, 10, 5000
-# Flows of an owner, one for each host, that are looked at.
-FLOWS_MOST = 100
 # Rows of the index of recurring timers that are looked at, those that have ended among them.
 RECURRING_LOOK = 2000
 
-# The flows of an owner: in each lane they are neighbours in delivery_flow_idx, and each probe skips to the next.
-_FLOWS = """
-WITH RECURSIVE own AS (
-  SELECT lane.number, (SELECT min(flow) FROM scheduler_delivery
-                        WHERE state = 'scheduled' AND flow >= (lane.number << 57) + (%(owner)s::bigint << 32)
-                          AND flow < (lane.number << 57) + (%(owner)s::bigint << 32) + 4294967296) AS flow
-    FROM generate_series(0, %(lanes)s::bigint - 1) AS lane (number)
-  UNION ALL
-  SELECT own.number, (SELECT min(flow) FROM scheduler_delivery
-                       WHERE state = 'scheduled' AND flow > own.flow
-                         AND flow < (own.number << 57) + (%(owner)s::bigint << 32) + 4294967296)
-    FROM own WHERE own.flow IS NOT NULL
-)
-SELECT flow FROM own WHERE flow IS NOT NULL LIMIT %(most)s
-"""
 # What waits between two instants: for all owners along delivery_due_idx, for one along delivery_flow_idx, flow by flow.
 # The latter has no condition on `extra`, which would let the planner walk the index of all owners. Without further
 # columns nothing but the index is read.
@@ -218,12 +201,7 @@ def waiting_of(caller: Caller) -> Waiting:
     """Return where a caller's waiting deliveries are. Raises DatabaseError."""
     if caller.sees_all:
         return Waiting(None)
-    # As models.Timer.flow has the owner.
-    values = {"owner": (caller.owner_id or 0) & OWNER_BITS, "lanes": LANES, "most": FLOWS_MOST + 1}
-    with connection.cursor() as cursor:
-        cursor.execute(_FLOWS, values)
-        flows = [row[0] for row in cursor.fetchall()]
-    return Waiting(flows[:FLOWS_MOST], is_cut=len(flows) > FLOWS_MOST)
+    return Waiting(*flows.waiting_of(caller.owner_id))
 
 
 class Ahead(NamedTuple):
@@ -278,18 +256,18 @@ def _estimates(where: Waiting, bounds: Sequence[tuple[datetime, datetime]]) -> l
     if not bounds:
         return []
     waits = "SELECT FROM scheduler_delivery WHERE state = 'scheduled'"
-    flows = where.flows or []
+    own_flows = where.flows or []
     # Of an owner, as large a share of each time as of all that waits. That it is flow by flow matters: for a list of
     # them, the planner takes values that exclude each other for independent ones.
-    each = [waits, *[f"{waits} AND flow = %s"] * len(flows)]
+    each = [waits, *[f"{waits} AND flow = %s"] * len(own_flows)]
     each += [f"{waits} AND next_attempt_at >= %s AND next_attempt_at < %s"] * len(bounds)
-    values: list[Any] = [*flows, *(instant for pair in bounds for instant in pair)]
+    values: list[Any] = [*own_flows, *(instant for pair in bounds for instant in pair)]
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (FORMAT JSON) {' UNION ALL '.join(each)}", values)
         rows = [plan["Plan Rows"] for plan in cursor.fetchone()[0][0]["Plan"]["Plans"]]
-    own = sum(rows[1 : 1 + len(flows)])
+    own = sum(rows[1 : 1 + len(own_flows)])
     share = 1.0 if where.flows is None else min(1.0, own / max(1, rows[0]))
-    return [round(share * count) for count in rows[1 + len(flows) :]]
+    return [round(share * count) for count in rows[1 + len(own_flows) :]]
 
 
 def waiting_between(where: Waiting, *, begin: datetime, end: datetime, most: int) -> list[dict[str, Any]]:
@@ -510,7 +488,7 @@ def troubled_timers(caller: Caller, *, most: int) -> list[dict[str, Any]]:
     values: dict[str, Any] = {"everyone": caller.sees_all, "owner": caller.owner_id, "most": most}
     values |= {"look": TROUBLED_LOOK, "flows": TROUBLED_FLOWS, "of_flow": TROUBLED_OF_FLOW}
     source = f"({_DEAD_BY_FLOW}) UNION ALL ({_DEAD_LATEST})" if caller.sees_all else _DEAD_BY_FLOW
-    found = _dicts(_TROUBLED.format(source=source), values | letters.ranges_of(caller))
+    found = _dicts(_TROUBLED.format(source=source), values | flows.ranges_of(caller))
     if not (gone := [row["id"] for row in found if row["is_gone"]]):
         return found
     # Not those that somebody resumed, and then paused.

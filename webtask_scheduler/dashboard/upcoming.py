@@ -24,6 +24,7 @@ from webtask_scheduler.dashboard.who import caller_of, changer_of, page
 from webtask_scheduler.scheduler import facts
 from webtask_scheduler.scheduler.rules.instants import instant_text
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence, ScheduleError
+from webtask_scheduler.scheduler.services import flows
 from webtask_scheduler.scheduler.services.caller import Caller
 
 PARTS, PART_SECONDS = 96, 900
@@ -274,7 +275,7 @@ def _cut(where: queries.Waiting, followed: Followed, *, most: int, is_estimate: 
         said.append(text % {"count": queries.PART_MOST})
     if where.is_cut:
         said.append(
-            _("Only what waits for %(count)s hosts is drawn: you have timers for more.") % {"count": queries.FLOWS_MOST}
+            _("Only what waits for %(count)s hosts is drawn: you have timers for more.") % {"count": flows.FLOWS_MOST}
         )
     if followed.are_more:
         text = _(

@@ -14,6 +14,7 @@ from webtask_scheduler.dashboard import queries, upcoming
 from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import BulkOperation, Delivery, Timer
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
+from webtask_scheduler.scheduler.services import flows
 from webtask_scheduler.scheduler.services.caller import Caller
 
 pytestmark = pytest.mark.django_db
@@ -237,7 +238,7 @@ def test_each_sees_what_is_their_own(client, user, settings, django_user_model):
 
 
 def test_owner_with_timers_for_very_many_hosts_is_told(client, monkeypatch):
-    monkeypatch.setattr(queries, "FLOWS_MOST", 3)
+    monkeypatch.setattr(flows, "FLOWS_MOST", 3)
     schedule(*({"web_url": f"http://{host}.example/", "due_at": hour(2)} for host in range(3)))
     assert "Only what waits for" not in ask(client).content.decode()
     schedule({"web_url": "http://more.example/", "due_at": hour(2)})

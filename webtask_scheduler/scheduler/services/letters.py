@@ -14,9 +14,9 @@ from django.db import connection, transaction
 from django.db.models import Q
 
 from webtask_scheduler.access import audit
-from webtask_scheduler.scheduler.models import LANES, OWNER_BITS, Delivery, Timer
+from webtask_scheduler.scheduler.models import Delivery, Timer
 from webtask_scheduler.scheduler.queue import states
-from webtask_scheduler.scheduler.services import auditing
+from webtask_scheduler.scheduler.services import auditing, flows
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.scheduler.services.changing import NothingToReplayError, replay_locked
 from webtask_scheduler.telemetry.events import event
@@ -90,31 +90,22 @@ class Letters(NamedTuple):
     is_cut: bool
 
 
-def ranges_of(caller: Caller) -> dict[str, list[int]]:
-    """Return the flows of a caller as ranges, each as what it begins after and its last; see models.Timer.flow."""
-    if caller.sees_all:
-        return {"after": [-1], "last": [2**63 - 1]}
-    owner = ((caller.owner_id or 0) & OWNER_BITS) << 32
-    begins = [(lane << 57) + owner for lane in range(LANES)]
-    return {"after": [begin - 1 for begin in begins], "last": [begin + 0xFFFF_FFFF for begin in begins]}
-
-
 def find(caller: Caller) -> Letters:
     """Return the dead letters that a caller may see, by flow, the latest of each first. Raises DatabaseError."""
-    values: dict[str, Any] = ranges_of(caller) | {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST + 1}
-    values |= {"everyone": caller.sees_all, "owner": caller.owner_id}
+    values: dict[str, Any] = {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST + 1}
+    values |= {"everyone": caller.sees_all, "owner": caller.owner_id} | flows.ranges_of(caller)
     with connection.cursor() as cursor:
         cursor.execute(_LETTERS, values)
         found = [Letter(*row) for row in cursor.fetchall()]
-    flows = Counter(letter.flow for letter in found)
-    is_cut = len(found) > LETTERS_MOST or len(flows) >= FLOWS_MOST or FLOW_MOST in flows.values()
+    each = Counter(letter.flow for letter in found)
+    is_cut = len(found) > LETTERS_MOST or len(each) >= FLOWS_MOST or FLOW_MOST in each.values()
     return Letters(found[:LETTERS_MOST], is_cut)
 
 
 def count(caller: Caller, *, most: int) -> int:
     """Return how many dead letters a caller may see, at most `most`. Raises DatabaseError."""
     with connection.cursor() as cursor:
-        cursor.execute(_COUNT, ranges_of(caller) | {"most": most})
+        cursor.execute(_COUNT, flows.ranges_of(caller) | {"most": most})
         return int(cursor.fetchone()[0])
 
 

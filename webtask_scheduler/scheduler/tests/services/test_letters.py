@@ -10,7 +10,7 @@ from webtask_scheduler.access.models import AuditEntry
 from webtask_scheduler.scheduler import facts, services
 from webtask_scheduler.scheduler.models import BulkOperation, Delivery, State
 from webtask_scheduler.scheduler.queue.attempts import record_missed
-from webtask_scheduler.scheduler.services import letters
+from webtask_scheduler.scheduler.services import flows, letters
 from webtask_scheduler.scheduler.services.caller import OPERATOR, Caller
 from webtask_scheduler.scheduler.tests.support.acting import begin, every, put_back, run
 from webtask_scheduler.scheduler.tests.support.api import create, path, post
@@ -84,7 +84,7 @@ def test_looks_are_along_the_index(make_dead):
         cursor.execute("SET LOCAL enable_seqscan = off")
         for caller in (NOBODY, OPERATOR):
             for statement in (letters._LETTERS, letters._COUNT):
-                cursor.execute(f"EXPLAIN {statement}", letters.ranges_of(caller) | values)
+                cursor.execute(f"EXPLAIN {statement}", flows.ranges_of(caller) | values)
                 plan = "\n".join(row[0] for row in cursor.fetchall())
                 assert "delivery_dead_idx" in plan
                 assert "Seq Scan" not in plan
