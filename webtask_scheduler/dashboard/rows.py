@@ -62,7 +62,8 @@ def counts(wanted: Sequence[search.Filter]) -> list[Count]:
     """Return how many timers fit each of these filters, which differ in statuses, `retrying` and `late` alone."""
     found = search.tally(wanted[0], most=TALLY_MOST) if wanted else None
     if found is None:
-        return [count(one) for one in wanted]
+        each = {one: count(one) for one in dict.fromkeys(wanted)}
+        return [each[one] for one in wanted]
     return [Count(sum(of.timers for of in found if _fits(of, one)), more=False) for one in wanted]
 
 

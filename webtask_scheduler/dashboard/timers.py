@@ -24,7 +24,7 @@ from rest_framework import exceptions
 from webtask_scheduler.access.authentication import is_open
 from webtask_scheduler.dashboard import demo, queries
 from webtask_scheduler.dashboard.frame import is_live, keep_in_browser, list_before, show
-from webtask_scheduler.dashboard.rows import PAGE_ROWS, count, counts, look, menus, rows
+from webtask_scheduler.dashboard.rows import PAGE_ROWS, counts, look, menus, rows
 from webtask_scheduler.dashboard.snippets import curl_of_list, snippets
 from webtask_scheduler.dashboard.who import caller_of, changer_of, page, sees_all
 from webtask_scheduler.scheduler.api import cursors
@@ -114,6 +114,7 @@ def timers(request: HttpRequest) -> HttpResponse:
     except search.CursorError as refused:
         error = translated(refused)
     listed = rows(found.timer_ids, caller=caller, changer=changer_of(request))
+    tabs, fit = _counted(request, wanted)
     return show(
         request,
         "timers.html",
@@ -123,7 +124,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         error=error,
         rows=listed,
         menus=_menus(request, listed),
-        tabs=_tabs(request, wanted),
+        tabs=tabs,
         sorts=_sorts(request),
         kinds=_kinds(request),
         chips=_chips(request),
@@ -137,7 +138,7 @@ def timers(request: HttpRequest) -> HttpResponse:
         + [("cancel", BulkOperation.Action.CANCEL.label)],
         ticks=True,
         only_own=caller.sees_all and not changer_of(request).sees_all,
-        fit=count(wanted) if wanted and filters(request) else "",
+        fit=fit,
         deeds=_deeds(),
         here=request.get_full_path(),
         export_most=EXPORT_MOST,
@@ -226,25 +227,27 @@ class Tab(NamedTuple):
     number: str
 
 
-def _tabs(request: HttpRequest, wanted: search.Filter | None) -> list[Tab]:
+def _counted(request: HttpRequest, wanted: search.Filter | None) -> tuple[list[Tab], str]:
+    """Return the tabs, and how many timers fit in all, where there is a filter."""
     at = {name: value for name in NO_TAB if (value := request.GET.get(name, ""))}
+    # In the order that an index has, whatever the list's.
+    of_all = replace(wanted, steady=False) if wanted else None
     of_tabs = [
-        # In the order that an index has, whatever the list's.
         replace(
-            wanted,
+            of_all,
             statuses=tuple(State(value) for value in narrows.get("status", "").split(",") if value),
             retrying="retrying" in narrows or None,
             late="late" in narrows or None,
-            steady=False,
         )
         for narrows, _name in TABS
-        if wanted is not None and narrows
+        if of_all is not None and narrows
     ]
-    numbers = map(str, counts(of_tabs))
-    return [
+    numbers = map(str, counts([*of_tabs, of_all] if of_all and filters(request) else of_tabs))
+    tabs = [
         Tab(_with(request, **(NO_TAB | narrows)), str(name), narrows == at, next(numbers, "") if narrows else "")
         for narrows, name in TABS
     ]
+    return tabs, next(numbers, "")
 
 
 def _sorts(request: HttpRequest) -> list[tuple[str, str, bool]]:

@@ -22,6 +22,7 @@ from django.db import connection
 from webtask_scheduler.scheduler.models import LEASED, OWNER_BITS, RECURRING, BulkOperation, State
 from webtask_scheduler.scheduler.rules.hosts import canonical_host
 from webtask_scheduler.scheduler.rules.instants import read_instant
+from webtask_scheduler.scheduler.services import flows
 from webtask_scheduler.scheduler.services.caller import Caller
 from webtask_scheduler.wording import sentence as _
 
@@ -168,17 +169,21 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
     if wanted.has_callback is not None:
         most = min(most, OPTIONS_MOST)
     leads = [] if wanted.steady or scanned_most else _leads(wanted)
+    patience = 1 if scanned_most else PATIENCE
+    own_flows = None
     while len(found) < limit and (scanned < most or time.monotonic() < deadline):
-        if leads and scanned >= PATIENCE:
-            lead = _few(wanted, leads)
+        if patience and scanned >= patience:
+            patience = 0
+            lead = _few(wanted, leads) if leads else None
             if lead:
                 return _of_few(wanted, states, place, found, limit=limit, lead=lead)
-            leads = []
-            if _near(wanted):
+            if states[place.state] is State.SCHEDULED:
+                own_flows = _own_flows(wanted)
+            if leads and _near(wanted) and own_flows is None:
                 # A row costs little, and each statement sorts anew what is left.
                 window = most
         window = min(window, scanned_most - scanned if scanned_most else most)
-        rows, seen, last = _scan(wanted, states, place, limit=limit - len(found), window=window)
+        rows, seen, last = _scan(wanted, states, place, own_flows, limit=limit - len(found), window=window)
         found += [row[0] for row in rows]
         scanned += seen.rows
         own += seen.own
@@ -187,12 +192,13 @@ def page(wanted: Filter, *, cursor: str, limit: int, seconds: float = 0.0, scann
             place = place._replace(key=_text(rows[-1][1]), id=str(rows[-1][2]))
         elif seen.rows == window:
             place = place._replace(key=_text(last[0]), id=str(last[1]))
+            # Where all of a state was looked at, the next one may hold what fits.
+            window *= SCAN_GROWTH
         elif place.state + 1 < len(states):
             place = _Place(state=place.state + 1)
             until = None
         else:
             return Page(found, None)
-        window *= SCAN_GROWTH
     looked = Looked(own, states[place.state], until) if len(found) < limit else None
     return Page(found, _written(place, wanted), looked)
 
@@ -264,7 +270,7 @@ def _states(wanted: Filter) -> Sequence[State | None]:
 _TIMERS = "SELECT id, id AS key, id AS timer_id FROM scheduler_timer"
 _LABELLED = "SELECT timer_id AS id, timer_id AS key, timer_id FROM scheduler_timerlabel"
 _CHANGED = "SELECT timer AS id, timer AS key, timer AS timer_id FROM scheduler_bulkchange"
-_DELIVERIES = "SELECT id, {key} AS key, timer_id, flow FROM scheduler_delivery"
+_DELIVERIES = "SELECT id, {key} AS key, timer_id, flow, extra FROM scheduler_delivery"
 # Each is looked up by its id: with OFFSET 0 no plan can read the whole table instead.
 _TIMER = """
   SELECT id, owner_id, host, name, web_url, created_at, cron, every_seconds, outcome_of FROM scheduler_timer
@@ -289,7 +295,13 @@ class _Seen(NamedTuple):
 
 
 def _scan(
-    wanted: Filter, states: Sequence[State | None], place: _Place, *, limit: int, window: int
+    wanted: Filter,
+    states: Sequence[State | None],
+    place: _Place,
+    own_flows: Sequence[int] | None,
+    *,
+    limit: int,
+    window: int,
 ) -> tuple[list[Any], _Seen, Any]:
     """Look at the next `window` rows; return those that fit, what was seen, and the key and id of the last.
 
@@ -297,7 +309,7 @@ def _scan(
     """
     state = states[place.state]
     values: dict[str, Any] = {"window": window, "limit": limit, "key": place.key, "after": place.id}
-    source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place)
+    source, order, reverse = _by_timer(wanted, place) if state is None else _by_state(wanted, state, place, own_flows)
     conditions = _conditions(wanted, values)
     # What another owner's timers are like is nobody's business: only the caller's own are counted and dated.
     looked, near, passed = "own", "true", ""
@@ -346,7 +358,7 @@ def _near(wanted: Filter) -> str:
     """
     conditions = []
     if not wanted.everyone:
-        return NEAR_OWNER if wanted.by_delivery else ""
+        return f"{NEAR_OWNER} AND NOT seen.extra" if wanted.by_delivery else ""
     if wanted.host:
         conditions.append("SELECT FROM scheduler_timer WHERE host = %(host)s AND id = seen.timer_id OFFSET 0")
     if wanted.label:
@@ -389,27 +401,12 @@ def _by_timer(wanted: Filter, place: _Place) -> tuple[str, str, str]:
     return f"{_TIMERS} WHERE {where}", "id DESC", "id"
 
 
-def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, str]:
+def _by_state(wanted: Filter, state: State, place: _Place, own_flows: Sequence[int] | None) -> tuple[str, str, str]:
     where = "state = %(state)s AND NOT extra"
-    if place.id:
-        where += f" AND {_AFTER[_order_of(state)]}"
+    after = f" AND {_AFTER[_order_of(state)]}" if place.id else ""
     if state is State.SCHEDULED:
-        if wanted.retrying:
-            # Along delivery_again_idx; how often it was tried is asked of the rows that are looked at.
-            where += " AND next_attempt_at > due_at"
-        if wanted.late:
-            where += f" AND {_LATE}"
-        waiting = _DELIVERIES.format(key="next_attempt_at") + f" WHERE {where}"
-        if wanted.due_from:
-            waiting += " AND next_attempt_at >= %(due_from)s"
-        if wanted.due_to:
-            # Those that wait for that time; then those that were due before and are tried again after it.
-            again = f"{waiting} AND next_attempt_at > due_at AND due_at < %(due_to)s"
-            again += " AND due_at >= %(due_from)s" if wanted.due_from else ""
-            ordered = "ORDER BY key, id LIMIT %(window)s"
-            parts = (f"{waiting} AND next_attempt_at < %(due_to)s", f"{again} AND next_attempt_at >= %(due_to)s")
-            waiting = "SELECT * FROM (" + " UNION ALL ".join(f"({part} {ordered})" for part in parts) + ") waiting"  # noqa: S608 - as above
-        return waiting, "key, id", "key DESC, id DESC"
+        return _waiting(wanted, where, after, own_flows), "key, id", "key DESC, id DESC"
+    where += after
     if state in LEASED or state is State.HELD:
         return f"{_DELIVERIES.format(key='id')} WHERE {where}", "id", "id DESC"
     if wanted.due_from:
@@ -418,6 +415,42 @@ def _by_state(wanted: Filter, state: State, place: _Place) -> tuple[str, str, st
         where += " AND due_at < %(due_to)s"
     source = f"{_DELIVERIES.format(key='due_at')} WHERE {where}"
     return source, "key DESC, id DESC", "key, id"
+
+
+def _waiting(wanted: Filter, where: str, after: str, own_flows: Sequence[int] | None) -> str:
+    """Return the query of what is scheduled and is `where`, after a place; of an owner flow by flow, if they are known.
+
+    Each part is read along an index in the order of the list, and no further than the window needs.
+    """
+    if wanted.late:
+        after += f" AND {_LATE}"
+    if wanted.due_from:
+        after += " AND next_attempt_at >= %(due_from)s"
+    before = " AND next_attempt_at < %(due_to)s" if wanted.due_to else ""
+    if own_flows is None:
+        # Along delivery_again_idx; how often it was tried is asked of the rows that are looked at.
+        again = " AND next_attempt_at > due_at" if wanted.retrying else ""
+        parts = [where + again + after + before]
+    else:
+        # Along delivery_flow_idx: with a condition on `extra` the planner may walk the index of all owners.
+        parts = [f"state = %(state)s AND flow = {flow:d}{after}{before}" for flow in own_flows] or ["false"]
+    if wanted.due_to:
+        # Those that were due before and are tried again after it.
+        again = " AND next_attempt_at > due_at AND due_at < %(due_to)s AND next_attempt_at >= %(due_to)s"
+        again += " AND due_at >= %(due_from)s" if wanted.due_from else ""
+        parts.append(where + after + again)
+    source = _DELIVERIES.format(key="next_attempt_at")
+    ordered = [f"({source} WHERE {part} ORDER BY key, id LIMIT %(window)s)" for part in parts]
+    return f"SELECT * FROM ({' UNION ALL '.join(ordered)}) waiting"  # noqa: S608 - as above
+
+
+def _own_flows(wanted: Filter) -> list[int] | None:
+    """Return the flows in which an owner's timers wait; None if they are too many, or what waits is found otherwise."""
+    # Where nobody owns timers, nearly all are nobody's.
+    if wanted.everyone or wanted.owner_id is None or wanted.retrying:
+        return None
+    waiting = flows.waiting_of(wanted.owner_id)
+    return None if waiting.is_cut else waiting.flows
 
 
 # Of a scheduled delivery.

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import uuid
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -16,7 +17,7 @@ from webtask_scheduler.scheduler import services
 from webtask_scheduler.scheduler.models import FINAL, LEASED, Attempt, BulkChange, BulkOperation, Delivery, State, Timer
 from webtask_scheduler.scheduler.rules.instants import read_instant
 from webtask_scheduler.scheduler.rules.recurrence import Recurrence
-from webtask_scheduler.scheduler.services import search
+from webtask_scheduler.scheduler.services import flows, search
 from webtask_scheduler.scheduler.services.search import CursorError, Filter
 from webtask_scheduler.scheduler.tests.support.cases import each
 
@@ -525,14 +526,15 @@ def many(sql, user):
         """
         INSERT INTO scheduler_delivery
           (id, timer_id, number, occurrence, extra, due_at, next_attempt_at, state, attempts, attempts_before,
-           finished_at, lease_token, lease_expires_at)
-        SELECT lpad(to_hex(n), 32, '0')::uuid, lpad(to_hex(n), 32, '0')::uuid, 1, 1, false, due_at, due_at, state, 0, 0,
+           finished_at, lease_token, lease_expires_at, flow)
+        SELECT timer.id, timer.id, 1, 1, false, due_at, due_at, state, 0, 0,
                CASE WHEN state IN ('failed', 'succeeded') THEN now() END,
-               CASE WHEN state = 'running' THEN gen_random_uuid() END, CASE WHEN state = 'running' THEN now() END
+               CASE WHEN state = 'running' THEN gen_random_uuid() END, CASE WHEN state = 'running' THEN now() END, flow
           FROM (SELECT n, now() + n * interval '2 s' AS due_at,
                        CASE WHEN n %% 1000 = 7 THEN 'failed' WHEN n %% 1000 = 9 THEN 'running'
                             WHEN n %% 10 = 3 THEN 'succeeded' ELSE 'scheduled' END AS state
                   FROM generate_series(1, 50000) n) made
+          JOIN scheduler_timer timer ON timer.id = lpad(to_hex(n), 32, '0')::uuid
         """
     )
     sql(
@@ -550,13 +552,16 @@ def statements(django_assert_max_num_queries, wanted, limit=50):
     return page, [query["sql"] for query in captured.captured_queries]
 
 
-def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries):
+def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries, monkeypatch):
     with subtests.test("a page is read along an index in few statements"):
         _check_plans(sql, django_assert_max_num_queries)
     with subtests.test("a page of a filter that nothing fits looks at a bounded number of rows"):
         _check_nothing_fits(django_assert_max_num_queries)
     with subtests.test("a page of what few fit is full, or the end, or says how far it was looked"):
         _check_few_fit(client, sql)
+    with subtests.test("what waits for an owner of many is read flow by flow"):
+        monkeypatch.setattr(search, "FEW", 0)
+        _check_flows(sql, django_assert_max_num_queries)
 
 
 def _check_plans(sql, django_assert_max_num_queries):
@@ -614,6 +619,19 @@ def _check_nothing_fits(django_assert_max_num_queries):
     assert len(asked) <= 15
 
 
+def _check_flows(sql, django_assert_max_num_queries):
+    user = get_user_model().objects.get()
+    day = {"due_from": timezone.now(), "due_to": timezone.now() + timedelta(days=1)}
+    for more in ({}, day):
+        wanted = Filter(owner_id=user.pk, statuses=(State.SCHEDULED,), **more)
+        page, asked = statements(django_assert_max_num_queries, wanted)
+        assert len(page.timer_ids) == 2
+        for statement in asked[-2:]:
+            plan = "\n".join(row[0] for row in sql("EXPLAIN " + statement.replace("%", "%%")))
+            assert "delivery_flow_idx" in plan
+            assert not re.search(r"Seq Scan on scheduler_(timer|delivery)", plan), (wanted, plan)
+
+
 def _check_few_fit(client, sql):
     sql(
         "UPDATE scheduler_timer SET name = 'needle'"
@@ -661,14 +679,41 @@ def test_short_page_says_how_far_it_was_looked_and_why(client, make_timer, monke
 def test_others_are_neither_counted_nor_dated_in_what_was_searched(client, user, make_timer, monkeypatch):
     for name, value in (("SCANNED_MOST", 3), ("LOOK_SECONDS", 0.0), ("FEW", 1)):
         monkeypatch.setattr(search, name, value)
-    mine = [make_timer(owner_id=user.pk) for _ in range(2)]
-    for _ in range(3):
-        make_timer(delay_seconds=90)
-    make_timer(owner_id=user.pk, name="late", delay_seconds=120)
+    make_timer(owner_id=user.pk, name="soon")
+    others = [make_timer(delay_seconds=90) for _ in range(3)]
+    mine = [make_timer(owner_id=user.pk, delay_seconds=120) for _ in range(2)]
+    for timer in (*others, *mine, make_timer(owner_id=user.pk, name="late", delay_seconds=180)):
+        services.pause(timer.pk)
     client.force_login(user)
-    seen = client.get("/timer", {"status": "scheduled", "name": "late", "limit": 2}).json()["searched"]
-    assert seen["timers"] == 2
-    assert read_instant(seen["until"]) == Delivery.objects.get(timer=mine[1]).due_at
+    # The latest first: one of the others is the last that was looked at.
+    monkeypatch.setattr(search, "SCANNED_MOST", 4)
+    seen = client.get("/timer", {"status": "paused", "name": "soon", "limit": 2}).json()["searched"]
+    assert seen["timers"] == 3
+    assert read_instant(seen["until"]) == Delivery.objects.get(timer=mine[0]).due_at
+
+
+def test_what_waits_for_an_owner_is_found_without_looking_at_that_of_others(user, make_timer, monkeypatch):
+    for name, value in (("SCANNED_MOST", 10), ("PATIENCE", 4), ("FEW", 1)):
+        monkeypatch.setattr(search, name, value)
+    for number in range(20):
+        make_timer(delay_seconds=30 + number)
+    mine = [make_timer(f"http://{number}.example/", owner_id=user.pk, delay_seconds=90 + number) for number in range(3)]
+    # One that was sent once more waits too, and is no other timer.
+    run_now = make_timer("http://0.example/", owner_id=user.pk, delay_seconds=99)
+    services.run_now(run_now.pk)
+    wanted = Filter(owner_id=user.pk, statuses=(State.SCHEDULED,))
+    all_mine = [timer.pk for timer in (*mine, run_now)]
+    assert pages(wanted, limit=2) == all_mine
+    assert search.page(wanted, cursor="", limit=4).timer_ids == all_mine
+    assert search.page(wanted, cursor="", limit=4, scanned_most=13).timer_ids == all_mine
+    between = replace(wanted, due_from=timezone.now(), due_to=Delivery.objects.get(timer=mine[2]).due_at)
+    assert search.page(between, cursor="", limit=4).timer_ids == all_mine[:2]
+    # For very many hosts, all owners' are looked through.
+    monkeypatch.setattr(flows, "FLOWS_MOST", 2)
+    page = search.page(wanted, cursor="", limit=4)
+    assert page.timer_ids == []
+    assert page.looked.timers == 0
+    assert pages(wanted, limit=2) == all_mine
 
 
 def test_page_that_ends_because_its_timers_are_large_says_so(client, make_timer, settings):
