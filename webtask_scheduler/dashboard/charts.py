@@ -140,6 +140,18 @@ def stacks(bars: Sequence[tuple[str, Sequence[tuple[str, int]]]], *, most: int =
     return found
 
 
+def columns(counts: Sequence[int]) -> str:
+    """Return counts side by side as one path, each as wide as 1; the highest is as high as the chart."""
+    most = max(counts, default=0) or 1
+    path = ""
+    for number, count in enumerate(counts):
+        if count:
+            # One of many is seen too.
+            height = max(1, round(CHART_HEIGHT * count / most))
+            path += f"M{number} {CHART_HEIGHT - height:g}v{height}h.8v-{height}z"
+    return path
+
+
 def outlines(bars: Sequence[Stack]) -> dict[str, str]:
     """Return the parts of all bars by their states, as one path for each: a path for each part is half of a page."""
     paths: dict[str, str] = {}

@@ -1,8 +1,7 @@
 """`/dead`: what failed or was missed and was not dismissed, by host and cause, to be sent again or dismissed."""
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
 
@@ -26,7 +25,7 @@ from webtask_scheduler.scheduler.services.letters import Letter
 
 LOST = (State.FAILED, State.MISSED)
 # Groups of one page, and deliveries of a group.
-GROUPS_SHOWN, LETTERS_SHOWN = 30, 50
+GROUPS_SHOWN, LETTERS_SHOWN = 15, 50
 # The least time that a drawing of a group covers, and its columns.
 DRAWN_LEAST, COLUMNS = timedelta(hours=1), 24
 # Over how many seconds replays may be spread, and how that is said.
@@ -47,7 +46,7 @@ class Cause(NamedTuple):
     code: str
 
     @classmethod
-    def of(cls, letter: Letter) -> "Cause":
+    def of(cls, letter: Letter | letters.Group) -> "Cause":
         return cls(letter.host, letter.state, letter.error, str(letter.status_code or ""))
 
     @property
@@ -68,24 +67,27 @@ def cause_of(state: str, error: str, code: int | None) -> str:
 @require_safe
 def dead(request: HttpRequest) -> HttpResponse:
     """Show the groups; of one that the query names, its latest deliveries."""
-    found = letters.find(caller_of(request))
     cause = _cause(request.GET)
     values: dict[str, Any] = {
-        "is_cut": found.is_cut,
-        "looked_at": number_format(len(found.found), use_l10n=True, force_grouping=True),
         "spreads": SPREADS,
         "only_own": caller_of(request).sees_all and not changer_of(request).sees_all,
     }
     if cause:
-        listed = _of(found.found, cause)
+        listed = _of(letters.find(caller_of(request)).found, cause)
         values |= {"cause": cause, "deliveries": listed[:LETTERS_SHOWN], "count": len(listed)}
     else:
-        mine, total = "mine" in request.GET, len({Cause.of(letter) for letter in found.found})
+        found = letters.groups(caller_of(request))
+        looked_at = sum(len(group.ended) for group in found.found)
+        values |= {
+            "is_cut": found.is_cut,
+            "looked_at": number_format(looked_at, use_l10n=True, force_grouping=True),
+        }
+        mine, total = "mine" in request.GET, len(found.found)
         begins = _place(request.GET.get("from", ""))
         # There may be fewer than when the address was made.
         begins = begins if begins < total else 0
         groups = groups_of(found.found, mine=mine, begins=begins, most=GROUPS_SHOWN)
-        values |= {"groups": groups, "may_stop": may_stop_calls(request)}
+        values |= {"groups": groups, "columns": COLUMNS, "may_stop": may_stop_calls(request)}
         if total > len(groups):
             query = {"mine": "1"} if mine else {}
             ends = begins + len(groups)
@@ -115,33 +117,33 @@ def _of(found: Iterable[Letter], cause: Cause) -> list[Letter]:
     return sorted((one for one in found if Cause.of(one) == cause), key=lambda one: one.finished_at, reverse=True)
 
 
-def groups_of(found: Iterable[Letter], *, mine: bool, begins: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+def groups_of(
+    found: Iterable[letters.Group], *, mine: bool, begins: int = 0, most: int | None = None
+) -> list[dict[str, Any]]:
     """Return the groups, the largest first; of many, `most` after the first `begins`."""
-    ended: dict[Cause, list[datetime]] = defaultdict(list)
-    for letter in found:
-        ended[Cause.of(letter)].append(letter.finished_at)
+    ended = {Cause.of(group): group.ended for group in found}
     largest = sorted(ended.items(), key=lambda group: (-len(group[1]), group[0]))
     return [
         {
             "cause": cause,
             "count": len(moments),
-            "first_at": min(moments),
-            "last_at": max(moments),
-            "bars": _drawn(cause, moments),
+            "first_at": datetime.fromtimestamp(min(moments), UTC),
+            "last_at": datetime.fromtimestamp(max(moments), UTC),
+            "drawn": _drawn(moments),
             "link": f"{reverse('dashboard:dead')}?{urlencode(_query(cause, mine=mine))}",
         }
         for cause, moments in largest[begins : None if most is None else begins + most]
     ]
 
 
-def _drawn(cause: Cause, moments: Sequence[datetime]) -> list[charts.Stack]:
-    """Return when the deliveries of a group ended, as columns from the first to the last."""
-    span = max(max(moments) - min(moments), DRAWN_LEAST)
-    begin = max(moments) - span
+def _drawn(moments: Sequence[float]) -> str:
+    """Return when the deliveries of a group ended, as the outline of columns from the first to the last."""
+    last = max(moments)
+    span = max(last - min(moments), DRAWN_LEAST.total_seconds())
     counts = [0] * COLUMNS
     for moment in moments:
-        counts[min(COLUMNS - 1, int((moment - begin) / span * COLUMNS))] += 1
-    return charts.stacks([(str(count), [(cause.state, count)]) for count in counts])
+        counts[min(COLUMNS - 1, int((moment - last + span) / span * COLUMNS))] += 1
+    return charts.columns(counts)
 
 
 def _query(cause: Cause, *, mine: bool) -> dict[str, str]:

@@ -178,7 +178,7 @@ def host(request: HttpRequest, name: str) -> HttpResponse:
         else [],
         kinds=_kinds(name),
         dead=groups_of(
-            [one for one in letters.find(caller_of(request)).found if one.host == name], mine="mine" in request.GET
+            [one for one in letters.groups(caller_of(request)).found if one.host == name], mine="mine" in request.GET
         ),
         stop=stop,
         all_stopped=all_stopped,

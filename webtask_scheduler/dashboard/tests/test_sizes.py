@@ -10,6 +10,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from webtask_scheduler.access import audit
+from webtask_scheduler.dashboard import dead as dead_letters
 from webtask_scheduler.dashboard import history, overview, queries, rows
 from webtask_scheduler.dashboard.tests.test_operators import minute
 from webtask_scheduler.dashboard.urls import urlpatterns
@@ -74,6 +75,23 @@ def full(client):
         Attempt(delivery=one, number=1, meant_for=now, started_at=now, status_code=503, error="status")
         for one in [*old, *dead]
     )
+    # As many groups of them as there are on a page, each over the whole time that is drawn.
+    groups = {
+        Delivery(id=new_id(), timer_id=others[-1], number=2 + number, occurrence=1, state=State.FAILED, extra=True): (
+            500 + number // dead_letters.COLUMNS
+        )
+        for number in range(dead_letters.COLUMNS * dead_letters.GROUPS_SHOWN)
+    }
+    flow = Timer.objects.get(pk=others[-1]).flow
+    for number, one in enumerate(groups):
+        one.flow, one.attempts = flow, 1
+        one.started_at = one.finished_at = now - timedelta(hours=number % dead_letters.COLUMNS)
+        one.due_at = one.next_attempt_at = one.started_at
+    Delivery.objects.bulk_create(groups)
+    Attempt.objects.bulk_create(
+        Attempt(delivery=one, number=1, meant_for=one.due_at, started_at=one.due_at, status_code=code, error="status")
+        for one, code in groups.items()
+    )
     # As many hosts as are listed, and seconds with very many.
     hour = now.replace(minute=0, second=0, microsecond=0)
     HostHour.objects.bulk_create(
@@ -120,6 +138,14 @@ def test_list_of_all_owners_keeps_to_its_budget(client, full, django_user_model)
     sizes = {path: len(client.get(path, headers={"accept-language": "ar"}).content) for path in ("/timers", "/")}
     assert all(size <= MOST[0] for size in sizes.values()), sizes
     assert b"accounting@example.com" in client.get("/timers").content
+
+
+def test_dead_letters_of_many_causes_keep_to_their_budget(client, full, admin_user):
+    client.force_login(admin_user)
+    page = client.get("/dead", headers={"accept-language": "ar"}).content
+    assert page.count(b"<details") >= 2 * dead_letters.GROUPS_SHOWN
+    assert page.count(b"h.8v-") >= dead_letters.COLUMNS * (dead_letters.GROUPS_SHOWN - 1)
+    assert len(page) <= MOST[0]
 
 
 def test_every_page_keeps_to_its_budget(client, full):

@@ -5,7 +5,6 @@ found beside millions of others', and a host with very many does not hide the re
 """
 
 import uuid
-from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -33,8 +32,8 @@ RESTORE_LOOK = 50_000
 
 _DEAD = "state IN ('failed', 'missed') AND dismissed_at IS NULL"
 # One probe for each flow, one for each delivery's timer, and one for its last attempt. With OFFSET 0 no plan can read
-# the whole table of timers instead.
-_LETTERS = f"""
+# the whole table of timers instead; neighbours are looked up one after the other, from pages that are at hand.
+_LOST = f"""
 WITH RECURSIVE step AS (
   SELECT begin.last, first.flow, 1 AS number
     FROM unnest(%(after)s::bigint[], %(last)s::bigint[]) AS begin (after, last)
@@ -46,18 +45,36 @@ WITH RECURSIVE step AS (
    CROSS JOIN LATERAL (SELECT flow FROM scheduler_delivery WHERE {_DEAD} AND flow > step.flow AND flow <= step.last
                         ORDER BY flow LIMIT 1) next
    WHERE step.number < %(flows)s
+),
+lost AS MATERIALIZED (
+  SELECT each_lost.*
+    FROM (SELECT flow FROM step LIMIT %(flows)s) each
+   CROSS JOIN LATERAL (SELECT id, timer_id, flow, state, finished_at, attempts FROM scheduler_delivery
+                        WHERE {_DEAD} AND flow = each.flow ORDER BY finished_at DESC LIMIT %(flow)s) each_lost
+   LIMIT %(most)s
+),
+cut AS (
+  SELECT sum(letters) >= %(most)s OR count(*) >= %(flows)s OR max(letters) >= %(flow)s AS is_cut
+    FROM (SELECT count(*) AS letters FROM lost GROUP BY flow) each
 )
-SELECT lost.flow, lost.id AS delivery_id, lost.timer_id, timer.host, lost.state, coalesce(last.error, '') AS error,
-       last.status_code, lost.finished_at, lost.attempts, timer.name, coalesce(last.message, '') AS message
-  FROM (SELECT flow FROM step LIMIT %(flows)s) each
- CROSS JOIN LATERAL (SELECT id, timer_id, flow, state, finished_at, attempts FROM scheduler_delivery
-                      WHERE {_DEAD} AND flow = each.flow ORDER BY finished_at DESC LIMIT %(flow)s) lost
+SELECT {{columns}}, (SELECT is_cut FROM cut) AS is_cut
+  FROM (SELECT * FROM lost ORDER BY timer_id OFFSET 0) lost
   JOIN LATERAL (SELECT host, name, owner_id FROM scheduler_timer WHERE id = lost.timer_id OFFSET 0) timer ON true
   LEFT JOIN LATERAL (SELECT error, status_code, message FROM scheduler_attempt WHERE delivery_id = lost.id
                       ORDER BY number DESC LIMIT 1) last ON true
  WHERE %(everyone)s OR timer.owner_id IS NOT DISTINCT FROM %(owner)s::bigint
- LIMIT %(most)s
 """  # noqa: S608 - only constants are put in
+_CAUSE = "timer.host, lost.state, coalesce(last.error, ''), last.status_code"
+_LETTERS = (
+    _LOST.format(
+        columns=f"lost.flow, lost.id, lost.timer_id, {_CAUSE}, lost.finished_at, lost.attempts, timer.name,"
+        " coalesce(last.message, '')"
+    )
+    + " ORDER BY lost.flow, lost.finished_at DESC"
+)
+_GROUPS = (
+    _LOST.format(columns=f"{_CAUSE}, array_agg(extract(epoch FROM lost.finished_at)::float8)") + f" GROUP BY {_CAUSE}"
+)
 _COUNT = f"""
 SELECT count(*) FROM (
   SELECT FROM unnest(%(after)s::bigint[], %(last)s::bigint[]) AS begin (after, last)
@@ -90,16 +107,42 @@ class Letters(NamedTuple):
     is_cut: bool
 
 
+class Group(NamedTuple):
+    """Dead letters of one host and one cause: when they ended, in seconds of Unix time."""
+
+    host: str
+    state: str
+    error: str
+    status_code: int | None
+    ended: list[float]
+
+
+class Groups(NamedTuple):
+    """Dead letters by host and cause, and whether there may be more than these."""
+
+    found: list[Group]
+    is_cut: bool
+
+
 def find(caller: Caller) -> Letters:
     """Return the dead letters that a caller may see, by flow, the latest of each first. Raises DatabaseError."""
-    values: dict[str, Any] = {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST + 1}
+    rows = _look(_LETTERS, caller)
+    return Letters([Letter(*row[:-1]) for row in rows], any(row[-1] for row in rows[:1]))
+
+
+def groups(caller: Caller) -> Groups:
+    """Return the dead letters that a caller may see, by host and cause. Raises DatabaseError."""
+    rows = _look(_GROUPS, caller)
+    return Groups([Group(*row[:-1]) for row in rows], any(row[-1] for row in rows[:1]))
+
+
+def _look(statement: str, caller: Caller) -> list[tuple[Any, ...]]:
+    values: dict[str, Any] = {"flow": FLOW_MOST, "flows": FLOWS_MOST, "most": LETTERS_MOST}
     values |= {"everyone": caller.sees_all, "owner": caller.owner_id} | flows.ranges_of(caller)
     with connection.cursor() as cursor:
-        cursor.execute(_LETTERS, values)
-        found = [Letter(*row) for row in cursor.fetchall()]
-    each = Counter(letter.flow for letter in found)
-    is_cut = len(found) > LETTERS_MOST or len(each) >= FLOWS_MOST or FLOW_MOST in each.values()
-    return Letters(found[:LETTERS_MOST], is_cut)
+        cursor.execute(statement, values)
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+    return found
 
 
 def count(caller: Caller, *, most: int) -> int:

@@ -69,10 +69,15 @@ def test_look_is_bounded_and_a_host_with_many_does_not_hide_the_others(make_dead
     found = letters.find(NOBODY)
     assert sorted(letter.host for letter in found.found) == ["few.example"] + ["many.example"] * 3
     assert found.is_cut
+    groups = letters.groups(NOBODY)
+    assert sorted((group.host, len(group.ended)) for group in groups.found) == [("few.example", 1), ("many.example", 3)]
+    assert groups.is_cut
     monkeypatch.setattr(letters, "FLOW_MOST", 100)
     assert not letters.find(NOBODY).is_cut
+    assert not letters.groups(NOBODY).is_cut
     monkeypatch.setattr(letters, "LETTERS_MOST", 4)
     assert letters.find(NOBODY).is_cut
+    assert letters.groups(NOBODY).is_cut
     assert len(letters.find(NOBODY).found) == 4
 
 
@@ -83,7 +88,7 @@ def test_looks_are_along_the_index(make_dead):
         cursor.execute("ANALYZE scheduler_delivery, scheduler_timer, scheduler_attempt")
         cursor.execute("SET LOCAL enable_seqscan = off")
         for caller in (NOBODY, OPERATOR):
-            for statement in (letters._LETTERS, letters._COUNT):
+            for statement in (letters._LETTERS, letters._GROUPS, letters._COUNT):
                 cursor.execute(f"EXPLAIN {statement}", flows.ranges_of(caller) | values)
                 plan = "\n".join(row[0] for row in cursor.fetchall())
                 assert "delivery_dead_idx" in plan

@@ -552,7 +552,7 @@ def statements(django_assert_max_num_queries, wanted, limit=50):
     return page, [query["sql"] for query in captured.captured_queries]
 
 
-def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries, monkeypatch):
+def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_num_queries):
     with subtests.test("a page is read along an index in few statements"):
         _check_plans(sql, django_assert_max_num_queries)
     with subtests.test("a page of a filter that nothing fits looks at a bounded number of rows"):
@@ -560,7 +560,6 @@ def test_pages_of_a_full_table(many, subtests, client, sql, django_assert_max_nu
     with subtests.test("a page of what few fit is full, or the end, or says how far it was looked"):
         _check_few_fit(client, sql)
     with subtests.test("what waits for an owner of many is read flow by flow"):
-        monkeypatch.setattr(search, "FEW", 0)
         _check_flows(sql, django_assert_max_num_queries)
 
 
@@ -624,7 +623,9 @@ def _check_flows(sql, django_assert_max_num_queries):
     day = {"due_from": timezone.now(), "due_to": timezone.now() + timedelta(days=1)}
     for more in ({}, day):
         wanted = Filter(owner_id=user.pk, statuses=(State.SCHEDULED,), **more)
-        page, asked = statements(django_assert_max_num_queries, wanted)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(search, "FEW", 0)
+            page, asked = statements(django_assert_max_num_queries, wanted)
         assert len(page.timer_ids) == 2
         for statement in asked[-2:]:
             plan = "\n".join(row[0] for row in sql("EXPLAIN " + statement.replace("%", "%%")))
