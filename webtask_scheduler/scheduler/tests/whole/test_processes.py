@@ -319,6 +319,36 @@ def test_bulk_operation_goes_on_where_a_killed_worker_left_it(make_timer):
         assert Delivery.objects.get(timer=other).state == State.SCHEDULED
 
 
+def test_undo_reaches_what_an_operation_changed_although_workers_were_killed(make_timer):
+    def paused():
+        return Delivery.objects.filter(state=State.PAUSED).count()
+
+    def killed_in(order):
+        """Begin an operation, kill the worker when it has changed some timers, and return it when it is done."""
+        _, begun = service.post(order, path="/timer/bulk")
+        wait_until(lambda: service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["changed"] > 0)
+        service.kill("worker")
+        service.start("worker")
+        wait_until(lambda: service.get(f"/timer/bulk/{begun['bulk_id']}")[1]["status"] == "done")
+        return service.get(f"/timer/bulk/{begun['bulk_id']}")[1]
+
+    with running("web", "worker", "beat") as service:
+        wait_until(lambda: service.get("/readyz")[0] == 200)
+        services.schedule([services.NewTimer(web_url=f"http://a.example/{n}", delay_seconds=3600) for n in range(4000)])
+        before = [make_timer("http://a.example/", delay_seconds=3600).pk for _ in range(20)]
+        for timer_id in before:
+            services.pause(timer_id)
+        done = killed_in({"action": "pause", "filter": {"host": "a.example"}})
+        assert (done["matched"], done["changed"], paused()) == (4020, 4000, 4020)
+        # One that somebody paused anew meanwhile is no longer the operation's.
+        kept = Timer.objects.exclude(pk__in=before).first()
+        services.resume(kept.pk)
+        services.pause(kept.pk)
+        undone = killed_in({"action": "resume", "filter": {"changed_by": done["bulk_id"]}})
+        assert undone["changed"] == 3999
+        assert set(Delivery.objects.filter(state=State.PAUSED).values_list("timer", flat=True)) == {*before, kept.pk}
+
+
 def test_service_is_ready_while_a_worker_moves_and_says_when_none_does():
     with running("web", "worker", "beat") as service:
         wait_until(lambda: service.get("/readyz")[0] == 200)
