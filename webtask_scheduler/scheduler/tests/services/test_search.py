@@ -167,6 +167,27 @@ def test_pages_of_every_combination_of_filters_hold_each_timer_that_fits_once(mi
         assert set(found) == expected, wanted
 
 
+def test_pages_of_an_owner_that_are_read_flow_by_flow_hold_the_same(mixed, user, sql, monkeypatch):
+    sql("UPDATE scheduler_delivery SET flow = timer.flow FROM scheduler_timer timer WHERE timer.id = timer_id")
+    asked, read = [], flows.waiting_of
+    monkeypatch.setattr(flows, "waiting_of", lambda owner_id: asked.append(owner_id) or read(owner_id))
+    facts = facts_of_all()
+    # A fifth of them: no filter has five values, so that all values meet.
+    for values in list(itertools.product(*CHOICES.values()))[::5]:
+        wanted = Filter(**dict(zip(CHOICES, values, strict=True)), owner_id=user.pk)
+        expected = {pk for pk, fact in facts.items() if fits(wanted, fact)}
+        # Many timers at one moment are parted by pages, too.
+        limit = max(3, len(expected) // 2)
+        order = pages(wanted, limit=limit)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in (("SCANNED_MOST", 40), ("OWNED_MOST", 30), ("PATIENCE", 4), ("FEW", 1)):
+                patch.setattr(search, name, value)
+            found = pages(wanted, limit=limit)
+        assert set(found) == expected, wanted
+        assert found == order, wanted
+    assert len(asked) > 20
+
+
 def test_retrying_and_late_go_with_every_other_filter(mixed, user, monkeypatch):
     for name, value in (("SCANNED_MOST", 150), ("OWNED_MOST", 100), ("PATIENCE", 20), ("FEW", 110)):
         monkeypatch.setattr(search, name, value)
