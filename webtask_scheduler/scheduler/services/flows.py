@@ -29,6 +29,11 @@ WITH RECURSIVE own AS (
 )
 SELECT flow FROM own WHERE flow IS NOT NULL LIMIT %(most)s
 """
+# As models.Timer.flow is made.
+_OF_HOST = """
+SELECT (((owner # host) & (%(lanes)s - 1)) << 57) + (owner << 32) + host
+  FROM (SELECT %(owner)s::bigint AS owner, hashtext(%(host)s)::bigint & 4294967295 AS host) parts
+"""
 
 
 class Waiting(NamedTuple):
@@ -45,6 +50,13 @@ def waiting_of(owner_id: int | None) -> Waiting:
         cursor.execute(_WAITING, values)
         found = [row[0] for row in cursor.fetchall()]
     return Waiting(found[:FLOWS_MOST], is_cut=len(found) > FLOWS_MOST)
+
+
+def of_host(owner_id: int | None, host: str) -> int:
+    """Return the flow of an owner's deliveries to a host. Raises DatabaseError."""
+    with connection.cursor() as cursor:
+        cursor.execute(_OF_HOST, {"owner": (owner_id or 0) & OWNER_BITS, "host": host, "lanes": LANES})
+        return int(cursor.fetchone()[0])
 
 
 def ranges_of(caller: Caller) -> dict[str, list[int]]:

@@ -449,6 +449,8 @@ def _own_flows(wanted: Filter) -> list[int] | None:
     # Where nobody owns timers, nearly all are nobody's.
     if wanted.everyone or wanted.owner_id is None or wanted.retrying:
         return None
+    if wanted.host:
+        return [flows.of_host(wanted.owner_id, wanted.host)]
     waiting = flows.waiting_of(wanted.owner_id)
     return None if waiting.is_cut else waiting.flows
 

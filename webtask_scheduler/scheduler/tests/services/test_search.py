@@ -188,6 +188,12 @@ def test_pages_of_an_owner_that_are_read_flow_by_flow_hold_the_same(mixed, user,
     assert len(asked) > 20
 
 
+def test_flow_of_an_owner_and_a_host_is_that_of_their_timers(mixed, user):
+    for timer in Timer.objects.all()[:40]:
+        assert flows.of_host(timer.owner_id, timer.host) == timer.flow
+    assert flows.of_host(user.pk, "a.example") != flows.of_host(user.pk, "b.example")
+
+
 def test_retrying_and_late_go_with_every_other_filter(mixed, user, monkeypatch):
     for name, value in (("SCANNED_MOST", 150), ("OWNED_MOST", 100), ("PATIENCE", 20), ("FEW", 110)):
         monkeypatch.setattr(search, name, value)
@@ -730,6 +736,8 @@ def test_what_waits_for_an_owner_is_found_without_looking_at_that_of_others(user
     assert search.page(wanted, cursor="", limit=4, scanned_most=13).timer_ids == all_mine
     between = replace(wanted, due_from=timezone.now(), due_to=Delivery.objects.get(timer=mine[2]).due_at)
     assert search.page(between, cursor="", limit=4).timer_ids == all_mine[:2]
+    of_one = replace(wanted, host="0.example")
+    assert search.page(of_one, cursor="", limit=4, scanned_most=13).timer_ids == [mine[0].pk, run_now.pk]
     # For very many hosts, all owners' are looked through.
     monkeypatch.setattr(flows, "FLOWS_MOST", 2)
     page = search.page(wanted, cursor="", limit=4)
